@@ -1,0 +1,64 @@
+# make demo   the online test-time RL loop on the embedded model, about 5 minutes after installation
+# make test   linter, format check and the whole test suite
+# make tiny   trains the embedded model assets/tiny-vl again from scratch (SFT, then RFT)
+#
+# Everything is installed into .venv. PYTHON=/path/to/python3.12 chooses the interpreter.
+
+SEED ?= 0
+SHIFT ?= rotate
+# Of its own for each setting: a workdir continues what began in it.
+WORKDIR ?= runs/demo-$(SHIFT)-$(SEED)
+TINY ?= runs/tiny
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first of these that runs and is new enough; pyenv leaves names on the path that do not run.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help demo test lint tiny clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+# pip is the last thing venv makes: an interrupted venv is made again.
+$(BIN)/pip:
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	  echo "pixelis_jax needs Python 3.11 or newer, found $$("$(PYTHON)" --version 2>/dev/null || echo none)." >&2; \
+	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# Stamps: nothing is installed again until pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	@echo "Installing into $(VENV): a few minutes the first time."
+	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
+	@echo "Installing into $(VENV): a few minutes the first time, torch is large."
+	$(BIN)/python -m pip install --quiet -e '.[cpu,test]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT) --workdir=$(WORKDIR) --config.seed=$(SEED)
+	$(BIN)/pixelis view $(WORKDIR)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+# Continues where it was stopped; TINY=elsewhere begins again.
+tiny: $(VENV)/.installed
+	$(BIN)/python scripts/tiny_init.py --out assets/tiny-vl
+	$(BIN)/python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=$(TINY)-sft
+	$(BIN)/python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=$(TINY)-rft --config.model.path=$(TINY)-sft/model
+	$(BIN)/pixelis export $(TINY)-rft assets/tiny-vl --force
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""A vision-language agent that reasons in pixel space, trained and adapted online in JAX."""

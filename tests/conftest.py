@@ -1,0 +1,45 @@
+"""Strictness for every test: two CPU devices, no implicit promotion, no network."""
+
+import os
+from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+
+jax.config.update("jax_num_cpu_devices", 2)  # Sharding bugs show on a laptop.
+jax.config.update("jax_numpy_dtype_promotion", "strict")  # float32 / int32 is an error.
+jax.config.update("jax_numpy_rank_promotion", "raise")  # (B, T) - (T,) is an error.
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Tests marked gpu or tpu are skipped, with the reason, unless JAX's backend is that device."""
+  backend = jax.default_backend()
+  for item in items:
+    for device in ("gpu", "tpu"):
+      if item.get_closest_marker(device) and backend != device:
+        item.add_marker(pytest.mark.skip(reason=f"needs a {device}; JAX's backend is {backend}"))
+
+
+@pytest.fixture(scope="session")
+def model_config():
+  """The embedded model with random weights: the same programs, no trained file needed."""
+  from configs import common  # Not at the top: jaxtyping's import hook must come first.
+
+  c = common.model(str(Path(__file__).parents[1] / "assets" / "tiny-vl"))
+  c.random_seed, c.max_tokens = 0, 6
+  return c
+
+
+@pytest.fixture(scope="session")
+def policy(model_config):
+  """Shared, so that its programs compile once: tests leave it as it is."""
+  from pixelis_jax import sampler
+
+  return sampler.load_policy(model_config)

@@ -1,0 +1,157 @@
+"""The language model: Qwen2 decoder layers under multimodal rotary positions (m-RoPE).
+
+Axes: B rows, T query tokens, S cached tokens, D width, N query heads, K key heads, H head width,
+J = H / 2 rotary pairs, L layers. Facts from transformers 5.23, modeling_qwen2_5_vl.py.
+"""
+
+from typing import no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kernels.attention import attention
+from pixelis_jax.model.config import TextConfig
+from pixelis_jax.model.layers import GatedMlp, Linear, Norm, frequencies, rotate, stack, weight
+
+
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
+class Cache:
+  """Keys and values already turned; slot s of every row was written by the same call.
+
+  `segments` 0 marks a slot that nobody may see (empty, or that row's padding); `end` is the next
+  slot to write, shared by all rows.
+  """
+
+  keys: Float[Array, "L B S K H"]
+  values: Float[Array, "L B S K H"]
+  segments: Int[Array, "B S"]
+  end: Int[Array, ""]
+
+
+class Attention(nnx.Module):
+  """Causal attention with grouped query heads; biases on q, k, v only."""
+
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+    D, H = config.width, config.head_width
+    N, K = config.heads * H, config.kv_heads * H
+    self.q = Linear((D, N), ("embed", "heads"), bias=True, rngs=rngs)
+    self.k = Linear((D, K), ("embed", "kv_heads"), bias=True, rngs=rngs)
+    self.v = Linear((D, K), ("embed", "kv_heads"), bias=True, rngs=rngs)
+    self.o = Linear((N, D), ("heads", "embed"), bias=False, rngs=rngs)
+    self.head_width = H
+
+  def project(
+    self, x: Float[Array, "B T D"], angles: Float[Array, "B T J"]
+  ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """(q, k, v), q and k turned to their positions."""
+    q, k, v = (
+      y.reshape(*x.shape[:2], -1, self.head_width) for y in (self.q(x), self.k(x), self.v(x))
+    )
+    return rotate(q, angles), rotate(k, angles), v
+
+  def output(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+    return self.o(x.reshape(*x.shape[:2], -1))
+
+
+class Layer(nnx.Module):
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+    self.norm1 = Norm(config.width, "embed", eps=config.norm_eps)
+    self.attn = Attention(config, rngs=rngs)
+    self.norm2 = Norm(config.width, "embed", eps=config.norm_eps)
+    self.mlp = GatedMlp(
+      config.width, config.mlp_width, ("embed", "mlp"), config.activation, bias=False, rngs=rngs
+    )
+
+  def feed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nnx.Module):
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+    self.embedding = weight((config.vocab_size, config.width), ("vocab", "embed"), rngs)
+    self.layers = stack(config.layers, lambda rngs: Layer(config, rngs=rngs), rngs)
+    self.norm = Norm(config.width, "embed", eps=config.norm_eps)
+    self.config = config
+
+  def embed(
+    self,
+    tokens: Int[Array, "B T"],
+    features: Float[Array, "F D"],
+    sources: Int[Array, "B T"],
+  ) -> Float[Array, "B T D"]:
+    """Row `sources[b, t]` of `features` where that is not negative, else the token's embedding."""
+    x_BTD = jnp.take(self.embedding[...], tokens, axis=0, mode="clip")
+    if features.shape[0] == 0:
+      return x_BTD
+    shown_BTD = jnp.take(features, sources, axis=0, mode="clip").astype(x_BTD.dtype)
+    return jnp.where((sources >= 0)[:, :, None], shown_BTD, x_BTD)
+
+  def angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T J"]:
+    """Rotary pair j turns with the axis (t, h or w) whose section of `mrope_section` holds j."""
+    axis_J = np.repeat(np.arange(3), self.config.mrope_section)
+    inverse_J = jnp.asarray(frequencies(self.config.head_width, self.config.rope_theta))
+    turned_BTJ = positions.swapaxes(1, 2)[:, :, axis_J].astype(jnp.float32)
+    return turned_BTJ * inverse_J[None, None, :]
+
+  def __call__(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    angles_BTJ: Float[Array, "B T J"],
+    segments: Int[Array, "B T"],
+    *,
+    remat: bool,
+  ) -> Float[Array, "B T D"]:
+    """Whole sequences at once, causal within a row's segments."""
+    graphdef, layers = nnx.split(self.layers)
+
+    def body(x, params):
+      layer = nnx.merge(graphdef, params)
+      q, k, v = layer.attn.project(layer.norm1(x), angles_BTJ)
+      seen = attention(q, k, v, causal=True, q_segments=segments, kv_segments=segments)
+      return layer.feed(x + layer.attn.output(seen)), None
+
+    x_BTD, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x_BTD, layers)
+    return self.norm(x_BTD)
+
+  def extend(
+    self,
+    cache: Cache,
+    x_BTD: Float[Array, "B T D"],
+    angles_BTJ: Float[Array, "B T J"],
+    segments: Int[Array, "B T"],
+  ) -> tuple[Float[Array, "B T D"], Cache]:
+    """T more tokens a row, written to slots [end, end + T) and attending to all slots so far."""
+    graphdef, layers = nnx.split(self.layers)
+    zero = jnp.zeros_like(cache.end)
+    kv_segments = jax.lax.dynamic_update_slice(cache.segments, segments, (zero, cache.end))
+
+    # The whole cache is carried, not scanned over: the loop then writes T slots in place.
+    def body(carry, scanned):
+      x, keys, values = carry
+      params, index = scanned
+      layer = nnx.merge(graphdef, params)
+      q, k, v = layer.attn.project(layer.norm1(x), angles_BTJ)
+      at = (index, zero, cache.end, zero, zero)
+      keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
+      values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), at)
+      seen = attention(
+        q,
+        jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).astype(q.dtype),
+        jax.lax.dynamic_index_in_dim(values, index, keepdims=False).astype(q.dtype),
+        causal=True,
+        q_segments=segments,
+        kv_segments=kv_segments,
+        q_offset=cache.end,
+      )
+      return (layer.feed(x + layer.attn.output(seen)), keys, values), None
+
+    indices = jnp.arange(self.config.layers, dtype=cache.end.dtype)
+    carry = (x_BTD, cache.keys, cache.values)
+    (x_BTD, keys, values), _ = jax.lax.scan(body, carry, (layers, indices))
+    end = cache.end + jnp.asarray(x_BTD.shape[1], cache.end.dtype)
+    return self.norm(x_BTD), Cache(keys=keys, values=values, segments=kv_segments, end=end)

@@ -1,0 +1,104 @@
+"""Weights with logical axis names, and the few layers that tower and decoder share.
+
+A weight's names are nnx metadata `axes`; `Model.axes` collects them and `sharding` resolves them.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+Axes: TypeAlias = tuple[str | None, ...]
+
+# The names are those of Hugging Face's ACT2FN: "gelu" is the exact one.
+ACTIVATION = {
+  "silu": jax.nn.silu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "relu": jax.nn.relu,
+}
+EMBEDDING_STD = 0.1
+
+
+def weight(
+  shape: tuple[int, ...], axes: Axes, rngs: nnx.Rngs, *, std: float = EMBEDDING_STD
+) -> nnx.Param:
+  """Normal around 0; the default deviation is that of embeddings."""
+  return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class Linear(nnx.Module):
+  """y = x W + b; W is [in, ...], flattened to one output axis where it has more than two."""
+
+  def __init__(self, shape: tuple[int, ...], axes: Axes, *, bias: bool, rngs: nnx.Rngs):
+    # LeCun's deviation: with a fixed 0.02 narrow models hardly learn to see at first.
+    self.kernel = weight(shape, axes, rngs, std=shape[0] ** -0.5)
+    self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), axes=axes[1:]) if bias else None
+
+  def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+    # One flat matrix product: with several batch axes XLA CPU transposes copies for the gradient.
+    y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].reshape(x.shape[-1], -1)
+    if self.bias is not None:
+      y = y + self.bias[...].reshape(1, -1)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+class Norm(nnx.Module):
+  """RMS norm, computed in float32."""
+
+  def __init__(self, width: int, axis: str, *, eps: float):
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=(axis,))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + self.eps)
+    scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x32 * scale).astype(x.dtype)
+
+
+class GatedMlp(nnx.Module):
+  """down(act(gate x) * up x)."""
+
+  def __init__(
+    self, width: int, inner: int, axes: Axes, activation: str, *, bias: bool, rngs: nnx.Rngs
+  ):
+    outer_axis, inner_axis = axes
+    self.gate = Linear((width, inner), (outer_axis, inner_axis), bias=bias, rngs=rngs)
+    self.up = Linear((width, inner), (outer_axis, inner_axis), bias=bias, rngs=rngs)
+    self.down = Linear((inner, width), (inner_axis, outer_axis), bias=bias, rngs=rngs)
+    self.activation = activation
+
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    return self.down(ACTIVATION[self.activation](self.gate(x)) * self.up(x))
+
+
+def stack(count: int, build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+  """`count` modules of one structure as one, each weight with a leading "layers" axis."""
+  stacked = nnx.split_rngs(splits=count)(nnx.vmap(build, in_axes=(0,), out_axes=0))(rngs)
+  for _, variable in nnx.iter_graph(stacked):
+    if isinstance(variable, nnx.Variable):
+      variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
+  return stacked
+
+
+def frequencies(width: int, theta: float) -> Float[np.ndarray, " J"]:
+  """theta^(-2 j / width) for j < width / 2, rounded once to float32."""
+  return (theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)).astype(np.float32)
+
+
+def rotate(
+  x_BTNH: Float[Array, "B T N H"], angles_BTJ: Float[Array, "B T J"]
+) -> Float[Array, "B T N H"]:
+  """Rotary embedding on halves (x1, x2): pairs are H / 2 apart. Angles must be float32.
+
+  bfloat16 angles are off by up to 0.25 rad at position 128; the rotation is done in float32 too.
+  """
+  cos = jnp.cos(angles_BTJ)[:, :, None, :]
+  sin = jnp.sin(angles_BTJ)[:, :, None, :]
+  x1, x2 = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_BTNH.dtype)

@@ -1,0 +1,150 @@
+"""Qwen2.5-VL as pure functions of a parameter tree.
+
+The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they are split once, here.
+"""
+
+import dataclasses
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
+
+from kernels import token_logps as kernel
+from pixelis_jax.model.config import ModelConfig
+from pixelis_jax.model.decoder import Cache, Decoder
+from pixelis_jax.model.layers import weight
+from pixelis_jax.model.layout import VisionInputs
+from pixelis_jax.model.vision import Tower
+
+Params: TypeAlias = dict  # Nested dict of arrays; layers and blocks are stacked on a leading axis.
+
+
+class _Modules(nnx.Module):
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    text = config.text
+    self.visual = Tower(config.vision, rngs=rngs)
+    self.text = Decoder(text, rngs=rngs)
+    shape = (text.vocab_size, text.width)
+    self.head = None if text.tied else weight(shape, ("vocab", "embed"), rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The policy's functions. Hashable, so it may be a static argument or closed over by a jit.
+
+  `remat` recomputes each layer in the backward pass of `encode` and `hidden`.
+  """
+
+  config: ModelConfig
+  remat: bool = False
+  graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
+
+  def __post_init__(self):
+    graphdef, _ = nnx.split(self._abstract())
+    object.__setattr__(self, "graphdef", graphdef)
+
+  def init(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
+    """Random weights (normal, std 0.02; zero biases), drawn in float32 and then rounded."""
+
+    def build(key: PRNGKeyArray) -> Params:
+      _, state = nnx.split(_Modules(self.config, rngs=nnx.Rngs(key)))
+      return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(state))
+
+    return jax.jit(build)(key)
+
+  def shapes(self, dtype: DTypeLike = jnp.float32) -> Params:
+    """What `init` returns, as `jax.ShapeDtypeStruct`s."""
+    _, state = nnx.split(self._abstract())
+    pure = nnx.to_pure_dict(state)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), pure)
+
+  def axes(self) -> Params:
+    """The logical axis names of each weight, a tuple in place of each array of `init`."""
+    _, state = nnx.split(self._abstract())
+    named = {path: variable.get_metadata("axes") for path, variable in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(named)
+
+  def encode(self, params: Params, vision: VisionInputs) -> Float[Array, "N M D"]:
+    """Image features in reading order, M = P / merge^2 a row; what follows an image is noise."""
+    return self._modules(params).visual(vision, remat=self.remat)
+
+  def hidden(
+    self,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B 3 T"],
+    features: Float[Array, "F D"],
+    sources: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+  ) -> Float[Array, "B T D"]:
+    """Final, normed hidden states of whole rows: a token sees the earlier ones of its segment.
+
+    `sources` is the row of `features` (all images, flat; F may be 0) that an image token stands
+    for and -1 elsewhere; segment 0 is padding, whose outputs mean nothing.
+    """
+    text = self._modules(params).text
+    x_BTD = text.embed(tokens, features, sources)
+    return text(x_BTD, text.angles(positions), segments, remat=self.remat)
+
+  def init_cache(self, rows: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
+    """An empty cache of `capacity` slots a row."""
+    text = self.config.text
+    shape = (text.layers, rows, capacity, text.kv_heads, text.head_width)
+    return Cache(
+      keys=jnp.zeros(shape, dtype),
+      values=jnp.zeros(shape, dtype),
+      segments=jnp.zeros((rows, capacity), jnp.int32),
+      end=jnp.zeros((), jnp.int32),
+    )
+
+  def extend(
+    self,
+    params: Params,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B 3 T"],
+    features: Float[Array, "F D"],
+    sources: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+  ) -> tuple[Float[Array, "B T D"], Cache]:
+    """Prefill and decode in one: T slots written at `cache.end` for all rows, then attended.
+
+    Arguments as for `hidden`. The caller keeps end + T <= capacity: a write past it would be moved
+    back over older slots. Donate the cache, or carry it in a loop, so that it is updated in place.
+    Raises ValueError if T alone exceeds the capacity.
+    """
+    if tokens.shape[1] > cache.segments.shape[1]:
+      raise ValueError(f"{tokens.shape[1]} tokens do not fit {cache.segments.shape[1]} slots")
+    text = self._modules(params).text
+    x_BTD = text.embed(tokens, features, sources)
+    return text.extend(cache, x_BTD, text.angles(positions), segments)
+
+  def head(self, params: Params) -> Float[Array, "V D"]:
+    """The output projection: logits are hidden @ head.T. The embedding itself when tied."""
+    return params["text"]["embedding"] if self.config.text.tied else params["head"]
+
+  def token_logps(
+    self,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+  ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    """(log p(target), entropy in nats), where `hidden[b, t]` predicts `targets[b, t]`.
+
+    By `kernels.token_logps`: the [B, T, V] logits never exist at once.
+    """
+    return kernel.token_logps(hidden, self.head(params), targets, temperature=temperature)
+
+  def embedding(self, params: Params) -> Float[Array, "V D"]:
+    """The table that turns token ids into the decoder's input."""
+    return params["text"]["embedding"]
+
+  def _modules(self, params: Params) -> _Modules:
+    return nnx.merge(self.graphdef, params)
+
+  def _abstract(self) -> _Modules:
+    return nnx.eval_shape(lambda: _Modules(self.config, rngs=nnx.Rngs(0)))

@@ -1,0 +1,132 @@
+"""Every spelling of a Qwen2.5-VL config.json, and the values we refuse."""
+
+import copy
+
+import pytest
+
+from pixelis_jax.model.config import ModelConfig
+from tests.model import oracle
+
+# The facts of Qwen/Qwen2.5-VL-3B-Instruct's config.json: flat, as transformers 4 wrote it.
+HUB_3B = {
+  "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+  "attention_dropout": 0.0,
+  "eos_token_id": 151645,
+  "hidden_act": "silu",
+  "hidden_size": 2048,
+  "image_token_id": 151655,
+  "intermediate_size": 11008,
+  "max_window_layers": 70,
+  "model_type": "qwen2_5_vl",
+  "num_attention_heads": 16,
+  "num_hidden_layers": 36,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-06,
+  "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+  "rope_theta": 1000000.0,
+  "sliding_window": 32768,
+  "tie_word_embeddings": True,
+  "torch_dtype": "bfloat16",
+  "use_sliding_window": False,
+  "video_token_id": 151656,
+  "vision_config": {
+    "depth": 32,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "in_chans": 3,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+    "tokens_per_second": 2,
+    "window_size": 112,
+  },
+  "vision_end_token_id": 151653,
+  "vision_start_token_id": 151652,
+  "vocab_size": 151936,
+}
+
+
+def changed(path: str, value: object, base: dict | None = None) -> dict:
+  raw = copy.deepcopy(HUB_3B if base is None else base)
+  *parents, leaf = path.split("/")
+  node = raw
+  for parent in parents:
+    node = node[parent]
+  node[leaf] = value
+  return raw
+
+
+def test_flat_hub_config():
+  config = ModelConfig.from_hf(HUB_3B)
+  assert (config.text.layers, config.text.head_width, config.text.kv_heads) == (36, 128, 2)
+  assert config.text.mrope_section == (16, 24, 24)
+  assert config.text.rope_theta == 1e6 and config.text.norm_eps == 1e-6 and config.text.tied
+  vision = config.vision
+  assert (vision.head_width, vision.patch_values, vision.merge_unit) == (80, 1176, 4)
+  assert vision.window_side == 4  # 112 pixels = 8 patches = 4 merged units.
+  assert vision.tokens_per_second == 2 and vision.rope_theta == 1e4
+  assert (config.image_token, config.video_token) == (151655, 151656)
+
+
+def test_the_spellings_mean_the_same():
+  """transformers reads the flat file and writes it nested, with rope_parameters."""
+  from transformers import Qwen2_5_VLConfig
+
+  nested = Qwen2_5_VLConfig(**copy.deepcopy(HUB_3B)).to_dict()
+  assert "rope_parameters" in nested["text_config"] and "rope_scaling" not in nested
+  assert ModelConfig.from_hf(nested) == ModelConfig.from_hf(HUB_3B)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_by_transformers_5(tied):
+  config = ModelConfig.from_hf(oracle.hf_config(tied=tied).to_dict())
+  assert config.text.tied is tied
+  assert config.text.rope_theta == (5e6 if tied else 1e4)
+  assert config.text.mrope_section == ((1, 3, 4) if tied else (2, 3, 3))
+  assert config.vision.full_blocks == (1,)
+
+
+def test_tied_flag_in_the_text_config_counts():
+  """Where transformers 4 kept it; the root then says False or nothing."""
+  raw = oracle.hf_config(tied=False).to_dict()
+  assert ModelConfig.from_hf(changed("text_config/tie_word_embeddings", True, raw)).text.tied
+
+
+def test_omitted_fields_have_the_classes_defaults():
+  """transformers 4 leaves out what equals its class: theta 1e6, merge 2, window 112."""
+  raw = changed("rope_scaling", {"type": "mrope", "mrope_section": [16, 24, 24]})
+  del raw["rope_theta"]
+  for field in ("spatial_merge_size", "window_size", "patch_size", "hidden_act"):
+    del raw["vision_config"][field]
+  assert ModelConfig.from_hf(raw) == ModelConfig.from_hf(HUB_3B)
+
+
+@pytest.mark.parametrize(
+  "path, value, message",
+  [
+    ("model_type", "qwen2_vl", "model_type = 'qwen2_vl' is not supported"),
+    ("use_sliding_window", True, "use_sliding_window = True"),
+    ("attention_dropout", 0.1, "attention_dropout = 0.1"),
+    ("hidden_act", "swish2", "hidden_act = 'swish2'"),
+    ("head_dim", 64, "head_dim = 64"),
+    ("layer_types", ["full_attention", "sliding_attention"], "layer_types = 'sliding_attention'"),
+    ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_type = 'yarn'"),
+    ("rope_scaling", {"type": "mrope", "mrope_section": [16, 24, 16]}, "must sum to half the head"),
+    ("rope_parameters", {"rope_theta": 1e4}, "rope_scaling .* and rope_parameters .* disagree"),
+    ("num_key_value_heads", 3, "16 must be divisible by num_key_value_heads 3"),
+    ("vision_config/hidden_act", "tanh", "vision hidden_act = 'tanh'"),
+    ("vision_config/patch_size", [14, 16], "patch_size .* must be one number"),
+    ("vision_config/out_hidden_size", 3584, "out_hidden_size 3584 must equal hidden_size 2048"),
+    ("vision_config/window_size", 14, "window_size 14 must be at least 28"),
+    ("vision_config/fullatt_block_indexes", [7, 32], r"\[32\] must be in \[0, 32\)"),
+    ("vision_config/rope_parameters", {"rope_type": "default"}, "vision rope_type = 'default'"),
+  ],
+)
+def test_what_we_do_not_compute_is_refused_by_name(path, value, message):
+  with pytest.raises(ValueError, match=message):
+    ModelConfig.from_hf(changed(path, value))

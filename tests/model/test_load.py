@@ -1,0 +1,196 @@
+"""Checkpoint directories: from transformers, back to transformers, and damaged ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from safetensors.numpy import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from pixelis_jax.model.load import INDEX, TABLE, WEIGHTS, load, save
+from tests.model import oracle
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def checkpoint(request, tmp_path_factory) -> Path:
+  path = tmp_path_factory.mktemp("checkpoint")
+  oracle.hf_model(tied=request.param).save_pretrained(path)
+  (path / "tokenizer.json").write_text("{}")
+  return path
+
+
+@pytest.fixture
+def tied(tmp_path, tmp_path_factory) -> Path:
+  """A copy that a test may damage."""
+  oracle.hf_model(tied=True).save_pretrained(tmp_path / "tied")
+  return tmp_path / "tied"
+
+
+def same(a: dict, b: dict) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(assert_array_equal, a, b)
+
+
+def rewrite(path: Path, change) -> None:
+  tensors = change(load_file(path / WEIGHTS))
+  save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+
+
+def test_transformers_loads_what_we_save_and_agrees(checkpoint, tmp_path):
+  model, params = load(checkpoint)
+  # Changed weights, so that a stale copy of the source cannot pass.
+  params = jax.tree.map(lambda w: w * 1.25, params)
+  save(tmp_path / "out", model, params, source=checkpoint)
+  theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    tmp_path / "out", attn_implementation="eager"
+  ).eval()
+  batch = oracle.two_rows(model.config)
+  with torch.no_grad():
+    expected = theirs(**oracle.hf_inputs(theirs, batch)).logits.numpy()
+  features = model.encode(params, batch.vision).reshape(-1, model.config.text.width)
+  hidden = model.hidden(params, *batch.arguments(features))
+  got = np.asarray(hidden @ model.head(params).T)
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(got[batch.valid] / scale, expected[batch.valid] / scale, atol=1e-5)
+  assert (tmp_path / "out" / "tokenizer.json").exists()
+  same(load(tmp_path / "out")[1], params)
+
+
+def test_saving_writes_the_tensors_transformers_writes(checkpoint, tmp_path):
+  model, params = load(checkpoint)
+  save(tmp_path / "out", model, params, source=checkpoint)
+  theirs, ours = load_file(checkpoint / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+  assert theirs.keys() == ours.keys()
+  for name, tensor in theirs.items():
+    assert_array_equal(ours[name], tensor, err_msg=name)
+
+
+def test_table_holds_each_weight_once():
+  paths, names = [row.path for row in TABLE], [row.name for row in TABLE]
+  assert len(set(paths)) == len(set(names)) == len(TABLE)
+
+
+def test_module_spelling_of_names_is_read(tied):
+  """`model.language_model.*` and `model.visual.*`: the paths of the modules in memory."""
+
+  def respell(name: str) -> str:
+    if name.startswith("visual."):
+      return f"model.{name}"
+    return name.replace("model.", "model.language_model.", 1)
+
+  expected = load(tied)[1]
+  rewrite(tied, lambda tensors: {respell(k): v for k, v in tensors.items()})
+  assert any(k.startswith("model.language_model.") for k in load_file(tied / WEIGHTS))
+  same(load(tied)[1], expected)
+
+
+def test_sharded_checkpoint(tied, tmp_path):
+  oracle.hf_model(tied=True).save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+  assert (tmp_path / "sharded" / INDEX).exists()
+  assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+  model, params = load(tmp_path / "sharded")
+  same(params, load(tied)[1])
+  # Saved again it is one file: the old index would point to shards that are not there.
+  save(tmp_path / "out", model, params, source=tmp_path / "sharded")
+  assert not (tmp_path / "out" / INDEX).exists()
+  same(load(tmp_path / "out")[1], params)
+
+
+def test_tied_checkpoint_may_carry_its_head(tied):
+  expected = load(tied)[1]
+  rewrite(tied, lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].copy()})
+  same(load(tied)[1], expected)
+
+
+def test_bfloat16_in_and_out(tied, tmp_path):
+  oracle.hf_model(tied=True).bfloat16().save_pretrained(tmp_path / "low")
+  model, params = load(tmp_path / "low", dtype=jnp.bfloat16)
+  assert {w.dtype for w in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+  exact = load(tied)[1]
+  same(params, jax.tree.map(lambda w: w.astype(jnp.bfloat16), exact))
+  save(tmp_path / "out", model, params, source=tied)  # The source's config says float32.
+  assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+  same(load(tmp_path / "out", dtype=jnp.bfloat16)[1], params)
+
+
+def test_all_wrong_tensors_are_listed_at_once(tied):
+  def damage(tensors):
+    del tensors["visual.merger.mlp.0.bias"], tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["visual.extra"] = np.zeros(3, np.float32)
+    tensors["model.norm.weight"] = np.zeros(65, np.float32)
+    return tensors
+
+  rewrite(tied, damage)
+  with pytest.raises(ValueError) as error:
+    load(tied)
+  text = str(error.value)
+  assert "missing ['model.layers.1.mlp.up_proj.weight', 'visual.merger.mlp.0.bias']" in text
+  assert "unexpected ['visual.extra']" in text
+  assert "model.norm.weight is [65], must be [64]" in text
+
+
+def test_a_transposed_kernel_of_another_shape_is_refused(tied):
+  name = "model.layers.0.mlp.up_proj.weight"
+  rewrite(tied, lambda t: {**t, name: np.ascontiguousarray(t[name].T)})
+  with pytest.raises(ValueError, match=r"up_proj.weight is \[64, 80\], must be \[80, 64\]"):
+    load(tied)
+
+
+def test_one_tensor_under_two_names_is_refused(tied):
+  rewrite(tied, lambda t: {**t, "model.language_model.norm.weight": t["model.norm.weight"].copy()})
+  with pytest.raises(ValueError, match="holds model.norm.weight twice"):
+    load(tied)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 400, -1])
+def test_a_truncated_file_is_named(tied, keep):
+  whole = (tied / WEIGHTS).read_bytes()
+  (tied / WEIGHTS).write_bytes(whole[:keep])
+  with pytest.raises(ValueError, match=f"{WEIGHTS} is truncated"):
+    load(tied)
+
+
+def test_missing_files_are_named(tied, tmp_path):
+  with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    load(tmp_path / "nowhere")
+  (tied / WEIGHTS).unlink()
+  with pytest.raises(FileNotFoundError, match=f"{WEIGHTS} is missing"):
+    load(tied)
+
+
+def test_a_missing_shard_and_a_stale_index_are_named(tmp_path):
+  path = tmp_path / "sharded"
+  oracle.hf_model(tied=True).save_pretrained(path, max_shard_size="60KB")
+  stale = tmp_path / "stale"
+  shutil.copytree(path, stale)
+  gone = sorted(path.glob("*.safetensors"))[1]
+  gone.unlink()
+  with pytest.raises(FileNotFoundError, match=f"{gone.name} is missing"):
+    load(path)
+  raw = json.loads((stale / INDEX).read_text())
+  raw["weight_map"]["visual.ghost"] = gone.name
+  (stale / INDEX).write_text(json.dumps(raw))
+  with pytest.raises(ValueError, match=r"do not hold: \['visual.ghost'\]"):
+    load(stale)
+
+
+def test_a_damaged_config_is_named(tied):
+  (tied / "config.json").write_text('{"model_type": ')
+  with pytest.raises(ValueError, match="config.json is not JSON"):
+    load(tied)
+
+
+def test_save_refuses_its_source_and_foreign_params(tied, tmp_path):
+  model, params = load(tied)
+  with pytest.raises(ValueError, match="must differ from source"):
+    save(tied, model, params, source=tied)
+  wrong = {**params, "text": {**params["text"], "embedding": jnp.zeros((3, 4))}}
+  with pytest.raises(ValueError, match=r"text/embedding is \[3, 4\], must be \[96, 64\]"):
+    save(tmp_path / "out", model, wrong, source=tied)
+  assert not (tmp_path / "out").exists()

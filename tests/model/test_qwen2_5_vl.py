@@ -1,0 +1,332 @@
+"""The whole model against transformers, float32; and against itself, token by token."""
+
+import dataclasses
+import operator
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from kernels.attention import reference
+from pixelis_jax.model import vision
+from pixelis_jax.model.load import load
+from pixelis_jax.model.qwen2_5_vl import Model
+from tests.model import oracle
+
+# Logits have a spread of 9 (tied) and 1; float32 sums in other orders left 3e-5 and 4e-6.
+TOLERANCE = 1e-4
+
+
+def logits(model: Model, params, batch: oracle.Batch) -> jax.Array:
+  features = model.encode(params, batch.vision)
+  hidden = model.hidden(params, *batch.arguments(features.reshape(-1, features.shape[-1])))
+  return hidden @ model.head(params).T
+
+
+def compute(model: Model, params, batch: oracle.Batch) -> np.ndarray:
+  run = jax.jit(lambda params: logits(model, params, batch))
+  return np.asarray(run(params))[batch.valid]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request, tmp_path_factory) -> SimpleNamespace:
+  """Both models and, on the same batch, what transformers says: layers, logits and gradients."""
+  tied = request.param
+  path = tmp_path_factory.mktemp("pair")
+  theirs = oracle.hf_model(tied=tied)
+  model, params = load(oracle.saved(theirs, path / "model"))
+  batch = oracle.two_rows(model.config)
+  out = theirs(**oracle.hf_inputs(theirs, batch), output_hidden_states=True)
+  valid = torch.tensor(batch.valid)
+  weights = np.random.default_rng(9).standard_normal(out.logits[valid].shape).astype(np.float32)
+  with torch.no_grad():
+    layers = [theirs.model.language_model.norm(h) for h in out.hidden_states[:-1]]
+  layers.append(out.hidden_states[-1])
+  (out.logits[valid] * torch.tensor(weights)).mean().backward()
+  return SimpleNamespace(
+    tied=tied,
+    model=model,
+    params=params,
+    batch=batch,
+    weights=jnp.asarray(weights),
+    logits=out.logits[valid].detach().numpy(),
+    layers=[h[valid].detach().numpy() for h in layers],
+    gradients=load(oracle.saved_gradients(theirs, path / "gradients"))[1],
+  )
+
+
+# One of the two is enough where a test compares our model with a changed one of ours.
+on_one = pytest.mark.parametrize("pair", [True], ids=["tied"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+def test_logits_equal_transformers(pair):
+  assert pair.logits.std() > 0.5  # 1e-4 is small against the signal.
+  assert_allclose(compute(pair.model, pair.params, pair.batch), pair.logits, atol=TOLERANCE)
+
+
+def test_hidden_states_equal_transformers_after_each_layer(pair):
+  config, batch = pair.model.config, pair.batch
+  features = pair.model.encode(pair.params, batch.vision)
+  for count in range(1, config.text.layers + 1):
+    short = Model(dataclasses.replace(config, text=dataclasses.replace(config.text, layers=count)))
+    text = dict(pair.params["text"])
+    text["layers"] = jax.tree.map(operator.itemgetter(slice(count)), text["layers"])
+    arguments = batch.arguments(features.reshape(-1, config.text.width))
+    hidden = short.hidden({**pair.params, "text": text}, *arguments)
+    assert_allclose(np.asarray(hidden)[batch.valid], pair.layers[count], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_gradients_equal_transformers(pair, remat):
+  model, batch = dataclasses.replace(pair.model, remat=remat), pair.batch
+  rows, columns = np.nonzero(batch.valid)
+
+  def loss(params):
+    return (logits(model, params, batch)[rows, columns] * pair.weights).mean()
+
+  ours = jax.jit(jax.grad(loss))(pair.params)
+  assert jax.tree.structure(ours) == jax.tree.structure(pair.gradients)
+  for path, expected in jax.tree_util.tree_leaves_with_path(pair.gradients):
+    got = ours
+    for key in path:
+      got = got[key.key]
+    scale = float(jnp.abs(expected).max())
+    assert scale > 0, f"transformers gives {path} no gradient"
+    # Relative to the largest entry: gradients of different weights differ by orders of magnitude.
+    assert_allclose(got / scale, expected / scale, atol=TOLERANCE, err_msg=str(path))
+
+
+def other_text(**changes):
+  return lambda config: dataclasses.replace(
+    config, text=dataclasses.replace(config.text, **changes)
+  )
+
+
+def other_vision(**changes):
+  return lambda config: dataclasses.replace(
+    config, vision=dataclasses.replace(config.vision, **changes)
+  )
+
+
+@on_one
+@pytest.mark.parametrize(
+  "change",
+  [
+    other_text(rope_theta=1e6),
+    other_text(norm_eps=1e-2),
+    other_text(mrope_section=(4, 3, 1)),
+    other_text(activation="relu"),
+    other_vision(rope_theta=1e5),
+    other_vision(full_blocks=()),
+    other_vision(full_blocks=(0, 1, 2)),
+    other_vision(full_blocks=(2,)),
+    other_vision(activation="relu"),
+  ],
+  ids=str,
+)
+def test_a_wrong_config_is_seen(pair, change):
+  wrong = compute(Model(change(pair.model.config)), pair.params, pair.batch)
+  assert np.abs(wrong - pair.logits).max() > 30 * TOLERANCE
+
+
+def flat_positions(batch):
+  count = batch.tokens.shape[1]
+  flat = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None, None], batch.positions.shape)
+  return dataclasses.replace(batch, positions=flat)
+
+
+def seen_padding(batch):
+  return dataclasses.replace(batch, segments=jnp.ones_like(batch.segments))
+
+
+def swapped_images(batch):
+  return dataclasses.replace(batch, sources=jnp.where(batch.sources < 0, -1, batch.sources[::-1]))
+
+
+def with_vision(**changes):
+  return lambda batch: dataclasses.replace(
+    batch, vision=batch.vision.replace(**{k: f(batch.vision) for k, f in changes.items()})
+  )
+
+
+MUTATED_BATCHES = {
+  "1-D positions": flat_positions,
+  "padding in sight": seen_padding,
+  "no windows": with_vision(window_segments=lambda v: v.frame_segments),
+  "windows of a fixed length": with_vision(
+    window_segments=lambda v: np.where(
+      v.frame_segments > 0, np.arange(v.frame_segments.shape[1])[None] // 16 + 1, 0
+    ).astype(np.int32)
+  ),
+  "window order kept": with_vision(
+    inverse=lambda v: np.tile(np.arange(v.inverse.shape[1], dtype=np.int32), (len(v.inverse), 1))
+  ),
+  "rows and columns swapped": with_vision(positions=lambda v: v.positions[..., ::-1].copy()),
+  "raster patch positions": with_vision(positions=lambda v: v.positions // 2),
+}
+
+
+@on_one
+@pytest.mark.parametrize("name", MUTATED_BATCHES)
+def test_a_wrong_layout_is_seen(pair, name):
+  batch = MUTATED_BATCHES[name](pair.batch)
+  wrong = np.asarray(jax.jit(lambda p: logits(pair.model, p, batch))(pair.params))
+  assert np.abs(wrong[pair.batch.valid] - pair.logits).max() > 30 * TOLERANCE
+
+
+@on_one
+def test_a_sliding_band_instead_of_windows_is_seen(pair, monkeypatch):
+  def band(q, k, v, *, causal, q_segments, kv_segments):
+    near = np.abs(np.subtract.outer(np.arange(112), np.arange(112))) <= 16
+    same = (q_segments[:, :, None] == kv_segments[:, None, :]) & (q_segments > 0)[:, :, None]
+    whole = (kv_segments > 0)[:, None, :] & (q_segments > 0)[:, :, None] & near[None]
+    # One segment a row is the full block; elsewhere the band replaces the windows.
+    full = jnp.max(kv_segments) == 1
+    return reference(q, k, v, jnp.where(full, same, whole))
+
+  monkeypatch.setattr(vision, "attention", band)
+  wrong = compute(pair.model, pair.params, pair.batch)
+  assert np.abs(wrong - pair.logits).max() > 30 * TOLERANCE
+
+
+def interleaved_heads(params, config):
+  """Query heads tiled over key heads (0 1 0 1) instead of grouped (0 0 1 1)."""
+  N, K, H = config.heads, config.kv_heads, config.head_width
+  attn = params["text"]["layers"]["attn"]
+  L, D, _ = attn["q"]["kernel"].shape
+  swap = lambda w, *lead: w.reshape(*lead, K, N // K, H).swapaxes(-3, -2).reshape(*lead, N * H)
+  q = {"kernel": swap(attn["q"]["kernel"], L, D), "bias": swap(attn["q"]["bias"], L)}
+  return {**attn, "q": q}
+
+
+def without_bias(params, config):
+  attn = params["text"]["layers"]["attn"]
+  return {**attn, "k": {**attn["k"], "bias": jnp.zeros_like(attn["k"]["bias"])}}
+
+
+@on_one
+@pytest.mark.parametrize("mutate", [interleaved_heads, without_bias])
+def test_wrong_attention_weights_are_seen(pair, mutate):
+  text = pair.params["text"]
+  layers = {**text["layers"], "attn": mutate(pair.params, pair.model.config.text)}
+  wrong = compute(pair.model, {**pair.params, "text": {**text, "layers": layers}}, pair.batch)
+  assert np.abs(wrong - pair.logits).max() > 30 * TOLERANCE
+
+
+def test_head_is_the_embedding_only_when_tied(pair):
+  head, embedding = pair.model.head(pair.params), pair.model.embedding(pair.params)
+  assert ("head" not in pair.params) == pair.tied
+  assert (head is embedding) == pair.tied
+
+
+@pytest.mark.parametrize("chunks", [(320,), (200, 7, 113), (300, *[1] * 20)], ids=str)
+def test_extend_equals_hidden(pair, chunks):
+  """Prefill at once, in pieces, and 20 tokens one by one: the same float32 states to 1e-5."""
+  model, batch = pair.model, pair.batch
+  features = model.encode(pair.params, batch.vision).reshape(-1, model.config.text.width)
+  expected = model.hidden(pair.params, *batch.arguments(features))
+  extend = jax.jit(model.extend, donate_argnums=(1,))
+  cache, at, pieces = model.init_cache(2, 333, jnp.float32), 0, []
+  for count in chunks:
+    here = slice(at, at + count)
+    piece, cache = extend(
+      pair.params,
+      cache,
+      batch.tokens[:, here],
+      batch.positions[:, :, here],
+      features,
+      batch.sources[:, here],
+      batch.segments[:, here],
+    )
+    pieces.append(piece)
+    at += count
+  got = np.asarray(jnp.concatenate(pieces, axis=1))
+  assert_allclose(got[batch.valid], np.asarray(expected)[batch.valid], atol=1e-5)
+  assert int(cache.end) == 320
+  np.testing.assert_array_equal(cache.segments[:, :320], batch.segments)
+  assert not np.asarray(cache.segments[:, 320:]).any()
+
+
+@on_one
+def test_extend_refuses_more_tokens_than_slots(pair):
+  row = jnp.zeros((1, 5), jnp.int32)
+  with pytest.raises(ValueError, match="5 tokens do not fit 4 slots"):
+    pair.model.extend(
+      pair.params,
+      pair.model.init_cache(1, 4, jnp.float32),
+      row,
+      jnp.zeros((1, 3, 5), jnp.int32),
+      jnp.zeros((0, 64)),
+      row - 1,
+      row + 1,
+    )
+
+
+@on_one
+def test_segments_keep_packed_samples_apart(pair):
+  """Two samples in one row give what each gives alone."""
+  model, D = pair.model, pair.model.config.text.width
+  tokens = jnp.asarray(oracle.text(30, 1))[None]
+  positions = jnp.broadcast_to(jnp.arange(30, dtype=jnp.int32)[None, None], (1, 3, 30))
+  none = jnp.full((1, 30), -1, jnp.int32)
+  nothing = jnp.zeros((0, D))
+  packed = model.hidden(
+    pair.params,
+    tokens,
+    jnp.concatenate([positions[:, :, :12], positions[:, :, :18]], axis=2),
+    nothing,
+    none,
+    jnp.asarray([[1] * 12 + [2] * 18], jnp.int32),
+  )
+  alone = model.hidden(
+    pair.params,
+    tokens[:, 12:],
+    positions[:, :, :18],
+    nothing,
+    none[:, 12:],
+    jnp.ones((1, 18), jnp.int32),
+  )
+  assert_allclose(packed[:, 12:], alone, atol=1e-5)
+
+
+@on_one
+def test_init_shapes_and_axes_agree(pair):
+  model = pair.model
+  params = model.init(jax.random.key(0), jnp.bfloat16)
+  axes = jax.tree.map(len, model.axes(), is_leaf=lambda node: isinstance(node, tuple))
+  assert jax.tree.map(jnp.ndim, params) == axes
+  described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+  assert described == model.shapes(jnp.bfloat16)
+  assert jax.tree.structure(params) == jax.tree.structure(pair.params)
+  # 0.02 is Qwen's initializer_range; 96 x 64 draws estimate it to 1 %.
+  spread = float(params["text"]["embedding"].astype(jnp.float32).std())
+  assert_allclose(spread, 0.02, rtol=0.05)
+  # Layers are drawn apart, not one draw repeated.
+  first, second = params["text"]["layers"]["attn"]["q"]["kernel"][:2].astype(jnp.float32)
+  assert float(jnp.abs(first - second).max()) > 0.01
+
+
+@on_one
+def test_bfloat16_runs_and_stays_close(pair):
+  """8 bits of mantissa: 0.4 % a rounding, some 20 of them in a row add up to 2 % of the signal."""
+  low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), pair.params)
+  got = compute(pair.model, low, pair.batch)
+  assert got.dtype == jnp.bfloat16
+  assert np.abs(got.astype(np.float32) - pair.logits).mean() < 0.02 * pair.logits.std()
+
+
+@on_one
+def test_model_is_a_value(pair):
+  same = Model(pair.model.config)
+  assert same == pair.model and hash(same) == hash(pair.model)
+  assert dataclasses.replace(same, remat=True) != same

@@ -1,0 +1,1 @@
+"""Messages and images to tokens and patches, and the policy's text back to calls and answers."""

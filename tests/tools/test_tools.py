@@ -1,0 +1,89 @@
+import json
+import time
+
+import numpy as np
+import pytest
+
+from pixelis_jax import tools
+from pixelis_jax.tools import PRESETS, TOOLS, Tool, Toolbox
+from pixelis_jax.types import Task, ToolCall, ToolResult
+
+TASK = Task(id="a", images=(np.zeros((8, 8, 3), np.uint8),), question="?", answer=None)
+
+
+def as_it_is(height, width):
+  return height, width
+
+
+def call(name="zoom_in", **arguments):
+  return ToolCall(name=name, arguments=arguments)
+
+
+def test_presets_name_tools_that_exist():
+  assert all(wire in TOOLS for names in PRESETS.values() for wire in names.values())
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_schemas_are_in_openai_form_and_json(name):
+  schema = TOOLS[name].schema
+  assert schema["type"] == "function" and schema["function"]["name"] == name
+  assert schema["function"]["description"]
+  assert json.loads(json.dumps(schema)) == schema
+  parameters = schema["function"]["parameters"]
+  assert set(parameters["required"]) <= set(parameters["properties"])
+
+
+def test_a_box_lists_the_schemas_of_its_tools():
+  for preset, names in PRESETS.items():
+    (schema,) = Toolbox(["zoom_in"], shown_size=as_it_is, preset=preset).schemas
+    assert schema["function"]["name"] == names["zoom_in"]
+  assert Toolbox([], shown_size=as_it_is).schemas == []
+
+
+def test_an_unknown_tool_is_told_the_known_ones():
+  result = Toolbox(["zoom_in"], shown_size=as_it_is).run(
+    call("zoom", bbox_2d=[0, 0, 4, 4]), TASK, []
+  )
+  assert result.error == "unknown tool 'zoom'; known: zoom_in"
+  assert result.text == "Error: unknown tool 'zoom'; known: zoom_in" and result.images == ()
+
+
+def test_without_tools_every_call_is_a_mistake():
+  result = Toolbox([], shown_size=as_it_is).run(call(bbox_2d=[0, 0, 4, 4]), TASK, [])
+  assert result.error == "unknown tool 'zoom_in'; known: none"
+
+
+def test_names_of_the_policy_do_not_flood_the_prompt():
+  toolbox = Toolbox(["zoom_in"], shown_size=as_it_is)
+  for name in ("x" * 10_000, "\ud800" * 50):
+    error = toolbox.run(call(name), TASK, []).error
+    assert len(error) < 200
+    error.encode()  # A lone surrogate would not.
+
+
+def test_seconds_are_measured(monkeypatch):
+  def slow(arguments, sight):
+    time.sleep(0.05)
+    return ToolResult(text="done")
+
+  slow_tool = Tool(schema=TOOLS["zoom_in"].schema, function=slow)
+  monkeypatch.setitem(tools.TOOLS, "zoom_in", slow_tool)
+  result = Toolbox(["zoom_in"], shown_size=as_it_is).run(call(bbox_2d=[0, 0, 4, 4]), TASK, [])
+  assert result.text == "done" and 0.05 <= result.seconds < 5
+  assert 0 < Toolbox([], shown_size=as_it_is).run(call(), TASK, []).seconds < 5
+
+
+def test_our_own_errors_are_not_swallowed(monkeypatch):
+  def broken(arguments, sight):
+    raise ValueError("our bug")
+
+  monkeypatch.setitem(tools.TOOLS, "zoom_in", Tool(schema=TOOLS["zoom_in"].schema, function=broken))
+  with pytest.raises(ValueError, match="our bug"):
+    Toolbox(["zoom_in"], shown_size=as_it_is).run(call(bbox_2d=[0, 0, 4, 4]), TASK, [])
+
+
+def test_refuses_tools_and_presets_that_do_not_exist():
+  with pytest.raises(ValueError, match=r"tools \['zoom'\] must be among \['zoom_in'\]"):
+    Toolbox(["zoom"], shown_size=as_it_is)
+  with pytest.raises(ValueError, match="preset 'gpt' must be one of"):
+    Toolbox(["zoom_in"], shown_size=as_it_is, preset="gpt")

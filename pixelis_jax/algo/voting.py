@@ -1,0 +1,179 @@
+"""From a table of ballots to one answer: each rule is one function over the table.
+
+Ballots are grouped by what they mean (`answers.canonical`), so "1/2" and "0.5" do not split a vote.
+A ballot without an answer counts in every share's denominator and can never win. `Vote.confidence`
+is the winner's share of all the weight, `Vote.margin` its share minus the runner-up's. A tie has
+margin 0 and goes to the alphabetically first answer, so that it is the same everywhere; `gate`
+refuses it.
+
+Memory neighbours are ballots too: `source` is the experience's id, `weight` comes from
+`similarity_weight`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from pixelis_jax.algo import answers
+from pixelis_jax.types import Ballot, Vote
+
+TIE = 1e-9  # Shares closer than this differ by rounding only.
+FORGET = (
+  1e-4  # Weight under which a prior drops an answer: open vocabularies must not grow for ever.
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPrior:
+  """How often each answer came up lately, whatever was asked: what a policy says anyway.
+
+  Attributes:
+    counts: decayed weight of each canonical answer; replaced, never changed.
+    decay: what an old request's weight keeps at each update; 0.99 remembers about 100 requests.
+    smoothing: requests that every answer, seen or not, is taken to have had already. It bounds how
+      far a stray ballot for a rare answer is raised: by at most (1 / (1 - decay) + smoothing) /
+      smoothing.
+  """
+
+  counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  decay: float = 0.99
+  smoothing: float = 5.0
+
+  def __post_init__(self):
+    if not (0 < self.decay < 1 and 0 < self.smoothing < math.inf):
+      raise ValueError(
+        f"decay {self.decay} must lie in (0, 1) and smoothing {self.smoothing} be positive"
+      )
+    for answer, weight in self.counts.items():
+      if not 0 <= weight < math.inf:
+        raise ValueError(f"weight {weight} of answer {answer!r} must be finite and not negative")
+
+  def update(self, counts: Mapping[str, float]) -> "AnswerPrior":
+    """The prior after one request.
+
+    Args:
+      counts: share of each answer, before any correction: `majority(ballots).counts`. Feeding back
+        corrected shares would make the prior chase itself.
+    """
+    updated = {answer: weight * self.decay for answer, weight in self.counts.items()}
+    for answer, weight in counts.items():
+      key = answers.canonical(answer)
+      updated[key] = updated.get(key, 0.0) + weight
+    return dataclasses.replace(self, counts={a: w for a, w in updated.items() if w >= FORGET})
+
+  def expected(self, answer: str) -> float:
+    """Smoothed frequency in (0, 1], one place kept for all unseen answers; 1 before any request."""
+    seen = self.counts.get(answers.canonical(answer), 0.0)
+    total = math.fsum(self.counts.values())
+    return (seen + self.smoothing) / (total + self.smoothing * (len(self.counts) + 1))
+
+  def to_dict(self) -> dict[str, object]:
+    """Plain values that `AnswerPrior(**values)` takes back; JSON can hold them."""
+    return {"counts": dict(self.counts), "decay": self.decay, "smoothing": self.smoothing}
+
+
+def majority(ballots: Sequence[Ballot]) -> Vote:
+  """One ballot, one vote, weights ignored: TTRL's rule (https://arxiv.org/abs/2504.16084)."""
+  return _vote(ballots, [1.0] * len(ballots))
+
+
+def prior_divided(ballots: Sequence[Ballot], prior: AnswerPrior) -> Vote:
+  """One ballot, one vote, each answer's votes divided by how often it comes up anyway.
+
+  Ballots without an answer keep their share. With nothing observed yet it is `majority`.
+  """
+  return _vote(ballots, _divided(ballots, [1.0] * len(ballots), prior))
+
+
+def entropy_weighted(ballots: Sequence[Ballot]) -> Vote:
+  """Ballots count by their weight: `entropy_weight` of each sample, or any other confidence."""
+  return _vote(ballots, [ballot.weight for ballot in ballots])
+
+
+def entropy_weighted_prior_divided(ballots: Sequence[Ballot], prior: AnswerPrior) -> Vote:
+  """Weights as in `entropy_weighted`, each answer's sum divided as in `prior_divided`."""
+  return _vote(ballots, _divided(ballots, [ballot.weight for ballot in ballots], prior))
+
+
+# name -> rule(ballots, prior); a rule that needs no prior ignores it.
+RULES: dict[str, Callable[[Sequence[Ballot], AnswerPrior], Vote]] = {
+  "majority": lambda ballots, prior: majority(ballots),
+  "prior_divided": prior_divided,
+  "entropy_weighted": lambda ballots, prior: entropy_weighted(ballots),
+  "entropy_weighted_prior_divided": entropy_weighted_prior_divided,
+}
+
+
+def gate(vote: Vote, *, share: float, margin: float) -> bool:
+  """Whether a vote may be learned from: an answer, with at least `share` and `margin`, and no tie.
+
+  Both thresholds lie in [0, 1]. SCRL (https://arxiv.org/abs/2603.19880) trusts share 0.375 and
+  margin 0.125.
+  """
+  if not (0 <= share <= 1 and 0 <= margin <= 1):
+    raise ValueError(f"share {share} and margin {margin} must lie in [0, 1]")
+  return (
+    vote.answer is not None and vote.margin > 0 and vote.share >= share and vote.margin >= margin
+  )
+
+
+def entropy_weight(entropy: float, *, temperature: float) -> float:
+  """exp(-entropy / temperature) in (0, 1], for a voter's mean entropy in nats a token."""
+  if not (entropy >= 0 and temperature > 0):
+    raise ValueError(
+      f"entropy {entropy} must not be negative and temperature {temperature} be positive"
+    )
+  return math.exp(-entropy / temperature)
+
+
+def similarity_weight(cosine: float, *, bandwidth: float) -> float:
+  """exp((cosine - 1) / bandwidth) in (0, 1]: a memory neighbour's weight; 1 for equal keys."""
+  if not (abs(cosine) <= 1 + 1e-5 and bandwidth > 0):
+    raise ValueError(f"cosine {cosine} must lie in [-1, 1] and bandwidth {bandwidth} be positive")
+  return math.exp((min(cosine, 1.0) - 1) / bandwidth)
+
+
+def _divided(
+  ballots: Sequence[Ballot], weights: Sequence[float], prior: AnswerPrior
+) -> list[float]:
+  """Weights over prior frequency, rescaled to leave the answered ballots' sum as it was."""
+  groups = answers.cluster([ballot.answer for ballot in ballots])
+  divided = list(weights)
+  for answer, members in groups.items():
+    for i in members:
+      divided[i] = weights[i] / prior.expected(answer)
+  answered = [i for members in groups.values() for i in members]
+  after = math.fsum(divided[i] for i in answered)
+  scale = math.fsum(weights[i] for i in answered) / after if after > 0 else 1.0
+  for i in answered:
+    divided[i] *= scale
+  return divided
+
+
+def _vote(ballots: Sequence[Ballot], weights: Sequence[float]) -> Vote:
+  for ballot, weight in zip(ballots, weights, strict=True):
+    if not 0 <= weight < math.inf:
+      raise ValueError(
+        f"weight {weight} of the ballot for {ballot.answer!r} must be finite and not negative"
+      )
+  total = math.fsum(weights)  # fsum: the order of the ballots must not decide a vote.
+  groups = answers.cluster([ballot.answer for ballot in ballots])
+  shares = {
+    a: math.fsum(weights[i] for i in members) / (total or 1.0) for a, members in groups.items()
+  }
+  counts = dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+  top = max(counts.values(), default=0.0)
+  if top <= 0:
+    return Vote(
+      answer=None, confidence=0.0, share=0.0, margin=0.0, counts=counts, ballots=tuple(ballots)
+    )
+  winner = min(answer for answer, share in counts.items() if top - share <= TIE)
+  margin = top - max((share for answer, share in counts.items() if answer != winner), default=0.0)
+  return Vote(
+    answer=winner,
+    confidence=top,
+    share=top,
+    margin=margin if margin > TIE else 0.0,
+    counts=counts,
+    ballots=tuple(ballots),
+  )

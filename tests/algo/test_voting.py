@@ -1,0 +1,221 @@
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixelis_jax.algo import voting
+from pixelis_jax.algo.voting import AnswerPrior
+from pixelis_jax.types import Ballot
+
+ANSWERS = st.sampled_from(["1", "2", "1/2", "0.5", "cat", "", None])
+TABLES = st.lists(
+  st.builds(Ballot, answer=ANSWERS, weight=st.floats(0.0, 10.0), view=st.just("identity")),
+  max_size=12,
+)
+
+
+def ballots(*pairs: tuple[str | None, float]) -> list[Ballot]:
+  return [Ballot(answer=answer, weight=weight, view="identity") for answer, weight in pairs]
+
+
+def heads(**counts: int) -> list[Ballot]:
+  """`heads(a=2)` is two ballots for "a" of weight 1; `none` stands for no answer."""
+  return ballots(*[(None if a == "none" else a, 1.0) for a, n in counts.items() for _ in range(n)])
+
+
+def prior(counts: dict[str, float], smoothing: float = 1.0) -> AnswerPrior:
+  return AnswerPrior(counts=counts, smoothing=smoothing)
+
+
+def test_majority_counts_heads_whatever_their_weight():
+  vote = voting.majority(ballots(("1", 0.1), ("1", 0.1), ("2", 100.0), (None, 1.0)))
+  # 2 of 4 ballots, the runner-up has 1: margin 1/4. By weight "2" would win.
+  assert (vote.answer, vote.share, vote.confidence, vote.margin) == ("1", 0.5, 0.5, 0.25)
+  assert vote.counts == {"1": 0.5, "2": 0.25}
+  assert len(vote.ballots) == 4
+
+
+def test_spellings_of_one_answer_do_not_split_the_vote():
+  vote = voting.majority(ballots(("1/2", 1.0), ("0.5", 1.0), ("50%", 1.0), ("3", 1.0), ("3", 1.0)))
+  # By strings "3" would win with 2 of 5.
+  assert (vote.answer, vote.share) == ("0.5", 0.6)
+  assert vote.margin == pytest.approx(0.2)
+
+
+def test_entropy_weighted_adds_weights():
+  vote = voting.entropy_weighted(ballots(("1", 1.0), ("1", 1.0), ("2", 5.0), (None, 1.0)))
+  # 5 of 8, runner-up 2 of 8.
+  assert (vote.answer, vote.share, vote.margin) == ("2", 0.625, 0.375)
+
+
+@pytest.mark.parametrize("rule", voting.RULES.values(), ids=voting.RULES)
+class TestEveryRule:
+  def test_unanimous(self, rule):
+    vote = rule(heads(a=5), prior({"a": 60.0, "b": 4.0}))
+    assert (vote.answer, vote.confidence, vote.margin) == ("a", 1.0, 1.0)
+    assert voting.gate(vote, share=1.0, margin=1.0)
+
+  @pytest.mark.parametrize("table", [[], ballots((None, 1.0)), ballots(("", 1.0), (None, 2.0))])
+  def test_no_answers_abstain(self, rule, table):
+    vote = rule(table, AnswerPrior())
+    assert (vote.answer, vote.confidence, vote.share, vote.margin) == (None, 0.0, 0.0, 0.0)
+    assert not voting.gate(vote, share=0.0, margin=0.0)
+
+  def test_missing_answers_lower_the_share_and_never_win(self, rule):
+    vote = rule(heads(none=6, a=3, b=1), AnswerPrior())
+    # 3 of 10, not 3 of 4; None has most and does not win.
+    assert vote.answer == "a"
+    assert vote.share == pytest.approx(0.3)
+    assert vote.margin == pytest.approx(0.2)
+
+  def test_a_tie_is_deterministic_and_never_learned_from(self, rule):
+    for table in (heads(b=2, a=2, c=1), heads(c=1, a=2, b=2)):
+      vote = rule(table, AnswerPrior())
+      assert (vote.answer, vote.margin) == ("a", 0.0)
+      assert not voting.gate(vote, share=0.0, margin=0.0)
+
+  @settings(deadline=None, max_examples=50)
+  @given(TABLES, st.randoms(use_true_random=False))
+  def test_order_does_not_matter_and_shares_are_shares(self, rule, table, shuffler: random.Random):
+    state = prior({"1": 3.0, "cat": 1.0})
+    vote = rule(table, state)
+    again = rule(shuffler.sample(table, len(table)), state)
+    assert (again.answer, again.margin) == (vote.answer, pytest.approx(vote.margin, abs=1e-9))
+    assert math.fsum(vote.counts.values()) <= 1 + 1e-9
+    assert 0 <= vote.margin <= vote.share == vote.confidence <= 1 + 1e-9
+
+
+def test_dividing_by_the_prior_changes_the_winner_of_a_collapsed_stream():
+  """The policy says "1" to 60% of all questions: a lead of 14 to 12 speaks against "1"."""
+  seen = {"1": 60.0} | {str(d): 40 / 9 for d in (0, *range(2, 10))}
+  table = heads(**{"1": 14, "7": 12, "3": 6})
+  assert voting.majority(table).answer == "1"
+  vote = voting.prior_divided(table, prior(seen))
+  # Divisors are as 60 + 1 to 40/9 + 1 = 49/9.
+  # Scores 14/61 = 0.2295082, 12 * 9/49 = 2.2040816, 6 * 9/49 = 1.1020408: sum 3.5356306.
+  assert vote.answer == "7"
+  assert vote.share == pytest.approx(2.2040816 / 3.5356306, rel=1e-6)
+  assert vote.margin == pytest.approx(1.1020408 / 3.5356306, rel=1e-6)
+  # A vote near what the prior expects of every question says nothing, one well above it does.
+  assert voting.prior_divided(heads(**{"1": 31, "7": 1}), prior(seen)).answer == "1"
+
+
+def test_dividing_keeps_the_share_of_missing_answers():
+  vote = voting.prior_divided(heads(none=2, a=1, b=1), prior({"a": 9.0, "b": 1.0}))
+  # Half the voters had no answer. a : b = 1/10 : 1/2, so b gets 5/6 of the other half.
+  assert vote.answer == "b"
+  assert vote.share == pytest.approx(5 / 12)
+
+
+def test_weights_and_prior_together():
+  table = ballots(("a", 4.0), ("b", 1.0), ("b", 1.0))
+  # a: 4 / (3 + 1) = 1; b: 2 / (0 + 1) = 2.
+  vote = voting.entropy_weighted_prior_divided(table, prior({"a": 3.0}))
+  assert (vote.answer, vote.share) == ("b", pytest.approx(2 / 3))
+  assert voting.entropy_weighted(table).answer == "a"
+
+
+@settings(deadline=None)
+@given(TABLES)
+def test_cold_start_is_majority(table):
+  plain, divided = voting.majority(table), voting.prior_divided(table, AnswerPrior())
+  assert (divided.answer, divided.share, divided.margin) == (
+    plain.answer,
+    plain.share,
+    plain.margin,
+  )
+  assert divided.counts == plain.counts
+
+
+def test_a_stray_ballot_for_an_unseen_answer_does_not_win():
+  """A prior without smoothing never expects a new answer; one ballot would beat any number."""
+  saturated = AnswerPrior()
+  for _ in range(1000):
+    saturated = saturated.update({"1": 1.0})
+  assert saturated.counts["1"] == pytest.approx(100, rel=1e-3)  # 1 / (1 - 0.99)
+  # Raised by (100 + 5) / 5 = 21, not enough against 31.
+  assert voting.prior_divided(heads(**{"1": 31, "9": 1}), saturated).answer == "1"
+  assert voting.prior_divided(heads(**{"1": 29, "9": 3}), saturated).answer == "9"
+
+
+def test_prior_is_a_decayed_frequency():
+  first = AnswerPrior(decay=0.5, smoothing=1.0)
+  second = first.update({"1/2": 1.0}).update({"0.5": 0.5, "cat": 0.5})
+  # 1 * 0.5 + 0.5 for one half, by meaning; 0.5 for cat.
+  assert second.counts == {"0.5": 1.0, "cat": 0.5}
+  assert first.counts == {}
+  # Smoothing 1 for each of two seen and one unseen: (1 + 1) / (1.5 + 3).
+  assert second.expected("50%") == pytest.approx(2 / 4.5)
+  assert second.expected("cat") == pytest.approx(1.5 / 4.5)
+  assert second.expected("never seen") == pytest.approx(1 / 4.5)
+  assert first.expected("anything") == 1.0
+
+
+def test_prior_forgets_what_it_no_longer_hears():
+  state = AnswerPrior(decay=0.5).update({"old": 1.0})
+  for _ in range(20):
+    state = state.update({"new": 1.0})
+  # 0.5^20 is about 1e-6, under FORGET.
+  assert set(state.counts) == {"new"}
+
+
+def test_prior_survives_json():
+  state = AnswerPrior(decay=0.9, smoothing=2.0).update({"a": 0.75, "b": 0.25})
+  restored = AnswerPrior(**json.loads(json.dumps(state.to_dict())))
+  assert restored == state
+
+
+@pytest.mark.parametrize(
+  ("share", "margin", "passes"),
+  [
+    (0.5, 0.25, True),
+    (0.51, 0.25, False),
+    (0.5, 0.26, False),
+    (0.375, 0.125, True),
+    (0.0, 0.0, True),
+  ],
+)
+def test_gate_needs_share_and_margin(share, margin, passes):
+  vote = voting.majority(heads(a=2, b=1, c=1))  # share 0.5, margin 0.25, both exact in binary
+  assert voting.gate(vote, share=share, margin=margin) == passes
+
+
+def test_gate_thresholds_are_fractions():
+  with pytest.raises(ValueError, match="share 60.0 and margin 0.1 must lie in"):
+    voting.gate(voting.majority(heads(a=1)), share=60.0, margin=0.1)
+
+
+def test_near_ties_by_rounding_are_ties():
+  # 0.1 + 0.2 > 0.3 in floating point.
+  vote = voting.entropy_weighted(ballots(("b", 0.1), ("b", 0.2), ("a", 0.3)))
+  assert (vote.answer, vote.margin) == ("a", 0.0)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_impossible_weights_are_refused(weight):
+  with pytest.raises(ValueError, match="ballot for '1' must be finite and not negative"):
+    voting.entropy_weighted(ballots(("1", weight)))
+
+
+def test_weights_of_voters():
+  # A uniform guess among ten at temperature 1 counts a tenth of a certain voter.
+  assert voting.entropy_weight(math.log(10), temperature=1.0) == pytest.approx(0.1)
+  assert voting.entropy_weight(0.0, temperature=0.5) == 1.0
+  assert voting.similarity_weight(1.0, bandwidth=0.1) == 1.0
+  # float32 dot products of unit vectors may exceed 1 by rounding.
+  assert voting.similarity_weight(1.0 + 1e-6, bandwidth=0.1) == 1.0
+  assert voting.similarity_weight(0.9, bandwidth=0.1) == pytest.approx(math.exp(-1))
+  with pytest.raises(ValueError, match="entropy -0.1"):
+    voting.entropy_weight(-0.1, temperature=1.0)
+  with pytest.raises(ValueError, match="cosine 2.0"):
+    voting.similarity_weight(2.0, bandwidth=1.0)
+
+
+def test_a_memory_neighbour_is_a_ballot():
+  table = [*heads(a=1, b=1), Ballot(answer="b", weight=0.5, view="memory", source="experience-3")]
+  vote = voting.entropy_weighted(table)
+  assert (vote.answer, vote.share) == ("b", pytest.approx(0.6))
+  assert [b.source for b in vote.ballots] == ["self", "self", "experience-3"]

@@ -1,0 +1,155 @@
+"""Training state on disk, atomically: a step's directory appears whole or not at all (Orbax)."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+PyTree: TypeAlias = Any
+
+
+class Checkpoints:
+  """The last `keep` checkpoints of a directory, one numbered subdirectory a step.
+
+  A process killed while saving leaves the earlier ones usable; what it half wrote is removed on the
+  next opening.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int, background: bool = False):
+    """Creates nothing before the first save. `background`: save() does not wait for the disk."""
+    if keep < 1:
+      raise ValueError(f"keep {keep} must be at least 1")
+    self.directory = Path(directory).absolute()
+    self._options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      enable_async_checkpointing=background,
+      cleanup_tmp_directories=True,
+    )
+    self._opened: ocp.CheckpointManager | None = None
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self.close()
+
+  def save(self, step: int, state: PyTree, extra: Mapping[str, Any]) -> None:
+    """Writes the state (arrays, typed PRNG keys) and JSON-able `extra` as one unit.
+
+    Raises ValueError if this step is already there.
+    """
+    manager = self._manager()
+    if step in manager.all_steps():
+      raise ValueError(f"checkpoint {self.directory} already has step {step}")
+    raw = jax.tree.map(_to_saved, state)
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(raw),
+        extra=ocp.args.JsonSave(dict(extra)),
+        layout=ocp.args.JsonSave({"leaves": _layout(state), "keys": _key_impls(state)}),
+      ),
+      force=True,
+    )
+
+  def restore(self, like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict] | None:
+    """(state, extra) of a step, the latest by default; None where nothing was ever saved.
+
+    `like` gives structure, shapes, dtypes and shardings: arrays or `jax.ShapeDtypeStruct`. Raises
+    ValueError naming every leaf that is missing, unexpected, or of another shape or dtype, and
+    FileNotFoundError for a step that isn't there.
+    """
+    if step is None:
+      step = self.latest_step()
+    if step is None:
+      return None
+    if not self.directory.is_dir() or step not in self._manager().all_steps():
+      raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
+    manager = self._manager()
+    about = manager.restore(
+      step, args=ocp.args.Composite(extra=ocp.args.JsonRestore(), layout=ocp.args.JsonRestore())
+    )
+    _check_layout(f"checkpoint {self.directory} step {step}", about.layout["leaves"], _layout(like))
+    abstract = jax.tree.map(_abstract, like)
+    raw = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+    impls = about.layout["keys"]
+    state = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: _from_saved(leaf, impls.get(jax.tree_util.keystr(path))), raw.state
+    )
+    return state, dict(about.extra)
+
+  def latest_step(self) -> int | None:
+    """The newest complete step, None if there is none."""
+    return self._manager().latest_step() if self.directory.is_dir() else None
+
+  def wait(self) -> None:
+    """Until a background save is complete on disk; raises what it raised."""
+    if self._opened is not None:
+      self._opened.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases Orbax's threads."""
+    if self._opened is not None:
+      self._opened.close()
+      self._opened = None
+
+  def _manager(self) -> ocp.CheckpointManager:
+    if self._opened is None:
+      logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs some 20 lines a save.
+      self._opened = ocp.CheckpointManager(self.directory, options=self._options)
+    return self._opened
+
+
+def _is_key(leaf) -> bool:
+  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_saved(leaf):
+  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _from_saved(leaf, impl: str | None):
+  return leaf if impl is None else jax.random.wrap_key_data(leaf, impl=impl)
+
+
+def _abstract(leaf):
+  if _is_key(leaf):
+    return jax.eval_shape(jax.random.key_data, leaf)
+  if isinstance(leaf, np.ndarray | np.generic):
+    return leaf
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _key_impls(tree: PyTree) -> dict[str, str]:
+  """Path of each typed PRNG key -> the name of its implementation."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path): str(jax.random.key_impl(leaf))
+    for path, leaf in leaves
+    if _is_key(leaf)
+  }
+
+
+def _layout(tree: PyTree) -> dict[str, list]:
+  """Path of each leaf -> [shape, dtype]."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves
+  }
+
+
+def _check_layout(where: str, stored: Mapping[str, list], wanted: Mapping[str, list]) -> None:
+  problems = [f"{p} is not in the checkpoint" for p in sorted(wanted.keys() - stored.keys())]
+  problems += [f"{p} is only in the checkpoint" for p in sorted(stored.keys() - wanted.keys())]
+  problems += [
+    f"{p} is {stored[p]} in the checkpoint, {wanted[p]} is wanted"
+    for p in sorted(wanted.keys() & stored.keys())
+    if stored[p] != wanted[p]
+  ]
+  if problems:
+    raise ValueError(f"{where} does not fit: " + "; ".join(problems))

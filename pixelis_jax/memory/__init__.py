@@ -1,0 +1,1 @@
+"""Experiences: on disk (`store`), as bytes (`codec`), nearest by their keys (`index`)."""

@@ -1,0 +1,1 @@
+"""What people look at: the self-contained report of a run."""

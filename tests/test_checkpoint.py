@@ -1,0 +1,151 @@
+"""checkpoint.py: bit-exact, atomic, and clear about what doesn't fit."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pixelis_jax.checkpoint import Checkpoints
+
+
+def train_state(seed=0):
+  """A TrainState-like tree: every dtype a program stores."""
+  rng = np.random.default_rng(seed)
+  params = {
+    "decoder": {"kernel": jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)},
+    "embed": jnp.asarray(rng.standard_normal((5, 4)), jnp.bfloat16),
+  }
+  tx = optax.adam(1e-3)
+  grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.5, p.dtype), params)
+  with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 count.
+    _, opt_state = tx.update(grads, tx.init(params), params)
+  return {
+    "step": jnp.asarray(3, jnp.int32),
+    "params": params,
+    "opt_state": opt_state,
+    "rng": jax.random.key(seed),
+    "raw_rng": jax.random.key_data(jax.random.key(seed + 1)),
+  }
+
+
+def bits(leaf):
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return str(leaf.dtype), np.asarray(jax.random.key_data(leaf)).tobytes()
+  return str(leaf.dtype), np.asarray(leaf).tobytes()
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  assert [bits(x) for x in jax.tree.leaves(a)] == [bits(x) for x in jax.tree.leaves(b)]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_roundtrip_is_bit_exact(tmp_path, background):
+  state = train_state()
+  with Checkpoints(tmp_path / "c", keep=2, background=background) as checkpoints:
+    checkpoints.save(3, state, {"cursor": 17, "name": "stream"})
+    checkpoints.wait()
+  with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+    restored, extra = checkpoints.restore(train_state(seed=1))
+  assert_same(restored, state)
+  assert extra == {"cursor": 17, "name": "stream"}
+  # The restored key draws what the saved one draws: its implementation came back too.
+  assert jax.random.bits(restored["rng"]) == jax.random.bits(state["rng"])
+
+
+def test_restores_like_abstract_values(tmp_path):
+  state = train_state()
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(0, state, {})
+    restored, _ = checkpoints.restore(jax.eval_shape(lambda: train_state()))
+  assert_same(restored, state)
+
+
+def test_nothing_saved_is_none_and_creates_nothing(tmp_path):
+  with Checkpoints(tmp_path / "missing", keep=1) as checkpoints:
+    assert checkpoints.latest_step() is None
+    assert checkpoints.restore(train_state()) is None
+    checkpoints.wait()
+  assert not (tmp_path / "missing").exists()
+
+
+def test_keeps_the_last_and_restores_the_latest(tmp_path):
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    for step in (1, 2, 10):
+      checkpoints.save(step, {"x": jnp.asarray([step], jnp.int32)}, {"step": step})
+    assert checkpoints.latest_step() == 10  # Not 2: steps are numbers, not names.
+    like = {"x": jnp.asarray([0], jnp.int32)}
+    assert checkpoints.restore(like)[1] == {"step": 10}
+    assert checkpoints.restore(like, step=2)[0]["x"].tolist() == [2]
+    with pytest.raises(FileNotFoundError, match="no step 1"):
+      checkpoints.restore(like, step=1)
+    with pytest.raises(ValueError, match="already has step 10"):
+      checkpoints.save(10, like, {})
+
+
+def test_restore_keeps_the_sharding_asked_for(tmp_path):
+  devices = np.array(jax.devices()[:2])
+  mesh = jax.sharding.Mesh(devices, ("data",))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(0, {"x": jnp.arange(4, dtype=jnp.int32)}, {})
+    like = {"x": jax.ShapeDtypeStruct((4,), jnp.int32, sharding=sharding)}
+    restored, _ = checkpoints.restore(like)
+  assert restored["x"].sharding == sharding
+  assert restored["x"].tolist() == [0, 1, 2, 3]
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    saved = {"a": jnp.zeros((2,), jnp.float32), "b": jnp.zeros((3,), jnp.float32)}
+    checkpoints.save(0, saved | {"c": jnp.zeros((1,), jnp.float32)}, {})
+    wanted = {"a": jnp.zeros((4,), jnp.float32), "b": jnp.zeros((3,), jnp.bfloat16)}
+    with pytest.raises(ValueError) as caught:
+      checkpoints.restore(wanted | {"d": jnp.zeros((1,), jnp.float32)})
+  message = str(caught.value)
+  assert "['d'] is not in the checkpoint" in message
+  assert "['c'] is only in the checkpoint" in message
+  assert "['a'] is [[2], 'float32'] in the checkpoint, [[4], 'float32'] is wanted" in message
+  assert "['b'] is [[3], 'float32'] in the checkpoint, [[3], 'bfloat16'] is wanted" in message
+
+
+def test_keep_must_be_positive(tmp_path):
+  with pytest.raises(ValueError, match="keep 0 must be at least 1"):
+    Checkpoints(tmp_path, keep=0)
+
+
+KILLED = textwrap.dedent("""
+  import os, signal, sys
+  import jax.numpy as jnp
+  from pixelis_jax.checkpoint import Checkpoints
+  checkpoints = Checkpoints(sys.argv[1], keep=3)
+  checkpoints.save(1, {"x": jnp.ones((4,), jnp.float32)}, {"step": 1})
+  rename = os.rename
+  def die(source, *a, **k):  # Everything is written, only the commit is missing.
+    if "tmp" in os.path.basename(str(source)):
+      os.kill(os.getpid(), signal.SIGKILL)
+    return rename(source, *a, **k)
+  os.rename = os.replace = die
+  checkpoints.save(2, {"x": jnp.zeros((4,), jnp.float32)}, {"step": 2})
+""")
+
+
+def test_killed_while_saving_leaves_the_earlier_one(tmp_path):
+  killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ)
+  assert killed.returncode == -signal.SIGKILL
+  assert any("tmp" in p.name for p in tmp_path.iterdir())  # It did die between writing and commit.
+  with Checkpoints(tmp_path, keep=3) as checkpoints:
+    assert checkpoints.latest_step() == 1
+    restored, extra = checkpoints.restore({"x": jnp.zeros((4,), jnp.float32)})
+    assert restored["x"].tolist() == [1, 1, 1, 1]
+    assert extra == {"step": 1}
+    checkpoints.save(2, {"x": jnp.zeros((4,), jnp.float32)}, {"step": 2})
+    assert checkpoints.latest_step() == 2
+  assert not any("tmp" in p.name for p in tmp_path.iterdir())

@@ -1,0 +1,188 @@
+"""metrics.py: nothing lost or repeated on resuming, every metric explained, intervals derived."""
+
+import json
+import math
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelis_jax.metrics import (
+  METRICS,
+  Metrics,
+  TrajectoryLog,
+  interval,
+  mean_interval,
+  read_lines,
+)
+from pixelis_jax.types import Box, Picture, Status, Step, ToolCall, ToolResult, Trajectory, Vote
+from tests import fakes
+
+
+def steps(path):
+  return [line["step"] for line in read_lines(path)]
+
+
+def test_scalars_of_every_kind_are_written(tmp_path):
+  with Metrics(tmp_path / "run") as metrics:
+    metrics.log(3, {"loss": jnp.float32(0.5), "lr": np.float64(0.25), "tokens": 7})
+    metrics.log(4, {"shifted/accuracy": 1.0, "loss": math.nan, "grad_norm": math.inf})
+  first, second = read_lines(tmp_path / "run" / "metrics.jsonl")
+  assert (first["step"], first["loss"], first["lr"], first["tokens"]) == (3, 0.5, 0.25, 7.0)
+  assert second["shifted/accuracy"] == 1.0
+  assert second["loss"] is None and second["grad_norm"] is None  # Strict JSON readers know no NaN.
+  assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_a_line_is_on_disk_when_log_returns(tmp_path):
+  with Metrics(tmp_path) as metrics:
+    metrics.log(1, {"loss": 1.0})
+    assert steps(tmp_path / "metrics.jsonl") == [1]
+
+
+def test_an_unexplained_metric_is_refused_with_the_nearest(tmp_path):
+  with Metrics(tmp_path) as metrics:
+    with pytest.raises(ValueError, match="'grad_nrom' is not explained.*'grad_norm'"):
+      metrics.log(0, {"grad_nrom": 1.0})
+    with pytest.raises(ValueError, match="'shifted/acuracy'.*'accuracy'"):
+      metrics.log(0, {"loss": 1.0, "shifted/acuracy": 1.0})
+  assert read_lines(tmp_path / "metrics.jsonl") == []  # Not even the good half.
+
+
+def test_explanations_are_sentences():
+  for name, text in METRICS.items():
+    assert text.endswith(".") and len(text.split()) > 3, name
+    assert "/" not in name, f"{name}: the slash separates a prefix"
+
+
+def test_resuming_cuts_the_torn_line_and_what_will_be_done_again(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  with Metrics(tmp_path) as metrics:
+    for step in (1, 2, 3, 4):
+      metrics.log(step, {"loss": float(step)})
+  path.write_bytes(path.read_bytes() + b'{"step": 5, "lo')  # Killed in the middle of a write.
+  assert steps(path) == [1, 2, 3, 4]
+  with Metrics(tmp_path) as metrics:  # Without a step everything complete stays.
+    assert steps(path) == [1, 2, 3, 4]
+    metrics.log(5, {"loss": 5.0})
+  # The checkpoint is of step 2: steps 3 to 5 run again.
+  with Metrics(tmp_path, resume=2) as metrics:
+    assert steps(path) == [1, 2]
+    metrics.log(3, {"loss": 30.0})
+  assert [line["loss"] for line in read_lines(path)] == [1.0, 2.0, 30.0]
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+  (tmp_path / "x.jsonl").write_text('{"step": 1}\nnonsense\n')
+  with pytest.raises(ValueError, match=r"x\.jsonl line 2 is not JSON"):
+    read_lines(tmp_path / "x.jsonl")
+
+
+def test_threads_do_not_tear_each_others_lines(tmp_path):
+  with Metrics(tmp_path) as metrics:
+
+    def work(offset):
+      for i in range(50):
+        metrics.log(offset + i, {"loss": 1.0, "vote_share": 0.5})
+
+    threads = [threading.Thread(target=work, args=(100 * t,)) for t in range(4)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  expected = sorted(100 * t + i for t in range(4) for i in range(50))
+  assert sorted(steps(tmp_path / "metrics.jsonl")) == expected
+
+
+def played(crop_seed=1):
+  task = fakes.task("q1", question="which <digit>?", answer="7", kind="read")
+  crop = Picture(pixels=fakes.image(4, 5, seed=crop_seed), source=0, box=Box(1.0, 2.0, 6.0, 6.5))
+  look = ToolCall(name="zoom_in", arguments={"bbox_2d": [1, 2, 6, 6.5]})
+  turns = (
+    Step(
+      completion=fakes.completion("look"),
+      call=look,
+      result=ToolResult(text="here", images=(crop,)),
+    ),
+    Step(completion=fakes.completion("bad"), result=ToolResult(text="", error="no such tool")),
+    Step(completion=fakes.completion("\\boxed{3}")),
+  )
+  return Trajectory(task=task, steps=turns, status=Status.ANSWERED, answer="3")
+
+
+VOTE = Vote(
+  answer="3", confidence=0.5, share=0.75, margin=0.5, counts={"3": 0.75, "7": 0.25}, ballots=()
+)
+
+
+def test_a_trajectory_is_written_whole_without_its_label(tmp_path):
+  with TrajectoryLog(tmp_path) as log:
+    log.write(8, "stream", played(), VOTE, {"gated": True})
+    log.write(9, "after", played(), truth="7")
+  first, second = read_lines(tmp_path / "trajectories.jsonl")
+  assert first["truth"] is None  # task.answer is "7": it must not leak into the stream's log.
+  assert '"7"' not in json.dumps({k: v for k, v in first.items() if k != "vote"})
+  assert second["truth"] == "7" and second["vote"] is None
+  assert (first["id"], first["step"], first["tag"], first["kind"]) == ("q1", 8, "stream", "read")
+  assert (first["question"], first["answer"]) == ("which <digit>?", "3")
+  assert first["status"] == "answered" and first["extra"] == {"gated": True}
+  assert first["vote"] == {
+    "answer": "3",
+    "confidence": 0.5,
+    "share": 0.75,
+    "margin": 0.5,
+    "counts": {"3": 0.75, "7": 0.25},
+  }
+  look, bad, answer = first["turns"]
+  assert look["call"] == {"name": "zoom_in", "arguments": {"bbox_2d": [1, 2, 6, 6.5]}}
+  assert (look["text"], look["result_text"], look["error"]) == ("look", "here", None)
+  (picture,) = look["images"]
+  assert (picture["box"], picture["source"]) == ([1.0, 2.0, 6.0, 6.5], 0)
+  assert bad["error"] == "no such tool" and bad["call"] is None and bad["images"] == []
+  assert answer["text"] == "\\boxed{3}" and answer["result_text"] is None
+  with Image.open(tmp_path / picture["path"]) as image:
+    np.testing.assert_array_equal(np.array(image), fakes.image(4, 5, seed=1))
+  with Image.open(tmp_path / first["images"][0]) as image:
+    np.testing.assert_array_equal(np.array(image), fakes.image())
+
+
+def test_equal_images_are_saved_once(tmp_path):
+  with TrajectoryLog(tmp_path) as log:
+    log.write(1, "a", played())
+    log.write(2, "a", played())
+    log.write(3, "a", played(crop_seed=2))
+  assert len(list((tmp_path / "images").iterdir())) == 3  # The task's, and two different crops.
+
+
+def test_trajectories_resume_like_metrics(tmp_path):
+  with TrajectoryLog(tmp_path) as log:
+    for step in (1, 2, 3):
+      log.write(step, "a", played())
+  with TrajectoryLog(tmp_path, resume=1) as log:
+    log.write(2, "again", played())
+  lines = read_lines(tmp_path / "trajectories.jsonl")
+  assert [(line["step"], line["tag"]) for line in lines] == [(1, "a"), (2, "again")]
+
+
+def test_wilson_interval():
+  # p = 1/2, n = 10, z2 = 3.8414588: centre 1/2; half = sqrt(z2 (0.025 + z2 / 400)) / (1 + z2 / 10)
+  # = sqrt(0.0960365 + 0.0368920) / 1.3841459 = 0.3645936 / 1.3841459 = 0.2634069. The normal
+  # approximation would give 0.31.
+  low, high = interval(5, 10)
+  assert (low, high) == pytest.approx((0.2365931, 0.7634069), abs=1e-6)
+  # All of 10: [n / (n + z2), 1] = 10 / 13.8414588; the normal approximation would be [1, 1].
+  assert interval(10, 10) == (pytest.approx(0.7224672, abs=1e-6), 1.0)
+  assert interval(0, 10) == (0.0, pytest.approx(1 - 0.7224672, abs=1e-6))
+  assert interval(0, 0) == (0.0, 1.0)
+  with pytest.raises(ValueError, match="successes 3 must be between 0 and n = 2"):
+    interval(3, 2)
+
+
+def test_mean_interval_is_students():
+  # Mean 2, standard deviation 1 (n - 1), three values: t(2, 0.975) = 4.302653; 4.302653 / sqrt(3)
+  # = 2.484138. The normal's 1.96 would give 1.13, dividing by n in the deviation 2.03.
+  assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
+  with pytest.raises(ValueError, match="at least 2 values, got 1"):
+    mean_interval([1.0])

@@ -1,0 +1,122 @@
+"""Demonstrations of looking before answering: written by rule, executed and checked before use."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from pixelis_jax.data.scenes import CANVAS, DIGIT
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.types import Box, Demo, DemoTurn, Task, ToolCall, ToolResult
+
+TIGHT = 0.8
+OFF = 0.75
+ANSWER = r"\boxed{{{}}}"
+
+
+def call_text(call: ToolCall) -> str:
+  """The call as the policy writes it: Hermes tags around one line of JSON."""
+  body = json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+  return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def demo(
+  task: Task,
+  rng: np.random.Generator,
+  toolbox: Toolbox,
+  *,
+  mistakes: float = 0.0,
+  elsewhere: Sequence[Box] = (),
+) -> Demo:
+  """Zoom into the evidence, then answer; every call is really run and its picture checked.
+
+  Args:
+    task: With its answer and its evidence box.
+    toolbox: Holds `zoom_in`; its `shown_size` gives the frame of the call's coordinates.
+    mistakes: Share of demonstrations that first look at one of `elsewhere`, then correct
+      themselves. The wrong look is shown but not supervised.
+    elsewhere: Boxes in source pixels that are not the evidence.
+
+  Raises:
+    ValueError: the task has no answer or no evidence, there is nowhere else to look, or the call
+      does not show the evidence.
+  """
+  if task.answer is None or not task.boxes:
+    raise ValueError(f"task {task.id} needs an answer and an evidence box to be demonstrated")
+  if mistakes and not elsewhere:
+    raise ValueError(f"task {task.id}: mistakes {mistakes} need boxes elsewhere to look at")
+  turns = []
+  if mistakes and rng.random() < mistakes:
+    wrong = elsewhere[int(rng.integers(len(elsewhere)))]
+    turns.append(_look(task, wrong, rng, toolbox, supervised=False, earlier=()))
+  earlier = tuple(turn.result for turn in turns)
+  look = _look(task, task.boxes[0], rng, toolbox, supervised=True, earlier=earlier)
+  _verify(task, look.result)
+  final = DemoTurn(text=ANSWER.format(task.answer), result=None)
+  return Demo(task=task, turns=(*turns, look, final))
+
+
+def direct(task: Task) -> Demo:
+  """The answer at once, from what the task's own images show."""
+  return Demo(task=task, turns=(DemoTurn(text=ANSWER.format(task.answer), result=None),))
+
+
+def reading(demo: Demo) -> Demo:
+  """The last picture of a demonstration, asked about by itself and answered at once."""
+  picture = demo.turns[-2].result.images[0]
+  task = dataclasses.replace(demo.task, images=(picture.pixels,), boxes=())
+  return direct(task)
+
+
+def shown_box(
+  task: Task, box: Box, rng: np.random.Generator, toolbox: Toolbox
+) -> tuple[int, int, int, int]:
+  """A square of whole shown pixels about the middle of a source box, up to `OFF` pixels beside it.
+
+  Square, because Qwen's resizing keeps the aspect: a square crop is shown at one size always. Its
+  side is `TIGHT` of the box's: what is framed matters, not the frame.
+  """
+  height, width = task.images[0].shape[:2]
+  shown_height, shown_width = toolbox.shown_size(height, width)
+  across, along = shown_width / width, shown_height / height
+  side = round(TIGHT * max(box.width * across, box.height * along)) + int(rng.integers(2))
+  x, y = box.center
+  x0 = _start(rng, x * across, side, shown_width)
+  y0 = _start(rng, y * along, side, shown_height)
+  return x0, y0, x0 + side, y0 + side
+
+
+def _start(rng: np.random.Generator, center: float, side: int, limit: int) -> int:
+  """A whole start of `side` pixels around `center`, within [0, limit)."""
+  start = round(center - side / 2 + rng.uniform(-OFF, OFF))
+  return min(max(start, 0), limit - side)
+
+
+def _look(
+  task: Task,
+  box: Box,
+  rng: np.random.Generator,
+  toolbox: Toolbox,
+  *,
+  supervised: bool,
+  earlier: Sequence[ToolResult],
+) -> DemoTurn:
+  corners = list(shown_box(task, box, rng, toolbox))
+  call = ToolCall(name="zoom_in", arguments={"bbox_2d": corners})
+  result = toolbox.run(call, task, earlier)
+  if result.error is not None:
+    raise ValueError(f"task {task.id}: demonstrated call {corners} failed: {result.error}")
+  return DemoTurn(text=call_text(call), result=result, supervised=supervised)
+
+
+def _verify(task: Task, result: ToolResult) -> None:
+  """The picture holds the digit, which lies in the middle of the evidence box."""
+  x, y = task.boxes[0].center
+  half = DIGIT / 2
+  for picture in result.images:
+    box = picture.box
+    inside = box.x0 <= x - half and x + half <= box.x1 and box.y0 <= y - half and y + half <= box.y1
+    if inside and picture.source == 0 and box.width < CANVAS / 4:
+      return
+  raise ValueError(f"task {task.id}: the call does not show its evidence {task.boxes[0]}")

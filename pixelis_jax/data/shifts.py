@@ -1,0 +1,79 @@
+"""Distribution shifts of the digit scenes: how digits come to look different from training.
+
+Frames, shapes, layout, question and answer stay; only the digits change (`static` replaces the
+whole picture, so nothing can be read and only chance remains). A shift acts at one of three stages:
+`ink` on a glyph's coverage, `plate` on a plate's interior, `image` on the canvas.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from scipy import ndimage
+
+from pixelis_jax.types import value
+
+Ink = Float32[np.ndarray, "side side"]
+Plate = Float32[np.ndarray, "side side 3"]
+
+
+@value
+class Shift:
+  """What happens at each stage; None leaves the stage as it is."""
+
+  ink: Callable[[Ink], Ink] | None = None
+  plate: Callable[[Plate, np.random.Generator], Plate] | None = None
+  image: Callable[[UInt8[np.ndarray, "height width 3"], np.random.Generator], np.ndarray] | None = (
+    None
+  )
+
+
+def rotate(ink: Ink, *, degrees: float) -> Ink:
+  """Handwriting turned counter-clockwise inside its upright plate."""
+  turned = Image.fromarray(ink).rotate(degrees, resample=Image.Resampling.BICUBIC)
+  return np.clip(np.asarray(turned), 0.0, 1.0)
+
+
+def dim(plate: Plate, rng: np.random.Generator, *, contrast: float) -> Plate:
+  """A faded plate: `contrast` of the usual differences from its mean."""
+  del rng
+  mean = plate.mean(dtype=np.float32)
+  return mean + np.float32(contrast) * (plate - mean)
+
+
+def blur(plate: Plate, rng: np.random.Generator, *, sigma: float) -> Plate:
+  """Gaussian blur, sigma in source pixels; the frame does not bleed in."""
+  del rng
+  return ndimage.gaussian_filter(plate, (sigma, sigma, 0.0), mode="nearest")
+
+
+def invert(plate: Plate, rng: np.random.Generator) -> Plate:
+  """Dark ink on a light plate."""
+  del rng
+  return np.float32(255) - plate
+
+
+def noise(plate: Plate, rng: np.random.Generator, *, sigma: float) -> Plate:
+  """Independent Gaussian noise on each pixel and channel; sigma in grey levels of 255."""
+  return plate + np.float32(sigma) * rng.standard_normal(plate.shape, dtype=np.float32)
+
+
+def static(
+  image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+  """Uniform random noise instead of the picture: the answer cannot be seen."""
+  return rng.integers(0, 256, image.shape, dtype=np.uint8)
+
+
+# Name -> shift, strengths included.
+SHIFTS: dict[str, Shift] = {
+  "none": Shift(),
+  "rotate": Shift(ink=functools.partial(rotate, degrees=25.0)),
+  "dim": Shift(plate=functools.partial(dim, contrast=0.25)),
+  "invert": Shift(plate=invert),
+  "noise": Shift(plate=functools.partial(noise, sigma=60.0)),
+  "blur": Shift(plate=functools.partial(blur, sigma=1.0)),
+  "static": Shift(image=static),
+}

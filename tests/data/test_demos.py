@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+
+from pixelis_jax.data import demos, scenes
+from pixelis_jax.data.tasks import DemoSource, TaskSource
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.types import Box, Picture, ToolCall, ToolResult
+
+TASKS = TaskSource(split="stream", size=50)
+
+
+def rng(seed=0):
+  return np.random.default_rng(seed)
+
+
+def called_box(turn):
+  body = json.loads(turn.text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"))
+  assert body["name"] == "zoom_in"
+  return body["arguments"]["bbox_2d"]
+
+
+def test_call_is_written_as_the_policy_writes_it():
+  call = ToolCall(name="zoom_in", arguments={"bbox_2d": [34, 56, 44, 66]})
+  assert demos.call_text(call) == (
+    '<tool_call>\n{"name": "zoom_in", "arguments": {"bbox_2d": [34, 56, 44, 66]}}\n</tool_call>'
+  )
+
+
+def test_demo_looks_at_the_evidence_then_answers(toolbox):
+  for i in range(50):
+    task = TASKS[i]
+    look, answer = demos.demo(task, rng(i), toolbox).turns
+    x0, y0, x1, y1 = called_box(look)
+    box = task.boxes[0]
+    # 448 / 112: a shown pixel is 4 source pixels. A plate is 10 of them, its inside 7.
+    assert x1 - x0 == y1 - y0 and 7 <= x1 - x0 <= 13
+    half = scenes.DIGIT / 2
+    x, y = box.center
+    assert 4 * x0 <= x - half and x + half <= 4 * x1 and 4 * y0 <= y - half and y + half <= 4 * y1
+    # Nothing of another plate, which is at least 12 source pixels away, is shown.
+    seen = Box(4.0 * x0, 4.0 * y0, 4.0 * x1, 4.0 * y1)
+    others = [p.box for p in TASKS.scene(i).plates if p.box != box]
+    assert max(seen.iou(other) for other in others) <= 0.0
+    (picture,) = look.result.images
+    assert picture.box == Box(4.0 * x0, 4.0 * y0, 4.0 * x1, 4.0 * y1)
+    np.testing.assert_array_equal(picture.pixels, task.images[0][4 * y0 : 4 * y1, 4 * x0 : 4 * x1])
+    assert answer.text == f"\\boxed{{{task.answer}}}" and answer.result is None
+    assert look.supervised and answer.supervised
+
+
+def test_boxes_vary_with_the_generator_alone(toolbox):
+  boxes = [called_box(demos.demo(TASKS[0], rng(seed), toolbox).turns[0]) for seed in range(20)]
+  again = [called_box(demos.demo(TASKS[0], rng(seed), toolbox).turns[0]) for seed in range(20)]
+  assert boxes == again and len({tuple(box) for box in boxes}) > 5
+
+
+def test_box_at_the_corner_of_the_image_stays_inside(toolbox):
+  corner = Box(408.0, 408.0, 448.0, 448.0)
+  for seed in range(20):
+    x0, y0, x1, y1 = demos.shown_box(TASKS[0], corner, rng(seed), toolbox)
+    # The plate's middle is at 107 of 112, 5 from the edge.
+    assert x0 < 107 < x1 <= 112 and y0 < 107 < y1 <= 112
+  edge = Box(0.0, 0.0, 8.0, 448.0)
+  x0, y0, x1, y1 = demos.shown_box(TASKS[0], edge, rng(), toolbox)
+  assert x0 == 0 and 0 <= y0 < y1 <= 112
+
+
+def test_mistakes_are_shown_but_not_supervised(toolbox):
+  source = DemoSource(tasks=TASKS, toolbox=toolbox, mistakes=1.0)
+  for i in range(20):
+    demo = source[i]
+    wrong, look, answer = demo.turns
+    assert (wrong.supervised, look.supervised, answer.supervised) == (False, True, True)
+    (seen,) = wrong.result.images
+    (box,) = demo.task.boxes
+    assert seen.box.iou(box) < 0.2
+    # It is another plate, not background.
+    plates = [p.box for p in TASKS.scene(i).plates if p.box != box]
+    assert max(seen.box.iou(p) for p in plates) > 0.4
+
+
+def test_share_of_mistakes(toolbox):
+  source = DemoSource(tasks=TaskSource(split="stream", size=200), toolbox=toolbox, mistakes=0.3)
+  corrected = sum(len(source[i].turns) == 3 for i in range(200))
+  # Binomial(200, 0.3): 60, deviation 6.5.
+  assert 34 < corrected < 86
+
+
+def test_a_picture_without_the_digit_is_refused(monkeypatch, toolbox):
+  task = TASKS[0]
+  away = Box(0.0, 0.0, 8.0, 8.0)
+  elsewhere = ToolResult(
+    text="", images=(Picture(pixels=np.zeros((8, 8, 3), np.uint8), source=0, box=away),)
+  )
+  monkeypatch.setattr(Toolbox, "run", lambda *args: elsewhere)
+  with pytest.raises(ValueError, match="does not show its evidence"):
+    demos.demo(task, rng(), toolbox)
+
+
+def test_failed_call_is_refused():
+  box = Toolbox([], shown_size=lambda height, width: (112, 112))
+  with pytest.raises(ValueError, match="failed: unknown tool"):
+    demos.demo(TASKS[0], rng(), box)
+
+
+def test_unlabelled_task_and_nowhere_to_err(toolbox):
+  source = TASKS[0]
+  bare = type(source)(id="a", images=source.images, question="?", answer=None)
+  with pytest.raises(ValueError, match="needs an answer and an evidence box"):
+    demos.demo(bare, rng(), toolbox)
+  with pytest.raises(ValueError, match="need boxes elsewhere"):
+    demos.demo(source, rng(), toolbox, mistakes=0.5)
+
+
+def test_digit_lies_in_the_middle_of_its_box():
+  # _verify takes the digit to be DIGIT wide around the box's centre.
+  assert (scenes.PLATE - scenes.DIGIT) % 2 == 0

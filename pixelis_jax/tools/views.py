@@ -105,11 +105,14 @@ def _rotated(pixels: Pixels, box: tuple[int, int, int, int], degrees: float) -> 
 
 
 def _stretched(pixels: np.ndarray) -> np.ndarray:
-  """The 1st and 99th percentile of luminance (Rec. 601) become 0 and 255; one map for all channels.
+  """The middle's 1st and 99th percentile of luminance (Rec. 601) become 0 and 255, in all channels.
 
-  A crop of one luminance has nothing to stretch and is returned as it is.
+  The middle is the central half of each side: what a box is put around. With the whole crop, a
+  bright frame would keep faint writing faint. A middle of one luminance has nothing to stretch.
   """
-  luminance = pixels @ np.array([0.299, 0.587, 0.114])
+  height, width = pixels.shape[:2]
+  middle = pixels[height // 4 : height - height // 4, width // 4 : width - width // 4]
+  luminance = middle @ np.array([0.299, 0.587, 0.114])
   low, high = np.percentile(luminance, (1.0, 99.0))
   if high - low < 1.0:
     return pixels

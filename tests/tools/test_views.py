@@ -120,6 +120,15 @@ def test_stretch_maps_the_percentiles_and_keeps_hue():
   np.testing.assert_array_equal(out[0, 0], (204, 102, 51))
 
 
+def test_stretch_reads_its_levels_off_the_middle():
+  """A white frame around greys 100 and 110: over the whole crop they would stay near."""
+  pixels = np.full((12, 12, 3), 255, np.uint8)
+  pixels[2:-2, 2:-2] = 100
+  pixels[2:6, 2:-2] = 110
+  out = look(BY_NAME["stretch"], pixels, Box(0.0, 0.0, 12.0, 12.0))
+  assert set(out[2:-2, 2:-2].ravel().tolist()) == {0, 255}
+
+
 def test_stretch_leaves_one_grey_alone():
   pixels = np.full((5, 5, 3), 93, np.uint8)
   np.testing.assert_array_equal(look(BY_NAME["stretch"], pixels, Box(0.0, 0.0, 5.0, 5.0)), pixels)

@@ -1,0 +1,237 @@
+"""Device pytrees of a training step, and the one way from trajectories and demonstrations to them.
+
+Sizes that vary from step to step (rows, tokens, images) are rounded up to a few geometric ones, so
+that a run compiles a handful of programs. Padding has segment 0, loss mask False and advantage 0.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import no_type_check
+
+import flax.struct
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from pixelis_jax.chat.template import Chat
+from pixelis_jax.model.config import ModelConfig
+from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
+from pixelis_jax.types import Demo, Patches, Picture, Segment, Task, Trajectory, value
+
+
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
+class Inputs:
+  """What the policy reads: `sources` are flat feature rows, -1 off images; segment 0 is padding."""
+
+  tokens: Int[Array, "B T"]
+  positions: Int[Array, "B 3 T"]
+  sources: Int[Array, "B T"]
+  segments: Int[Array, "B T"]
+  vision: VisionInputs
+
+
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
+class SftBatch:
+  """`loss_mask` is True on supervised assistant tokens.
+
+  `aims` say where a supervised look is about to go: at the last token before the turn the middle of
+  its box, x and y in tenths of the image's sides from its centre; NaN at all other tokens.
+  """
+
+  inputs: Inputs
+  loss_mask: Bool[Array, "B T"]
+  aims: Float[Array, "B T 2"]
+
+
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
+class GrpoBatch:
+  """`loss_mask` is True on sampled tokens; `old_logps` are the sampler's, 0 off the mask.
+
+  `kl_weights` scale each row's part in the KL term; padding rows have 0 in both.
+  """
+
+  inputs: Inputs
+  loss_mask: Bool[Array, "B T"]
+  old_logps: Float[Array, "B T"]
+  advantages: Float[Array, "B 1"]
+  kl_weights: Float[Array, "B 1"]
+
+
+@value
+class Row:
+  """One sequence exactly as the policy saw it; all arrays have the length of `tokens`.
+
+  `aims` are those of `SftBatch` by token index.
+  """
+
+  tokens: Int[np.ndarray, " T"]
+  images: tuple[Patches, ...]
+  loss_mask: Bool[np.ndarray, " T"]
+  logps: Float32[np.ndarray, " T"]
+  aims: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+
+def round_up(n: int, *, multiple_of: int = 1) -> int:
+  """The least of 2^k and 3*2^(k-1) times `multiple_of` not below n: at most a third is padding.
+
+  That bound holds for n of at least `multiple_of`.
+  """
+  size = 1
+  while size * multiple_of < n:
+    size = size * 3 // 2 if size & (size - 1) == 0 and size > 1 else 1 << (size).bit_length()
+  return size * multiple_of
+
+
+def trajectory_row(trajectory: Trajectory) -> Row:
+  """The trajectory's tokens with the loss on what the policy sampled, and only there."""
+  parts = []
+  for step in trajectory.steps:
+    completion = step.completion
+    parts.append((completion.context.tokens, False, None, completion.context.images))
+    parts.append((completion.tokens, True, completion.logps, ()))
+  return _join(parts, {})
+
+
+def demo_row(demo: Demo, chat: Chat) -> Row:
+  """The demonstration's tokens with the loss on its supervised turns."""
+  parts, aims, length = [], {}, 0
+  context: Segment = chat.prompt(demo.task)
+  for turn in demo.turns:
+    target = chat.target(turn.text)
+    parts.append((context.tokens, False, None, context.images))
+    parts.append((target, turn.supervised, None, ()))
+    length += len(context.tokens) + len(target)
+    if turn.result is not None:
+      if turn.supervised and turn.result.images:
+        aims[length - len(target) - 1] = _aim(turn.result.images[0], demo.task)
+      context = chat.result(turn.result)
+  return _join(parts, aims)
+
+
+def _aim(picture: Picture, task: Task) -> tuple[float, float]:
+  """The middle of what was shown, in tenths of the source image's sides from its centre."""
+  height, width = task.images[picture.source].shape[:2]
+  x, y = picture.box.center
+  return 10 * (x / width - 0.5), 10 * (y / height - 0.5)
+
+
+def _join(parts: Sequence[tuple], aims: Mapping[int, tuple[float, float]]) -> Row:
+  return Row(
+    tokens=np.concatenate([tokens for tokens, _, _, _ in parts]).astype(np.int32),
+    images=tuple(image for *_, images in parts for image in images),
+    loss_mask=np.concatenate([np.full(len(tokens), on) for tokens, on, _, _ in parts]),
+    logps=np.concatenate(
+      [np.zeros(len(t), np.float32) if logps is None else logps for t, _, logps, _ in parts]
+    ),
+    aims=aims,
+  )
+
+
+def pack_images(
+  images: Sequence[Patches], config: ModelConfig, *, multiple_of: int = 1
+) -> tuple[VisionInputs, dict[str, int]]:
+  """Each distinct image once, one a row; and for each image key its first flat feature row."""
+  distinct = {image.key: image for image in images}
+  merge = config.vision.merge**2
+  patches = round_up(
+    max((len(i.patches) for i in distinct.values()), default=merge), multiple_of=merge
+  )
+  rows = round_up(max(len(distinct), 1), multiple_of=multiple_of)
+  packed = vision_inputs(list(distinct.values()), config.vision, rows=rows, patches=patches)
+  return packed, {key: row * (patches // merge) for row, key in enumerate(distinct)}
+
+
+def image_sources(
+  tokens: Int[np.ndarray, " T"],
+  images: Sequence[Patches],
+  first: dict[str, int],
+  config: ModelConfig,
+) -> Int[np.ndarray, " T"]:
+  """Flat feature rows at image placeholders, in order, -1 elsewhere.
+
+  Raises ValueError where placeholders and features differ in number.
+  """
+  sources = np.full(len(tokens), -1, np.int32)
+  places = np.flatnonzero(tokens == config.image_token)
+  rows = [first[i.key] + np.arange(feature_count(i, config.vision), dtype=np.int32) for i in images]
+  expected = sum(map(len, rows))
+  if len(places) != expected:
+    raise ValueError(
+      f"{len(places)} image tokens for {len(images)} images with {expected} features"
+    )
+  if rows:
+    sources[places] = np.concatenate(rows)
+  return sources
+
+
+def pack_inputs(
+  rows: Sequence[Row], config: ModelConfig, *, max_tokens: int, multiple_of: int = 1
+) -> Inputs:
+  """Right-padded rows; raises ValueError for a row longer than `max_tokens`, naming its length."""
+  longest = max(len(row.tokens) for row in rows)
+  if longest > max_tokens:
+    raise ValueError(f"a row of {longest} tokens exceeds max_tokens={max_tokens}")
+  B, T = round_up(len(rows), multiple_of=multiple_of), min(-(-longest // 32) * 32, max_tokens)
+  tokens, sources, segments = (np.full((B, T), fill, np.int32) for fill in (0, -1, 0))
+  positions = np.zeros((B, 3, T), np.int32)
+  vision, first = pack_images([i for r in rows for i in r.images], config, multiple_of=multiple_of)
+  for b, row in enumerate(rows):
+    t = len(row.tokens)
+    tokens[b, :t], segments[b, :t] = row.tokens, 1
+    sources[b, :t] = image_sources(row.tokens, row.images, first, config)
+    positions[b, :, :t], _ = mrope_positions(row.tokens, [i.grid for i in row.images], config)
+  return Inputs(
+    tokens=tokens, positions=positions, sources=sources, segments=segments, vision=vision
+  )
+
+
+def _column(rows: Sequence[Row], name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+  out = np.zeros(shape, dtype)
+  for b, row in enumerate(rows):
+    out[b, : len(row.tokens)] = getattr(row, name)
+  return out
+
+
+def pack_sft(
+  rows: Sequence[Row], config: ModelConfig, *, max_tokens: int, multiple_of: int = 1
+) -> SftBatch:
+  """Rows of demonstrations as one batch."""
+  inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
+  aims = np.full((*inputs.tokens.shape, 2), np.nan, np.float32)
+  for b, row in enumerate(rows):
+    for t, aim in row.aims.items():
+      aims[b, t] = aim
+  mask = _column(rows, "loss_mask", inputs.tokens.shape, bool)
+  return SftBatch(inputs=inputs, loss_mask=mask, aims=aims)
+
+
+def pack_grpo(
+  trajectories: Sequence[Trajectory],
+  advantages: Float[np.ndarray, " B"],
+  config: ModelConfig,
+  *,
+  max_tokens: int,
+  multiple_of: int = 1,
+  kl_weights: Float[np.ndarray, " B"] | None = None,
+) -> GrpoBatch:
+  """Trajectories and their advantages as one batch.
+
+  Rows with zero advantage still count in the token mean.
+  """
+  weights = np.ones(len(trajectories), np.float32) if kl_weights is None else kl_weights
+  if not len(trajectories) == len(advantages) == len(weights):
+    sizes = f"{len(advantages)} advantages and {len(weights)} KL weights"
+    raise ValueError(f"{len(trajectories)} trajectories for {sizes}")
+  rows = [trajectory_row(t) for t in trajectories]
+  inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
+  shape = inputs.tokens.shape
+  column = lambda x: np.pad(x.astype(np.float32), (0, shape[0] - len(rows)))[:, None]
+  return GrpoBatch(
+    inputs=inputs,
+    loss_mask=_column(rows, "loss_mask", shape, bool),
+    old_logps=_column(rows, "logps", shape, np.float32),
+    advantages=column(advantages),
+    kl_weights=column(weights),
+  )

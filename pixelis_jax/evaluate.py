@@ -1,0 +1,203 @@
+"""How often the policy is right, and whether its tools are why: the four-arm ablation.
+
+Arms, same weights and same questions: `tools` as trained; `no_tools`, a prompt that offers none;
+`random_crop`, each zoom shows a box of the asked size somewhere else; `oracle_crop`, each zoom
+shows the evidence itself.
+
+    python -m pixelis_jax.evaluate --config=configs/evaluate.py --workdir=runs/evaluate
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from pixelis_jax import agent
+from pixelis_jax.algo.answers import equal
+from pixelis_jax.data.tasks import TaskSource
+from pixelis_jax.metrics import interval
+from pixelis_jax.sampler import Policy, load_policy, with_tools
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools.views import IDENTITY, View
+from pixelis_jax.types import Box, Generate, Task, ToolCall, ToolResult, Trajectory
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+  """Accuracy in 0 to 1 with its 95% Wilson interval, over n questions; calls, errors a question.
+
+  `hit_rate` is, of episodes that looked, the share in which a crop shows the evidence's centre.
+  """
+
+  n: int
+  accuracy: float
+  low: float
+  high: float
+  tool_calls: float
+  tool_errors: float
+  hit_rate: float
+  by_kind: dict[str, float]
+  trajectories: tuple[Trajectory, ...]
+
+  def summary(self) -> dict[str, Any]:
+    """Everything but the trajectories, for json."""
+    return {
+      f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"
+    }
+
+
+def run(
+  asked: Sequence[Task], *, generate: Generate, run: agent.Run, limits: agent.Limits
+) -> Result:
+  """Plays every task once and compares answers by meaning. Every task must have its answer."""
+  unlabelled = [t.id for t in asked if t.answer is None]
+  if unlabelled:
+    raise ValueError(
+      f"{len(unlabelled)} tasks have no answer to score against, first {unlabelled[0]!r}"
+    )
+  played = agent.play(asked, generate=generate, run=run, limits=limits)
+  right = np.array([t.answer is not None and equal(t.answer, t.task.answer) for t in played])
+  kinds = sorted({t.kind for t in asked})
+  low, high = interval(int(right.sum()), len(right))
+  looked = [_saw_evidence(t) for t in played if t.calls]
+  return Result(
+    n=len(right),
+    accuracy=float(right.mean()),
+    low=low,
+    high=high,
+    tool_calls=float(np.mean([t.calls for t in played])),
+    tool_errors=float(np.mean([t.errors for t in played])),
+    hit_rate=float(np.mean(looked)) if looked else 0.0,
+    by_kind={k: float(right[[t.kind == k for t in asked]].mean()) for k in kinds},
+    trajectories=tuple(played),
+  )
+
+
+def _saw_evidence(trajectory: Trajectory) -> bool:
+  pictures = [p for s in trajectory.steps if s.result is not None for p in s.result.images]
+  for x, y in (box.center for box in trajectory.task.boxes):
+    if any(p.box.x0 <= x < p.box.x1 and p.box.y0 <= y < p.box.y1 for p in pictures):
+      return True
+  return False
+
+
+def random_crop(tools: Toolbox, *, seed: int) -> agent.Run:
+  """Executes zooms at a random place of the source image, with the size the policy asked for."""
+  rng = np.random.default_rng(seed)
+
+  def place(box: Box, task: Task) -> Box:
+    height, width = task.images[0].shape[:2]
+    x, y = rng.uniform(0, width - box.width), rng.uniform(0, height - box.height)
+    return Box(x, y, x + box.width, y + box.height)
+
+  return _moved(tools, place)
+
+
+def oracle_crop(tools: Toolbox) -> agent.Run:
+  """Executes zooms on the task's evidence, in order; the last evidence box serves further calls."""
+  return _moved(tools, None)
+
+
+def _moved(tools: Toolbox, place: Callable[[Box, Task], Box] | None) -> agent.Run:
+  def execute(
+    call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
+  ) -> ToolResult:
+    asked = tools.run(call, task, results, view)
+    if asked.error is not None:
+      return asked
+    if place is None:
+      shown = sum(bool(result.images) for result in results)  # A failed call used up nothing.
+      box = task.boxes[min(shown, len(task.boxes) - 1)]
+    else:
+      box = place(asked.images[0].box, task)
+    return tools.run(_at(box, task, tools), task, results, view)
+
+  return execute
+
+
+def _at(box: Box, task: Task, tools: Toolbox) -> ToolCall:
+  """A zoom call on a box in source pixels of the first image.
+
+  Raises ValueError for tools that are not of preset "qwen": other frames are not written yet.
+  """
+  if "zoom_in" not in tools.tools:
+    raise ValueError(f"tools {sorted(tools.tools)}: crops are moved in preset 'qwen' only")
+  height, width = task.images[0].shape[:2]
+  shown_height, shown_width = tools.shown_size(height, width)
+  sx, sy = shown_width / width, shown_height / height
+  corners = [box.x0 * sx, box.y0 * sy, box.x1 * sx, box.y1 * sy]
+  return ToolCall(name="zoom_in", arguments={"bbox_2d": corners})
+
+
+def arms(
+  policy: Policy, c: Any, asked: Sequence[Task], *, limits: agent.Limits, seed: int
+) -> dict[str, Result]:
+  """The four arms on the same questions, greedy."""
+  blind = with_tools(c, policy.model, policy.params, ())
+  played = {
+    "tools": (policy, policy.tools.run),
+    "no_tools": (blind, blind.tools.run),
+    "random_crop": (policy, random_crop(policy.tools, seed=seed)),
+    "oracle_crop": (policy, oracle_crop(policy.tools)),
+  }
+  results = {}
+  for name, (p, execute) in played.items():
+    generate = p.sampler.bind(p.params, key=jax.random.key(seed), version=0, temperature=0.0)
+    results[name] = run(asked, generate=generate, run=execute, limits=limits)
+  return results
+
+
+def table(results: dict[str, Result]) -> str:
+  """One line an arm: accuracy in percent with its 95% interval, calls a question, by kind."""
+  kinds = list(next(iter(results.values())).by_kind)
+  lines = [f"{'arm':<12} {'accuracy (95%)':<22} {'calls':>5} {'hits':>6}  " + "  ".join(kinds)]
+  for name, r in results.items():
+    span = f"{100 * r.accuracy:5.1f} ({100 * r.low:.1f} to {100 * r.high:.1f})"
+    by_kind = "  ".join(f"{100 * r.by_kind[k]:{len(k)}.1f}" for k in kinds)
+    lines.append(f"{name:<12} {span:<22} {r.tool_calls:5.2f} {100 * r.hit_rate:5.1f}%  {by_kind}")
+  return "\n".join(lines)
+
+
+def tasks(c: Any) -> list[Task]:
+  """The questions of an evaluation.
+
+  Args:
+    c: fields split, seed, shift, skew (a digit or -1 for none), kinds, n.
+  """
+  skew = None if c.skew < 0 else c.skew
+  source = TaskSource(
+    split=c.split, seed=c.seed, shift=c.shift, skew=skew, kinds=tuple(c.kinds), size=c.n
+  )
+  return [source[i] for i in range(c.n)]
+
+
+def measured(result: Result) -> dict[str, float]:
+  """What of a result goes into the metrics."""
+  return {"accuracy": result.accuracy, "tool_calls": result.tool_calls, "hit_rate": result.hit_rate}
+
+
+def main(c: Any, workdir: Path) -> dict[str, Result]:
+  workdir.mkdir(parents=True, exist_ok=True)
+  policy = load_policy(c.model)
+  results = arms(policy, c.model, tasks(c.eval), limits=agent.Limits(**c.limits), seed=c.eval.seed)
+  print(f"{c.model.path} on {c.eval.split}, shift {c.eval.shift}, n {c.eval.n}, seed {c.eval.seed}")
+  print(table(results))
+  out = {"config": c.to_dict(), "arms": {name: r.summary() for name, r in results.items()}}
+  (workdir / "evaluate.json").write_text(json.dumps(out, indent=2))
+  return results
+
+
+if __name__ == "__main__":
+  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
+  workdir_flag = flags.DEFINE_string("workdir", None, "Where evaluate.json goes.", required=True)
+
+  def start(_: list[str]) -> None:
+    main(config_flag.value, Path(workdir_flag.value))
+
+  app.run(start)

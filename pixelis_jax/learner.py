@@ -1,0 +1,189 @@
+"""The only place where parameters change: TrainState, and a loss made into a jitted step."""
+
+from collections.abc import Callable
+from typing import Any, no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from pixelis_jax.algo import losses
+from pixelis_jax.batch import GrpoBatch, Inputs, SftBatch
+from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.sharding import replicated
+
+Params = Any  # A nested dict of arrays, as `Model.init` returns it.
+Metrics = dict[str, Array]
+Loss = Callable[..., tuple[Array, Metrics]]  # (params, batch) -> (scalar, metrics)
+
+
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
+class TrainState:
+  """Everything a resumed run needs on the device."""
+
+  step: Int[Array, ""]
+  params: Params
+  opt_state: optax.OptState
+  rng: PRNGKeyArray
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
+  """A state at step 0 that owns `params`; on the mesh of `params`, all of it.
+
+  Moments lie as their weights do. A checkpoint is restored to where each leaf was: one that had
+  stayed on a single device could not enter a step with the others.
+  """
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=tx.init(params),
+    rng=jax.random.key(seed),
+  )
+  sharding = jax.tree.leaves(params)[0].sharding
+  if not isinstance(sharding, NamedSharding):
+    return state
+  whole = lambda leaf: jax.device_put(leaf, replicated(sharding.mesh))
+  beside = lambda leaf, weight: jax.device_put(leaf, weight.sharding)
+  moments = optax.tree_map_params(tx, beside, state.opt_state, params, transform_non_params=whole)
+  return state.replace(step=whole(state.step), rng=whole(state.rng), opt_state=moments)
+
+
+def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """AdamW, clipped by global norm; linear warm-up, cosine decay to `final_fraction` of the peak.
+
+  Args:
+    c: fields lr, warmup, steps, final_fraction, b1, b2, weight_decay, clip_norm.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
+  )
+  adam = optax.adamw(schedule, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
+  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam), schedule
+
+
+def hidden(model: Model, params: Params, inputs: Inputs) -> Float[Array, "B T D"]:
+  """Final hidden states of whole rows, images included."""
+  features = model.encode(params, inputs.vision)
+  features = features.reshape(-1, features.shape[-1])
+  return model.hidden(
+    params, inputs.tokens, inputs.positions, features, inputs.sources, inputs.segments
+  )
+
+
+def taken_logps(
+  model: Model, params: Params, states: Float[Array, "B T D"], tokens: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  """Log-probability of each token given those before it, and the entropy there; 0 at the first."""
+  taken, entropies = model.token_logps(params, states[:, :-1], tokens[:, 1:])
+  first = ((0, 0), (1, 0))
+  return jnp.pad(taken, first), jnp.pad(entropies, first)
+
+
+def logps(
+  model: Model, params: Params, inputs: Inputs
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  """`taken_logps` of whole rows."""
+  return taken_logps(model, params, hidden(model, params, inputs), inputs.tokens)
+
+
+def with_aim(model: Model, params: Params, key: PRNGKeyArray) -> Params:
+  """The parameters of `sft_loss`: the policy's, and a head that is dropped after training.
+
+  The head starts random, not at zero: at zero nothing of its error would reach the policy.
+  """
+  aim = 0.3 * jax.random.normal(key, (model.config.text.width, 2), jnp.float32)
+  return {"policy": params, "aim": aim}
+
+
+def sft_loss(model: Model, *, entropy_weight: float, aim_weight: float) -> Loss:
+  """Cross-entropy of supervised tokens, and an auxiliary regression of where a look is to go.
+
+  Takes the parameters of `with_aim`. The entropy (nats a token) is rewarded with `entropy_weight`.
+  The regression is the mean squared error of `SftBatch.aims` from the hidden state before the call:
+  the digits of coordinates alone teach a new model where to look very slowly, since those that it
+  cannot know yet drown the few that it could.
+  """
+
+  def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
+    states = hidden(model, params["policy"], batch.inputs)
+    taken, entropies = taken_logps(model, params["policy"], states, batch.inputs.tokens)
+    mask = batch.loss_mask
+    value, aux = losses.cross_entropy(taken, entropies, mask, entropy_weight=entropy_weight)
+    likely = (taken > -jnp.log(2.0)).astype(jnp.float32)
+    known = ~jnp.isnan(batch.aims[:, :, 0])
+    missed = states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims)
+    aim = losses.token_mean(jnp.square(missed).mean(-1), known)
+    measured = {**aux, "likely_tokens": losses.token_mean(likely, mask), "aim_error": jnp.sqrt(aim)}
+    return value + aim_weight * aim, measured
+
+  return loss
+
+
+def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight: float) -> Loss:
+  """Clipped surrogate plus `kl_coef` times k3 KL to `ref_logps`, both over one global token mean.
+
+  The loss takes (params, batch, ref_logps, kl_coef); with kl_coef 0 the reference term is zero.
+  Rows weigh `batch.kl_weights` in that term: rehearsed rows, whose advantage is 0, may be held
+  harder than new ones. The measured `kl` is that of the rows that push, in nats a token.
+  """
+
+  def loss(
+    params: Params, batch: GrpoBatch, ref_logps: Float[Array, "B T"], kl_coef: Float[Array, ""]
+  ) -> tuple[Array, Metrics]:
+    taken, entropies = logps(model, params, batch.inputs)
+    value, aux = losses.clipped_surrogate(
+      taken,
+      batch.old_logps,
+      batch.advantages,
+      batch.loss_mask,
+      clip_low=clip_low,
+      clip_high=clip_high,
+    )
+    k3 = losses.kl_k3(taken, ref_logps)
+    held = losses.token_mean(k3 * batch.kl_weights, batch.loss_mask)
+    sampled = batch.loss_mask & (batch.advantages != 0.0)
+    entropy = losses.token_mean(entropies, batch.loss_mask)
+    measured = {**aux, "kl": losses.token_mean(k3, sampled), "entropy": entropy}
+    return value + kl_coef * held - entropy_weight * entropy, measured
+
+  return loss
+
+
+def make_step(
+  loss: Loss, tx: optax.GradientTransformation, *, donate: bool = True
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """(state, batch, *rest) -> (state, metrics), jitted.
+
+  A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says
+  so in `skipped`; the step counter still advances. With `donate` the old state's buffers are
+  reused: do not touch it.
+  """
+
+  def step(
+    state: TrainState, batch: SftBatch | GrpoBatch, *rest: Array
+  ) -> tuple[TrainState, Metrics]:
+    (value, measured), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, *rest)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    # Adam's bias correction raises a float to its integer count.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    proposed = state.replace(
+      step=state.step + 1,
+      params=keep(optax.apply_updates(state.params, updates), state.params),
+      opt_state=keep(opt_state, state.opt_state),
+    )
+    skipped = 1.0 - finite.astype(jnp.float32)
+    return proposed, {**measured, "loss": value, "grad_norm": norm, "skipped": skipped}
+
+  return jax.jit(step, donate_argnums=(0,) if donate else ())
+
+
+def ema(average: Params, params: Params, decay: float) -> Params:
+  """decay * average + (1 - decay) * params, leaf by leaf."""
+  return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p.astype(a.dtype), average, params)

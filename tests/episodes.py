@@ -1,0 +1,104 @@
+"""Episodes of the real sampler with random weights, which never ask for a tool of their own."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixelis_jax.types import (
+  Box,
+  Completion,
+  Generate,
+  Picture,
+  Status,
+  Step,
+  Task,
+  ToolResult,
+  Trajectory,
+  Turns,
+)
+from tests import fakes
+
+LIFT = 30.0  # Channel 0 of every embedding: the same large input everywhere.
+SCALE = 0.02  # And of the final norm.
+
+
+def task(id: str, question: str = "what?", *, seed: int = 0) -> Task:
+  """A question about a 40 x 40 noise image: 112 x 112 as shown, 16 image tokens."""
+  return fakes.task(id, question=question, images=[fakes.image(40, 40, seed=seed)])
+
+
+def crop(seed: int, *, height: int = 30, width: int = 30) -> ToolResult:
+  """A tool result with a noise picture of this size."""
+  picture = Picture(
+    pixels=fakes.image(height, width, seed=seed),
+    source=0,
+    box=Box(0.0, 0.0, float(width), float(height)),
+  )
+  return ToolResult(text="Here is the zoomed image.", images=(picture,))
+
+
+def tilted(params: dict, nats: dict[int, float]) -> dict:
+  """Weights whose logit of a token is higher by roughly `nats`, whatever they have read.
+
+  Embedding and head are one matrix: a channel high in every input is a constant to the head, small
+  enough by the last norm's scale that logits keep their precision. A normed state's channel is at
+  most sqrt(width); it is nearly that where one channel outweighs all others.
+  """
+  table, scale = params["text"]["embedding"], params["text"]["norm"]["scale"]
+  table = table.at[:, 0].set(LIFT)
+  for token, amount in nats.items():
+    table = table.at[token, 0].add(amount / (SCALE * table.shape[1] ** 0.5))
+  norm = {"scale": scale.at[0].set(SCALE)}
+  return {**params, "text": {**params["text"], "embedding": table, "norm": norm}}
+
+
+def asked(tasks: Sequence[Task]) -> list[tuple[Task, Turns]]:
+  return [(task, ()) for task in tasks]
+
+
+def continued(
+  requests: Sequence[tuple[Task, Turns]],
+  completions: Sequence[Completion],
+  results: Sequence[ToolResult],
+) -> list[tuple[Task, Turns]]:
+  """The next turn's requests, had each completion been a call with this result."""
+  return [
+    (task, (*steps, Step(completion=completion, result=result)))
+    for (task, steps), completion, result in zip(requests, completions, results, strict=True)
+  ]
+
+
+def ended(
+  requests: Sequence[tuple[Task, Turns]], completions: Sequence[Completion]
+) -> list[Trajectory]:
+  return [
+    Trajectory(
+      task=task,
+      steps=(*steps, Step(completion=completion)),
+      status=Status.NO_ANSWER,
+      answer=None,
+    )
+    for (task, steps), completion in zip(requests, completions, strict=True)
+  ]
+
+
+def two_turns(
+  generate: Generate, tasks: Sequence[Task], results: Sequence[ToolResult]
+) -> list[Trajectory]:
+  """Every task asked, shown its result and asked again."""
+  first = asked(tasks)
+  second = continued(first, generate(first), results)
+  return ended(second, generate(second))
+
+
+def max_difference(a: dict, b: dict) -> float:
+  """The largest difference of any two weights."""
+  gaps = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b)
+  return max(jax.tree.leaves(gaps))
+
+
+def copied(params: dict) -> dict:
+  """Weights that a donating step may consume."""
+  return jax.tree.map(jnp.copy, params)

@@ -1,0 +1,207 @@
+"""Rows are what the policy saw, the loss is on what it sampled, padding is inert."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pixelis_jax import batch
+from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft, round_up
+from pixelis_jax.model.layout import feature_count, mrope_positions
+from pixelis_jax.types import Demo, DemoTurn, Segment, Status, Step, Trajectory
+from tests import episodes, fakes
+
+
+@pytest.fixture(scope="module")
+def config(policy):
+  return policy.model.config
+
+
+def row_of(config, lengths: list[int], patches, *, seed: int = 0) -> batch.Row:
+  """Text runs with an image's placeholders between two of them; the loss on every third token."""
+  rng = np.random.default_rng(seed)
+  parts = []
+  for i, length in enumerate(lengths):
+    parts.append(rng.integers(0, 256, length))
+    if i < len(patches):
+      parts.append(np.full(feature_count(patches[i], config.vision), config.image_token))
+  tokens = np.concatenate(parts).astype(np.int32)
+  mask = np.arange(len(tokens)) % 3 == 2
+  logps = np.where(mask, -1.0 - np.arange(len(tokens)), 0.0).astype(np.float32)
+  return batch.Row(tokens=tokens, images=tuple(patches), loss_mask=mask, logps=logps)
+
+
+@pytest.fixture(scope="module")
+def pictures(policy):
+  """Three images, the second of another shape."""
+  return [
+    policy.images.process(fakes.image(h, w, seed=s))
+    for h, w, s in ((40, 40, 0), (20, 60, 1), (40, 40, 2))
+  ]
+
+
+def test_round_up_has_few_sizes_and_little_padding():
+  sizes = [round_up(n) for n in range(1, 200)]
+  assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+  for n, size in enumerate(sizes, 1):
+    assert n <= size and 3 * (size - n) <= size
+  # 33 = 5 units of 8; the next size is 6 units.
+  assert [round_up(n, multiple_of=8) for n in (1, 8, 9, 33)] == [8, 8, 16, 48]
+
+
+def scripted_trajectory() -> Trajectory:
+  """Two turns; every token of the sequence differs, so an exchange would show."""
+  one = fakes.completion("abc", context=Segment(tokens=np.arange(10, 14, dtype=np.int32)))
+  two = fakes.completion("de", context=Segment(tokens=np.arange(20, 26, dtype=np.int32)))
+  one = dataclasses.replace(one, logps=np.array([-1, -2, -3], np.float32))
+  two = dataclasses.replace(two, logps=np.array([-4, -5], np.float32))
+  steps = (Step(completion=one), Step(completion=two))
+  return Trajectory(task=fakes.task("a"), steps=steps, status=Status.NO_ANSWER, answer=None)
+
+
+def test_a_trajectory_is_its_contexts_and_tokens_in_order():
+  row = batch.trajectory_row(scripted_trajectory())
+  contexts, sampled = [list(range(10, 14)), list(range(20, 26))], [list(b"abc"), list(b"de")]
+  assert row.tokens.tolist() == contexts[0] + sampled[0] + contexts[1] + sampled[1]
+  assert row.tokens.dtype == np.int32
+  assert row.loss_mask.tolist() == [False] * 4 + [True] * 3 + [False] * 6 + [True] * 2
+  assert row.logps.tolist() == [0] * 4 + [-1, -2, -3] + [0] * 6 + [-4, -5]
+
+
+def test_a_demonstration_is_tokenised_as_it_would_be_played(policy):
+  chat, result = policy.chat, episodes.crop(1)
+  turns = (
+    DemoTurn(text="wrong look", result=result, supervised=False),
+    DemoTurn(text="right look", result=result),
+    DemoTurn(text=r"\boxed{7}", result=None),
+  )
+  task = episodes.task("a")
+  row = batch.demo_row(Demo(task=task, turns=turns), chat)
+  shown = chat.result(result)
+  targets = [chat.target(turn.text) for turn in turns]
+  pieces = [
+    chat.prompt(task).tokens,
+    targets[0],
+    shown.tokens,
+    targets[1],
+    shown.tokens,
+    targets[2],
+  ]
+  np.testing.assert_array_equal(row.tokens, np.concatenate(pieces))
+  supervised = [False, False, False, True, False, True]
+  expected = [on for on, piece in zip(supervised, pieces, strict=True) for _ in piece]
+  assert row.loss_mask.tolist() == expected
+  assert len(row.images) == 3
+  # The aim stands at the last token before the supervised look: the middle of its box, in tenths.
+  height, width = task.images[0].shape[:2]
+  x, y = result.images[0].box.center
+  at = sum(map(len, pieces[:3])) - 1
+  assert row.aims == {at: (10 * (x / width - 0.5), 10 * (y / height - 0.5))}
+  packed = batch.pack_sft([row], policy.model.config, max_tokens=512)
+  np.testing.assert_allclose(packed.aims[0, at], row.aims[at], rtol=1e-6)
+  assert np.isnan(packed.aims).sum() == packed.aims.size - 2
+  ends = [chat.target("")[-1]] * 2
+  assert row.tokens[row.loss_mask & (row.tokens == ends[0])].tolist() == ends  # Ends are learned.
+
+
+def test_placeholders_point_at_their_own_features(config, pictures):
+  square, wide, other = pictures
+  packed, first = pack_images([square, wide, square, other], config)
+  assert list(first) == [square.key, wide.key, other.key]  # A repeated image is packed once.
+  rows, patches = packed.patches.shape[:2]
+  assert (rows, patches) == (3, 64)
+  per_row = patches // 4
+  assert [first[p.key] for p in pictures] == [0, per_row, 2 * per_row]
+  row = row_of(config, [3, 2, 4, 1], [square, wide, square])
+  sources = batch.image_sources(row.tokens, row.images, first, config)
+  places = row.tokens == config.image_token
+  assert (sources[~places] == -1).all()
+  n, m = (feature_count(p, config.vision) for p in (square, wide))
+  assert n != m
+  assert sources[places].tolist() == [*range(n), *range(per_row, per_row + m), *range(n)]
+
+
+@pytest.mark.parametrize("change", ["one image less", "one image more", "one token less"])
+def test_placeholders_and_features_must_be_equally_many(config, pictures, change):
+  square, wide, _ = pictures
+  row = row_of(config, [3, 2, 4], [square, wide])
+  _, first = pack_images(pictures, config)
+  tokens, images = row.tokens, row.images
+  if change == "one image less":
+    images = images[:1]
+  elif change == "one image more":
+    images = (*images, square)
+  else:
+    tokens = np.delete(tokens, 3)
+  with pytest.raises(ValueError, match=r"\d+ image tokens for \d images with \d+ features"):
+    batch.image_sources(tokens, images, first, config)
+
+
+def test_packed_rows_are_the_rows(config, pictures):
+  square, wide, _ = pictures
+  rows = [row_of(config, [3, 9], [square]), row_of(config, [5, 2, 20], [wide, square], seed=1)]
+  packed = pack_inputs(rows, config, max_tokens=100)
+  assert packed.tokens.shape == (2, 64)  # 28 and 43 + tokens round up to 64.
+  assert packed.vision.patches.shape[0] == 2  # The square image of both rows is there once.
+  for b, row in enumerate(rows):
+    t = len(row.tokens)
+    np.testing.assert_array_equal(packed.tokens[b, :t], row.tokens)
+    assert packed.segments[b].tolist() == [1] * t + [0] * (64 - t)
+    positions, _ = mrope_positions(row.tokens, [i.grid for i in row.images], config)
+    np.testing.assert_array_equal(packed.positions[b, :, :t], positions)
+    assert (packed.sources[b, t:] == -1).all() and not packed.tokens[b, t:].any()
+  firsts = [packed.sources[b][packed.tokens[b] == config.image_token][-1] for b in range(2)]
+  assert firsts[0] == firsts[1]  # Both rows end their square image at the same feature.
+
+
+def test_the_width_never_exceeds_the_limit(config):
+  row = row_of(config, [40], [])
+  assert pack_inputs([row], config, max_tokens=40).tokens.shape == (1, 40)  # Not 64.
+  with pytest.raises(ValueError, match="a row of 40 tokens exceeds max_tokens=39"):
+    pack_inputs([row], config, max_tokens=39)
+
+
+def test_rows_and_images_divide_among_devices(config, pictures):
+  rows = [row_of(config, [3, 2], [picture], seed=i) for i, picture in enumerate(pictures)]
+  packed = pack_inputs(rows, config, max_tokens=100, multiple_of=2)
+  assert packed.tokens.shape[0] == packed.vision.patches.shape[0] == 4
+  assert not packed.segments[3].any() and not packed.vision.frame_segments[3].any()
+
+
+def test_a_batch_without_images_has_an_empty_one(config):
+  packed = pack_inputs([row_of(config, [7], [])], config, max_tokens=32)
+  assert packed.vision.patches.shape[:2] == (1, 4) and (packed.sources == -1).all()
+
+
+def test_sft_batch_has_the_rows_masks(config):
+  rows = [row_of(config, [n], [], seed=n) for n in (8, 5, 11)]
+  packed = pack_sft(rows, config, max_tokens=32, multiple_of=4)
+  assert packed.loss_mask.shape == (4, 32) and packed.loss_mask.dtype == bool
+  for b, row in enumerate(rows):
+    np.testing.assert_array_equal(packed.loss_mask[b, : len(row.tokens)], row.loss_mask)
+  assert packed.loss_mask.sum() == sum(row.loss_mask.sum() for row in rows)
+
+
+def test_grpo_batch_pads_with_nothing(config):
+  trajectories = [scripted_trajectory()] * 3
+  advantages = np.array([1.0, 0.0, -1.0], np.float32)
+  packed = pack_grpo(trajectories, advantages, config, max_tokens=32, multiple_of=4)
+  row = batch.trajectory_row(trajectories[0])
+  t = len(row.tokens)
+  for b in range(3):
+    np.testing.assert_array_equal(packed.inputs.tokens[b, :t], row.tokens)
+    np.testing.assert_array_equal(packed.loss_mask[b, :t], row.loss_mask)
+    np.testing.assert_array_equal(packed.old_logps[b, :t], row.logps)
+  assert packed.advantages.tolist() == [[1.0], [0.0], [-1.0], [0.0]]
+  assert packed.kl_weights.tolist() == [[1.0], [1.0], [1.0], [0.0]]
+  assert not packed.loss_mask[3].any() and not packed.inputs.segments[3].any()
+  assert not packed.old_logps[~packed.loss_mask].any()
+  weights = np.array([10.0, 1.0, 0.5], np.float32)
+  packed = pack_grpo(trajectories, advantages, config, max_tokens=32, kl_weights=weights)
+  assert packed.kl_weights.tolist() == [[10.0], [1.0], [0.5]]
+
+
+def test_every_trajectory_has_an_advantage_and_a_weight(config):
+  advantages = np.zeros(2, np.float32)
+  with pytest.raises(ValueError, match="1 trajectories for 2 advantages and 1 KL weights"):
+    pack_grpo([scripted_trajectory()], advantages, config, max_tokens=32)

@@ -1,0 +1,163 @@
+"""Scores, and arms that change what a zoom shows and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from pixelis_jax import evaluate
+from pixelis_jax.agent import Limits
+from pixelis_jax.metrics import interval
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.types import Box, ToolCall, ToolResult
+from tests import fakes
+
+LIMITS = Limits(turns=4, tokens=100_000)
+CHAT = fakes.Bytes()
+SOURCE, SHOWN = 448, 112
+FIRST, SECOND = Box(40.0, 80.0, 80.0, 120.0), Box(300.0, 200.0, 340.0, 240.0)
+
+
+def toolbox(preset: str = "qwen") -> Toolbox:
+  return Toolbox(("zoom_in",), shown_size=lambda height, width: (SHOWN, SHOWN), preset=preset)
+
+
+def question(id: str, *, boxes=(FIRST,), **more):
+  return fakes.task(id, images=[fakes.image(SOURCE, SOURCE)], boxes=boxes, **more)
+
+
+def zoom(*corners: int) -> ToolCall:
+  """In shown pixels: a quarter of the source's."""
+  return ToolCall(name="zoom_in", arguments={"bbox_2d": list(corners)})
+
+
+def text(*corners: int) -> str:
+  body = json.dumps({"name": "zoom_in", "arguments": {"bbox_2d": list(corners)}})
+  return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def test_scores_by_meaning_with_kinds_calls_and_hits():
+  asked = [
+    question("hit", answer="7", kind="digit"),
+    question("miss", answer="7", kind="digit"),
+    question("outside", answer="yes", kind="parity"),
+    question("silent", answer="no", kind="parity"),
+  ]
+  script = {
+    "hit": [text(10, 20, 20, 30), r"\boxed{7.0}"],  # Source 40 to 80, 80 to 120: the evidence.
+    "miss": [text(60, 60, 80, 80), r"\boxed{1}"],
+    "outside": [text(200, 200, 220, 220), r"\boxed{Yes}"],  # An error, then right all the same.
+    "silent": ["I cannot tell."],
+  }
+  result = evaluate.run(
+    asked, generate=fakes.scripted(CHAT, script), run=toolbox().run, limits=LIMITS
+  )
+  assert (result.n, result.accuracy) == (4, 0.5)
+  assert (result.low, result.high) == interval(2, 4)
+  assert result.by_kind == {"digit": 0.5, "parity": 0.5}
+  assert (result.tool_calls, result.tool_errors) == (0.75, 0.25)
+  assert result.hit_rate == pytest.approx(1 / 3)  # Of the three that looked.
+  assert [t.task.id for t in result.trajectories] == [t.id for t in asked]
+  json.dumps(result.summary())
+  assert "trajectories" not in result.summary()
+  assert evaluate.measured(result) == {
+    "accuracy": 0.5,
+    "tool_calls": 0.75,
+    "hit_rate": pytest.approx(1 / 3),
+  }
+
+
+def test_what_nobody_looked_at_is_no_hit():
+  generate = fakes.scripted(CHAT, {"a": [r"\boxed{7}"]})
+  result = evaluate.run([question("a")], generate=generate, run=toolbox().run, limits=LIMITS)
+  assert (result.accuracy, result.hit_rate, result.tool_calls) == (1.0, 0.0, 0.0)
+
+
+def test_unlabelled_questions_cannot_be_scored():
+  asked = [question("a"), question("b", answer=None), question("c", answer=None)]
+  with pytest.raises(ValueError, match="2 tasks have no answer to score against, first 'b'"):
+    evaluate.run(asked, generate=fakes.scripted(CHAT, {}), run=toolbox().run, limits=LIMITS)
+
+
+def test_random_crops_have_the_asked_size_elsewhere_inside():
+  tools, task = toolbox(), question("a")
+  asked = tools.run(zoom(10, 20, 20, 30), task, ()).images[0].box
+  moved = evaluate.random_crop(tools, seed=0)
+  boxes = []
+  for _ in range(50):
+    (picture,) = moved(zoom(10, 20, 20, 30), task, ()).images
+    box = picture.box
+    # A place between pixels is widened to whole ones.
+    assert asked.width <= box.width <= asked.width + 1
+    assert asked.height <= box.height <= asked.height + 1
+    assert 0 <= box.x0 and box.x1 <= SOURCE and 0 <= box.y0 and box.y1 <= SOURCE
+    np.testing.assert_array_equal(
+      picture.pixels, task.images[0][int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)]
+    )
+    boxes.append(box)
+  # All over the image, not around the evidence: centres span most of 408 pixels.
+  assert np.ptp([b.x0 for b in boxes]) > 300 and np.ptp([b.y0 for b in boxes]) > 300
+  again = evaluate.random_crop(tools, seed=0)
+  assert again(zoom(10, 20, 20, 30), task, ()).images[0].box == boxes[0]
+
+
+def test_oracle_crops_show_the_evidence_in_order():
+  tools, task = toolbox(), question("a", boxes=(FIRST, SECOND))
+  moved = evaluate.oracle_crop(tools)
+  failed = ToolResult(text="", error="not JSON")
+  one = moved(zoom(60, 60, 80, 80), task, (failed,))  # What failed showed nothing.
+  assert one.images[0].box == FIRST
+  two = moved(zoom(60, 60, 80, 80), task, (failed, one))
+  assert two.images[0].box == SECOND
+  assert moved(zoom(60, 60, 80, 80), task, (one, two)).images[0].box == SECOND
+  x0, y0 = int(FIRST.x0), int(FIRST.y0)
+  np.testing.assert_array_equal(one.images[0].pixels, task.images[0][y0 : y0 + 40, x0 : x0 + 40])
+
+
+@pytest.mark.parametrize("arm", [lambda t: evaluate.random_crop(t, seed=0), evaluate.oracle_crop])
+def test_arms_do_not_repair_the_policys_mistakes(arm):
+  tools, task = toolbox(), question("a")
+  for call in (zoom(200, 200, 220, 220), ToolCall(name="other", arguments={})):
+    assert arm(tools)(call, task, ()).error == tools.run(call, task, ()).error is not None
+
+
+def test_other_presets_frames_are_refused():
+  tools = toolbox("deepeyes")
+  call = ToolCall(name="image_zoom_in_tool", arguments={"bbox_2d": [40, 80, 80, 120]})
+  assert tools.run(call, question("a"), ()).error is None
+  with pytest.raises(ValueError, match=r"\['image_zoom_in_tool'\].*preset 'qwen' only"):
+    evaluate.oracle_crop(tools)(call, question("a"), ())
+
+
+def test_questions_of_a_config():
+  c = common.evaluation("held_out", "rotate", n=3, seed=5)
+  asked = evaluate.tasks(c)
+  assert len(asked) == 3 and len({t.id for t in asked}) == 3
+  assert all(t.answer is not None and t.boxes for t in asked)
+  assert [t.question for t in evaluate.tasks(c)] == [t.question for t in asked]
+  c.skew = 8
+  assert [t.id for t in evaluate.tasks(c)] != [t.id for t in asked]
+
+
+def test_the_program_writes_all_four_arms(model_config, tmp_path, capsys):
+  c = ConfigDict()
+  c.model = model_config.copy_and_resolve_references()
+  c.model.max_tokens = 3
+  c.limits = common.limits()
+  c.limits.turns = 2
+  c.eval = common.evaluation(n=2)
+  results = evaluate.main(c, tmp_path / "out")
+  assert list(results) == ["tools", "no_tools", "random_crop", "oracle_crop"]
+  written = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+  assert written["arms"] == {name: r.summary() for name, r in results.items()}
+  assert written["config"]["eval"]["n"] == 2
+  # The prompt without tools is another prompt, and the shorter one.
+  lengths = {
+    name: [len(t.steps[0].completion.context.tokens) for t in r.trajectories]
+    for name, r in results.items()
+  }
+  assert lengths["no_tools"] < lengths["tools"] == lengths["oracle_crop"]
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines[2:]] == list(results)

@@ -1,0 +1,340 @@
+"""One step does what its loss says: on a policy small enough for paper, and on the real one."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pixelis_jax import batch, learner, sharding
+from pixelis_jax.types import Demo, DemoTurn
+from tests import episodes
+from tests.episodes import copied, max_difference
+
+ZERO = np.float32(0.0)
+
+
+def inputs_of(tokens: np.ndarray) -> batch.Inputs:
+  """What a policy that reads tokens only needs."""
+  segments = np.ones_like(tokens)
+  return batch.Inputs(tokens=tokens, positions=None, sources=None, segments=segments, vision=None)
+
+
+@pytest.fixture
+def table_policy(monkeypatch):
+  """A policy of one distribution: params["logits"] [V], whatever came before."""
+
+  def logps(model, params, inputs):
+    log_p = jax.nn.log_softmax(params["logits"])
+    entropy = -jnp.sum(jnp.exp(log_p) * log_p)
+    taken = log_p[inputs.tokens]
+    return taken, jnp.full_like(taken, entropy)
+
+  def taken_logps(model, params, states, tokens):
+    return logps(model, params, SimpleNamespace(tokens=tokens))
+
+  monkeypatch.setattr(learner, "logps", logps)
+  monkeypatch.setattr(learner, "taken_logps", taken_logps)
+  # A state of one channel that is 1 everywhere: the aim head's weights are what it predicts.
+  monkeypatch.setattr(learner, "hidden", lambda m, p, inputs: jnp.ones((*inputs.tokens.shape, 1)))
+  return {"logits": jnp.asarray([0.0, 0.0, np.log(2.0)], jnp.float32)}  # p = 1/4, 1/4, 1/2
+
+
+def grpo_batch(tokens, mask, old, advantages, kl_weights=None) -> batch.GrpoBatch:
+  column = lambda x: np.asarray(x, np.float32)[:, None]
+  weights = np.ones(len(tokens)) if kl_weights is None else kl_weights
+  return batch.GrpoBatch(
+    inputs=inputs_of(np.asarray(tokens, np.int32)),
+    loss_mask=np.asarray(mask, bool),
+    old_logps=np.asarray(old, np.float32),
+    advantages=column(advantages),
+    kl_weights=column(weights),
+  )
+
+
+def grpo(model, **changes):
+  settings = {"clip_low": 0.2, "clip_high": 0.28, "entropy_weight": 0.0} | changes
+  return jax.jit(learner.grpo_loss(model, **settings))
+
+
+def table_batch(**changes) -> batch.GrpoBatch:
+  """Three sampled tokens at ratio 1: 0 and 2 with advantage 2, 1 with advantage -1."""
+  quarter, half = np.log(0.25), np.log(0.5)
+  settings = {
+    "tokens": [[0, 2, 1], [1, 0, 0]],
+    "mask": [[True, True, False], [True, False, False]],
+    "old": [[quarter, half, 0.0], [quarter, 0.0, 0.0]],
+    "advantages": [2.0, -1.0],
+  }
+  return grpo_batch(**settings | changes)
+
+
+def test_grpo_gradient_is_the_one_on_paper(policy, table_policy):
+  packed = table_batch()
+  value, grads = jax.value_and_grad(
+    lambda p: grpo(policy.model)(p, packed, packed.old_logps, ZERO)[0]
+  )(table_policy)
+  # Loss -(2 + 2 - 1) / 3. Its gradient is -sum A (onehot - p) / 3 with p = (1/4, 1/4, 1/2):
+  # A onehot sums to (2, -1, 2), A p to 3 p = (3/4, 3/4, 3/2). Means taken row by row would weigh
+  # the second row's only token by 1/2 instead of 1/3.
+  np.testing.assert_allclose(value, -1.0, rtol=1e-6)
+  expected = -np.array([2 - 0.75, -1 - 0.75, 2 - 1.5]) / 3
+  np.testing.assert_allclose(grads["logits"], expected, rtol=1e-5)
+
+
+def test_a_step_follows_the_gradient_and_counts(policy, table_policy):
+  packed, tx = table_batch(), optax.sgd(0.3)
+  step = learner.make_step(grpo(policy.model), tx, donate=False)
+  state = learner.init_state(table_policy, tx, seed=0)
+  after, measured = step(state, packed, packed.old_logps, ZERO)
+  moved = np.asarray(after.params["logits"]) - np.asarray(table_policy["logits"])
+  np.testing.assert_allclose(moved, 0.1 * np.array([1.25, -1.75, 0.5]), rtol=1e-5)
+  assert int(after.step) == 1 and float(measured["skipped"]) == 0.0
+  norm = np.sqrt(1.25**2 + 1.75**2 + 0.5**2) / 3
+  np.testing.assert_allclose(measured["grad_norm"], norm, rtol=1e-5)
+  # donate=False: the old state is still there, unchanged.
+  assert int(state.step) == 0
+  np.testing.assert_array_equal(state.params["logits"], table_policy["logits"])
+  again, _ = step(state, packed, packed.old_logps, ZERO)
+  assert max_difference(again.params, after.params) == 0.0
+
+
+def test_kl_weights_scale_each_rows_hold(policy, table_policy):
+  # The reference gave the tokens of row 0 twice the probability, that of row 1 half of it:
+  # k3 = r - log r - 1 with r = p_ref / p is 1 - log 2 twice, and log 2 - 1/2 once.
+  up, down = 1 - np.log(2.0), np.log(2.0) - 0.5
+  packed = table_batch(kl_weights=[10.0, 1.0])
+  ref = packed.old_logps + np.log(np.array([[2.0], [0.5]], np.float32))
+  plain, _ = grpo(policy.model)(table_policy, packed, ref, ZERO)
+  held, measured = grpo(policy.model)(table_policy, packed, ref, np.float32(0.5))
+  np.testing.assert_allclose(held - plain, 0.5 * (10 * 2 * up + down) / 3, rtol=1e-5)
+  # What is measured is unweighted, and of rows that push: here both, below only the second.
+  np.testing.assert_allclose(measured["kl"], (2 * up + down) / 3, rtol=1e-5)
+  rehearsed = table_batch(kl_weights=[10.0, 1.0], advantages=[0.0, -1.0])
+  _, measured = grpo(policy.model)(table_policy, rehearsed, ref, np.float32(0.5))
+  np.testing.assert_allclose(measured["kl"], down, rtol=1e-5)
+
+
+def test_clip_bounds_are_the_configured_ones(policy, table_policy):
+  # Token 0 was sampled at probability 1/8: ratio 2, cut at 1.28 where the advantage is positive.
+  packed = grpo_batch([[0]], [[True]], [[np.log(0.125)]], [1.0])
+  value, measured = grpo(policy.model)(table_policy, packed, packed.old_logps, ZERO)
+  np.testing.assert_allclose(value, -1.28, rtol=1e-6)
+  assert float(measured["clip_fraction"]) == 1.0
+  value, _ = grpo(policy.model, clip_high=3.0)(table_policy, packed, packed.old_logps, ZERO)
+  np.testing.assert_allclose(value, -2.0, rtol=1e-6)
+  # At ratio 1/2 and a negative advantage the lower bound holds: 0.8.
+  packed = grpo_batch([[0]], [[True]], [[np.log(0.5)]], [-1.0])
+  value, _ = grpo(policy.model)(table_policy, packed, packed.old_logps, ZERO)
+  np.testing.assert_allclose(value, 0.8, rtol=1e-6)
+
+
+def test_entropy_is_rewarded(policy, table_policy):
+  packed = table_batch()
+  entropy = 0.5 * np.log(4) + 0.5 * np.log(2)
+  plain, measured = grpo(policy.model)(table_policy, packed, packed.old_logps, ZERO)
+  weighed, _ = grpo(policy.model, entropy_weight=0.1)(table_policy, packed, packed.old_logps, ZERO)
+  np.testing.assert_allclose(measured["entropy"], entropy, rtol=1e-6)
+  np.testing.assert_allclose(plain - weighed, 0.1 * entropy, rtol=1e-5)
+
+
+def test_sft_loss_is_the_mean_over_supervised_tokens(policy, table_policy):
+  aims = np.full((2, 3, 2), np.nan, np.float32)
+  aims[0, 1] = (1.5, 0.0)
+  packed = batch.SftBatch(
+    inputs=inputs_of(np.array([[0, 2, 2], [1, 1, 1]], np.int32)),
+    loss_mask=np.array([[True, True, False], [True, False, False]]),
+    aims=aims,
+  )
+  params = {"policy": table_policy, "aim": jnp.array([[0.5, 0.0]], jnp.float32)}
+  loss = jax.jit(learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=0.0))
+  value, measured = loss(params, packed)
+  nll = (2 * np.log(4) + np.log(2)) / 3
+  np.testing.assert_allclose(value, nll, rtol=1e-6)
+  # The one known aim is missed by (1, 0): mean square 1/2. NaN elsewhere counts for nothing.
+  aimed = jax.jit(learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=3.0))
+  (value, measured), grads = jax.value_and_grad(aimed, has_aux=True)(params, packed)
+  np.testing.assert_allclose(value, nll + 3 / 2, rtol=1e-6)
+  np.testing.assert_allclose(measured["aim_error"], np.sqrt(0.5), rtol=1e-6)
+  # d/dw of 3 * ((w - aim)^2).mean() = 3 * (w - aim) = (-3, 0).
+  np.testing.assert_allclose(grads["aim"], [[-3.0, 0.0]], atol=1e-6)
+  # "Likely" is more than one half: p = 1/2 is not, rounding or no.
+  more = {"logits": table_policy["logits"].at[2].add(0.1)}
+  _, measured = loss({**params, "policy": more}, packed)
+  np.testing.assert_allclose(measured["likely_tokens"], 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counter(policy, table_policy, bad):
+  packed, tx = table_batch(), optax.adamw(0.1)
+  step = learner.make_step(grpo(policy.model), tx, donate=False)
+  state = learner.init_state(table_policy, tx, seed=0)
+  state, _ = step(state, packed, packed.old_logps, ZERO)
+  broken = packed.replace(advantages=np.array([[bad], [1.0]], np.float32))
+  after, measured = step(state, broken, packed.old_logps, ZERO)
+  assert float(measured["skipped"]) == 1.0 and int(after.step) == 2
+  assert max_difference(after.params, state.params) == 0.0
+  before, now = jax.tree.leaves(state.opt_state), jax.tree.leaves(after.opt_state)
+  for x, y in zip(before, now, strict=True):  # Moments and their count.
+    np.testing.assert_array_equal(x, y)
+  assert max_difference({"mu": before[1]}, {"mu": jnp.zeros_like(before[1])}) > 0
+  after, measured = step(after, packed, packed.old_logps, ZERO)
+  assert float(measured["skipped"]) == 0.0 and max_difference(after.params, state.params) > 0
+
+
+def test_optimizer_warms_up_and_decays():
+  c = SimpleNamespace(
+    lr=1e-3,
+    warmup=4,
+    steps=20,
+    final_fraction=0.1,
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.0,
+    clip_norm=1.0,
+  )
+  tx, schedule = learner.make_optimizer(c)
+  rates = [float(schedule(i)) for i in (0, 2, 4, 20, 30)]
+  np.testing.assert_allclose(rates, [0.0, 5e-4, 1e-3, 1e-4, 1e-4], rtol=1e-5)
+  c.warmup = 0
+  assert float(learner.make_optimizer(c)[1](0)) == pytest.approx(1e-3)  # No step is lost.
+  # Clipped by the norm of all gradients together: 30 and 40 become 0.6 and 0.8.
+  params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+  clipped, _ = optax.clip_by_global_norm(c.clip_norm).update(
+    {"a": jnp.asarray([30.0]), "b": jnp.asarray([40.0])}, optax.EmptyState()
+  )
+  np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [0.6, 0.8], rtol=1e-6)
+  # Adam's first step is the rate times the gradient's sign, whatever its size.
+  tx, _ = learner.make_optimizer(c)
+  grads = {"a": jnp.asarray([30.0]), "b": jnp.asarray([-40.0])}
+  with jax.numpy_dtype_promotion("standard"):  # As in `make_step`.
+    updates, _ = tx.update(grads, tx.init(params), params)
+  np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-1e-3, 1e-3], rtol=1e-4)
+
+
+def test_ema_keeps_its_share():
+  average, params = {"a": jnp.asarray([1.0, 2.0])}, {"a": jnp.asarray([3.0, 2.0])}
+  np.testing.assert_allclose(learner.ema(average, params, 0.75)["a"], [1.5, 2.0], rtol=1e-6)
+
+
+# The real model. Losses and gradients are compared through one plain SGD step at rate 1.
+
+
+@pytest.fixture(scope="module")
+def played(policy):
+  """Four two-turn episodes with pictures in both turns."""
+  generate = policy.sampler.bind(policy.params, key=jax.random.key(0), version=0)
+  tasks = [episodes.task(f"q{i}", "what? " * (i + 1), seed=i) for i in range(4)]
+  return episodes.two_turns(generate, tasks, [episodes.crop(i) for i in range(4)])
+
+
+@pytest.fixture(scope="module")
+def sgd_step(policy):
+  return learner.make_step(grpo(policy.model), optax.sgd(1.0), donate=False)
+
+
+@pytest.fixture(scope="module")
+def state(policy):
+  return learner.init_state(policy.params, optax.sgd(1.0), seed=0)
+
+
+ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5], np.float32)
+
+
+def pack(policy, trajectories, advantages, **options):
+  return batch.pack_grpo(trajectories, advantages, policy.model.config, max_tokens=512, **options)
+
+
+def test_one_step_makes_rewarded_tokens_likelier(policy, played, sgd_step, state):
+  packed = pack(policy, played, ADVANTAGES)
+  read = jax.jit(lambda params, inputs: learner.logps(policy.model, params, inputs)[0])
+  # The rate is small: to first order every rewarded row gains and every punished one loses.
+  tx = optax.sgd(1e-2)
+  after, measured = learner.make_step(grpo(policy.model), tx, donate=False)(
+    state, packed, packed.old_logps, ZERO
+  )
+  gained = read(after.params, packed.inputs) - read(policy.params, packed.inputs)
+  gained = np.where(packed.loss_mask, gained, 0.0).sum(axis=1)
+  assert (np.sign(gained) == np.sign(ADVANTAGES)).all(), gained
+  assert abs(float(measured["ratio_mean"]) - 1.0) < 1e-5  # old_logps are the learner's own.
+  assert float(measured["clip_fraction"]) == 0.0
+
+
+def test_padding_rows_change_nothing(policy, played, sgd_step, state):
+  bare = pack(policy, played, ADVANTAGES)
+  padded = pack(policy, played, ADVANTAGES, multiple_of=6)
+  assert (len(bare.loss_mask), len(padded.loss_mask)) == (4, 6)
+  one, measured_one = sgd_step(state, bare, bare.old_logps, ZERO)
+  two, measured_two = sgd_step(state, padded, padded.old_logps, ZERO)
+  for name in measured_one:
+    np.testing.assert_allclose(measured_one[name], measured_two[name], rtol=1e-5, atol=1e-6)
+  assert max_difference(one.params, state.params) > 1e-2
+  assert max_difference(one.params, two.params) < 1e-5
+
+
+@pytest.mark.parametrize("axes", [{"data": 2}, {"data": 1, "fsdp": 2}, {"data": 1, "tensor": 2}])
+def test_two_devices_step_as_one(policy, played, sgd_step, state, axes):
+  mesh = sharding.make_mesh(**axes)
+  packed = pack(policy, played, ADVANTAGES, multiple_of=2)
+  alone, measured_alone = sgd_step(state, packed, packed.old_logps, ZERO)
+  params = jax.device_put(policy.params, sharding.shardings(policy.model.axes(), mesh))
+  spread = jax.device_put(packed, sharding.batch_sharding(mesh))
+  shared = learner.init_state(params, optax.sgd(1.0), seed=0)
+  together, measured = sgd_step(shared, spread, spread.old_logps, ZERO)
+  kernel = together.params["text"]["embedding"]
+  assert len(kernel.sharding.device_set) == 2
+  for name in measured:
+    np.testing.assert_allclose(measured[name], measured_alone[name], rtol=1e-5, atol=1e-6)
+  # Sums in another order: some 1e-6 of gradients of up to about 1.
+  assert max_difference(together.params, alone.params) < 1e-5
+
+
+def test_a_donating_step_agrees_and_consumes_its_state(policy, played, sgd_step, state):
+  packed = pack(policy, played, ADVANTAGES)
+  donating = learner.make_step(grpo(policy.model), optax.sgd(1.0))
+  mine = learner.init_state(copied(policy.params), optax.sgd(1.0), seed=0)
+  after, _ = donating(mine, packed, packed.old_logps, ZERO)
+  kept, _ = sgd_step(state, packed, packed.old_logps, ZERO)
+  assert max_difference(after.params, kept.params) < 1e-6
+  assert mine.params["text"]["embedding"].is_deleted()
+
+
+def test_demonstrations_are_learned_on_supervised_turns_only(policy):
+  """A row whose turn is not supervised has no gradient from it, though it is read."""
+  turns = lambda first, on: (
+    DemoTurn(text=first, result=episodes.crop(1), supervised=on),
+    DemoTurn(text=r"\boxed{7}", result=None),
+  )
+  rows = [
+    batch.demo_row(Demo(task=episodes.task("a"), turns=turns("look", on)), policy.chat)
+    for on in (True, False)
+  ]
+  tx = optax.adam(3e-3)
+  loss = learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=0.0)
+  step = learner.make_step(loss, tx)
+  params = learner.with_aim(policy.model, copied(policy.params), jax.random.key(0))
+  state = learner.init_state(params, tx, seed=0)
+  packed = batch.pack_sft(rows[1:], policy.model.config, max_tokens=512)
+  target = policy.chat.target(r"\boxed{7}")
+  assert packed.loss_mask.sum() == len(target)
+  assert rows[0].loss_mask.sum() == len(target) + len(policy.chat.target("look"))
+  losses = []
+  for _ in range(8):
+    state, measured = step(state, packed)
+    losses.append(float(measured["loss"]))
+  # From knowing nothing, around log 512 nats a token, towards knowing one answer by heart.
+  assert losses[0] > 3 and losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("axes", [{"data": 2}, {"data": 1, "fsdp": 2}])
+def test_a_state_lies_on_its_weights_mesh(policy, axes):
+  """Also its counters: a restored leaf is committed to where it was, and must fit the others."""
+  mesh = sharding.make_mesh(**axes)
+  params = jax.device_put(policy.params, sharding.shardings(policy.model.axes(), mesh))
+  state = learner.init_state(params, optax.adamw(lambda count: 1e-3), seed=0)
+  # Typed keys have data too; `devices` is where every leaf is.
+  assert all(len(leaf.devices()) == 2 for leaf in jax.tree.leaves(state))
+  moments = state.opt_state[0].mu["text"]["embedding"]
+  assert moments.sharding == params["text"]["embedding"].sharding

@@ -1,0 +1,286 @@
+"""The sampler and the learner see the same tokens and give them the same probabilities."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pixelis_jax import batch, learner, sampler
+from pixelis_jax.types import ToolResult
+from tests import episodes, fakes
+from tests.episodes import asked, continued, ended, task, tilted, two_turns
+
+# Two float32 evaluations of three layers, in other orders of summation: some 1e-6 of a log-prob.
+CLOSE = 1e-5
+FAILED = ToolResult(text="", error="bbox_2d is too small: 1 x 1 pixels, at least 2 x 2 needed")
+
+
+def bind(policy, params=None, *, seed=0, temperature=1.0, version=0):
+  key = jax.random.key(seed)
+  params = policy.params if params is None else params
+  return policy.sampler.bind(params, key=key, version=version, temperature=temperature)
+
+
+@pytest.fixture(scope="module")
+def reread(policy):
+  """Trajectories under the learner: (packed batch, log-probabilities, entropies)."""
+  program = jax.jit(lambda params, inputs: learner.logps(policy.model, params, inputs))
+
+  def read(trajectories, params=None):
+    packed = batch.pack_grpo(
+      trajectories, np.zeros(len(trajectories), np.float32), policy.model.config, max_tokens=512
+    )
+    params = policy.params if params is None else params
+    return packed, *map(np.asarray, program(params, packed.inputs))
+
+  return read
+
+
+@pytest.fixture
+def reads(policy, monkeypatch):
+  """Every block the sampler reads: a list that fills while the test plays."""
+  seen, read = [], policy.sampler.read
+
+  def spy(params, cache, block):
+    seen.append(block)
+    return read(params, cache, block)
+
+  monkeypatch.setattr(policy.sampler, "read", spy)
+  return seen
+
+
+def sampled(trajectories, name="logps"):
+  """All sampled tokens' values of a trajectory list, in the order of a packed batch."""
+  return np.concatenate([getattr(s.completion, name) for t in trajectories for s in t.steps])
+
+
+def assert_same(ours, theirs):
+  """Equal tokens with equal log-probabilities."""
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    np.testing.assert_allclose(a.logps, b.logps, rtol=0, atol=CLOSE)
+
+
+def three_tasks():
+  """Questions of different lengths: their rows end at different places, which leaves holes."""
+  questions = ("what?", "what is the digit in the red frame, if there is one?", "is it odd?")
+  return [task(f"q{i}", question, seed=i) for i, question in enumerate(questions)]
+
+
+def test_log_probs_equal_the_learners_over_two_turns_with_pictures(policy, reread, reads):
+  # Second contexts of three lengths: a square picture, none at all, one of another shape.
+  results = [episodes.crop(7), FAILED, episodes.crop(8, height=16, width=48)]
+  played = two_turns(bind(policy), three_tasks(), results)
+  lengths = {len(s.completion.context.tokens) for t in played for s in t.steps}
+  assert len(lengths) == 6 and len(reads) == 2  # The second turn read only what was new.
+  assert reads[1].tokens.shape[1] < min(len(t.steps[0].completion.context.tokens) for t in played)
+  packed, logps, entropies = reread(played)
+  np.testing.assert_allclose(logps[packed.loss_mask], sampled(played), rtol=0, atol=CLOSE)
+  np.testing.assert_allclose(
+    entropies[packed.loss_mask], sampled(played, "entropies"), rtol=0, atol=CLOSE
+  )
+  assert np.ptp(sampled(played)) > 0.5  # Not all alike, or any pairing would do.
+
+
+def test_tokens_in_are_tokens_out(policy, reads):
+  results = [episodes.crop(7), FAILED, episodes.crop(8)]
+  tasks = three_tasks()
+  played = two_turns(bind(policy), tasks, results)
+  packed = batch.pack_grpo(played, np.zeros(3, np.float32), policy.model.config, max_tokens=512)
+  first, second = reads
+  for row, trajectory in enumerate(played):
+    one, two = (step.completion for step in trajectory.steps)
+    prompt, shown = first.tokens[row], second.tokens[row]
+    saw = [prompt[first.segments[row] > 0], one.tokens, shown[second.segments[row] > 0], two.tokens]
+    np.testing.assert_array_equal(
+      packed.inputs.tokens[row][packed.inputs.segments[row] > 0], np.concatenate(saw)
+    )
+    np.testing.assert_array_equal(one.context.tokens, policy.chat.prompt(tasks[row]).tokens)
+    np.testing.assert_array_equal(two.context.tokens, policy.chat.result(results[row]).tokens)
+    marked = packed.inputs.tokens[row][packed.loss_mask[row]]
+    np.testing.assert_array_equal(marked, np.concatenate([one.tokens, two.tokens]))
+    assert one.text == policy.chat.decode(one.tokens)
+
+
+def test_an_image_without_its_tokens_is_refused(policy):
+  segment = policy.chat.prompt(task("a"))
+  short = dataclasses.replace(segment, tokens=segment.tokens[segment.tokens != segment.tokens[-1]])
+  kept = segment.tokens[segment.tokens != policy.model.config.image_token]
+  bare = dataclasses.replace(segment, tokens=kept)
+  assert policy.sampler.block([short], [0], 1).vision is not None
+  with pytest.raises(ValueError, match="0 image tokens for 1 images with 16 features"):
+    policy.sampler.block([bare], [0], 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_are_never_sampled(policy, reread, temperature):
+  # Placeholders, turn starts and an embedding row that is no token are by far the likeliest.
+  nowhere = policy.model.config.text.vocab_size - 1
+  assert nowhere >= policy.chat.vocab_size
+  banned = [*policy.chat.banned_ids, nowhere]
+  assert policy.model.config.image_token in banned
+  params = tilted(policy.params, dict.fromkeys(banned, 25.0))
+  one = task("a")
+  requests = asked([one, task("b", "is it odd?")])
+  completions = bind(policy, params, temperature=temperature)(requests)
+  tokens = np.concatenate([c.tokens for c in completions])
+  assert len(tokens) == 12 and not np.isin(tokens, banned).any()
+  # The ban had something to do: nearly all the probability lies on the banned tokens.
+  assert sampled(ended(requests, completions)).max() < -12  # Uniform would be -6.2.
+  # They are those of the whole vocabulary, as the learner computes them.
+  packed, logps, _ = reread(ended(requests, completions), params)
+  np.testing.assert_allclose(
+    logps[packed.loss_mask], np.concatenate([c.logps for c in completions]), rtol=0, atol=1e-4
+  )  # Logits near 16 instead of 1.
+
+
+def test_samples_of_one_prompt_share_its_prefill(policy, reads):
+  one = task("a")
+  together = bind(policy)(asked([one] * 4))
+  copies = [dataclasses.replace(one) for _ in range(4)]  # Equal, but not known to be.
+  apart = bind(policy)(asked(copies))
+  # One row was read for four samples, and it came to the same.
+  assert [int((block.segments[:, 0] > 0).sum()) for block in reads] == [1, 4]
+  assert_same(together, apart)
+  assert len({tuple(c.tokens) for c in together}) == 4  # Samples differ all the same.
+
+
+def test_equal_greedy_requests_are_computed_once(policy, reads):
+  one, other = task("a"), task("b", "is it odd?")
+  completions = bind(policy, temperature=0.0)(asked([one, other, one]))
+  assert completions[0] is completions[2] and completions[0] is not completions[1]
+  assert len(reads[0].tokens) == 2
+  # Samples of one prompt are draws, not copies.
+  first, second = bind(policy)(asked([one, one]))
+  assert first is not second
+
+
+def test_greedy_takes_the_likeliest_token_whatever_the_key(policy, reread):
+  requests = asked(three_tasks())
+  completions = bind(policy, temperature=0.0, seed=1)(requests)
+  assert_same(completions, bind(policy, temperature=0.0, seed=2)(requests))
+  # Random weights: a token's probability is some 1/512, the best one's more than the mean.
+  assert sampled(ended(requests, completions)).min() > -np.log(512)
+
+
+def test_a_key_and_a_call_give_one_result(policy):
+  requests = asked([task("a")] * 3)
+  one, two, other = bind(policy, seed=5), bind(policy, seed=5), bind(policy, seed=6)
+  first = one(requests)
+  assert_same(first, two(requests))
+  tokens = lambda completions: np.concatenate([c.tokens for c in completions]).tolist()
+  assert tokens(other(requests)) != tokens(first)
+  assert tokens(one(requests)) != tokens(first)  # The next call draws anew.
+
+
+def test_a_forgotten_episode_is_read_again(policy, reads):
+  requests, results = asked(three_tasks()), [episodes.crop(7), FAILED, episodes.crop(8)]
+  remembers, forgets = bind(policy, temperature=0.0), bind(policy, temperature=0.0)
+  later = continued(requests, remembers(requests), results)
+  kept = remembers(later)
+  assert [len(block.tokens) for block in reads] == [3, 3]
+  first = forgets(requests)
+  forgets(asked([task("between")]))
+  again = forgets(continued(requests, first, results))
+  assert reads[-1].tokens.shape[1] > reads[1].tokens.shape[1]  # The whole episode, not its end.
+  assert_same(kept, again)
+  assert [len(c.context.tokens) for c in again] == [len(c.context.tokens) for c in kept]
+
+
+def test_one_call_may_mix_new_kept_and_forgotten_episodes(policy):
+  old, kept, new = three_tasks()
+  generate = bind(policy, temperature=0.0)
+  result = episodes.crop(7)
+  before = continued(asked([old]), generate(asked([old])), [result])
+  last = continued(asked([kept]), generate(asked([kept])), [result])
+  mixed = generate([*asked([new]), *before, *last])
+  alone = bind(policy, temperature=0.0)
+  assert_same(mixed, [alone([request])[0] for request in (*asked([new]), *before, *last)])
+
+
+def test_one_turn_may_be_continued_twice(policy):
+  one, generate = asked([task("a")]), bind(policy, temperature=0.0)
+  turn = generate(one)
+  both = [*continued(one, turn, [episodes.crop(7)]), *continued(one, turn, [FAILED])]
+  assert_same(generate(both), [bind(policy, temperature=0.0)([request])[0] for request in both])
+
+
+def test_finished_and_unfinished_rows_live_together(policy, reread):
+  stop = policy.chat.stop_ids[0]
+  params = tilted(policy.params, {stop: 5.0})
+  one, limit = task("a"), policy.sampler.max_tokens
+  requests = asked([one] * 6)
+  generate = bind(policy, params, seed=3)
+  turn = generate(requests)
+  stopped = [c.finished for c in turn]
+  assert len(set(len(c.tokens) for c in turn)) >= 3 and not all(stopped)
+  for c in turn:
+    # A turn is finished exactly if its last token stops, and no token before it does.
+    assert c.finished == (c.tokens[-1] in policy.chat.stop_ids)
+    assert not np.isin(c.tokens[:-1], policy.chat.stop_ids).any()
+    assert c.finished or len(c.tokens) == limit
+  # Rows of all lengths go on from the holes they left, with pictures or without.
+  results = [episodes.crop(i) if i % 2 else FAILED for i in range(6)]
+  later = continued(requests, turn, results)
+  played = ended(later, generate(later))
+  packed, logps, _ = reread(played, params)
+  np.testing.assert_allclose(logps[packed.loss_mask], sampled(played), rtol=0, atol=CLOSE)
+
+
+def test_more_requests_than_rows_are_served_in_parts(policy, reads, monkeypatch):
+  tasks, results = three_tasks(), [episodes.crop(7), FAILED, episodes.crop(8)]
+  whole = two_turns(bind(policy, temperature=0.0), tasks, results)
+  assert len(reads) == 2
+  generate = bind(policy, temperature=0.0)
+  first = generate(asked(tasks))
+  monkeypatch.setattr(policy.sampler, "max_rows", 2)
+  reads.clear()
+  later = continued(asked(tasks), first, results)
+  continued_in_parts = generate(later)  # Two parts of one cache.
+  assert len(reads) == 2
+  assert_same([t.steps[1].completion for t in whole], continued_in_parts)
+  parts = two_turns(bind(policy, temperature=0.0), tasks, results)
+  for turn in range(2):
+    assert_same(
+      [t.steps[turn].completion for t in whole], [t.steps[turn].completion for t in parts]
+    )
+
+
+def test_a_text_only_episode_needs_no_image(policy, reread):
+  blind = fakes.task("a", images=[])
+  played = two_turns(bind(policy), [blind], [FAILED])
+  packed, logps, _ = reread(played)
+  np.testing.assert_allclose(logps[packed.loss_mask], sampled(played), rtol=0, atol=CLOSE)
+
+
+def test_completions_carry_their_version(policy):
+  (done,) = bind(policy, version=7)(asked([task("a")]))
+  assert done.policy_version == 7 and done.logps.dtype == np.float32
+
+
+def test_memory_keys_are_unit_and_tell_what_was_seen_and_asked(policy):
+  one, same, other = task("a"), task("b"), task("c", "is it odd?", seed=3)
+  keys = sampler.embed(policy, [one, same, other], [(), (), ()])
+  assert keys.shape == (3, 2 * policy.model.config.text.width) and keys.dtype == np.float32
+  np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(keys[0], keys[1], atol=1e-6)
+  assert keys[0] @ keys[2] < 0.999
+  # After a look it is the crop that counts, not the task's image.
+  ((_, steps),) = continued(asked([one]), [fakes.completion("look")], [FAILED])
+  shown = policy.chat.result(episodes.crop(7))
+  seen = dataclasses.replace(steps[0], completion=fakes.completion("so", context=shown))
+  (looked,) = sampler.embed(policy, [one], [(*steps, seen)])
+  half = len(looked) // 2
+  assert np.abs(looked[:half] - keys[0][:half]).max() > 1e-3
+  np.testing.assert_allclose(looked[half:], keys[0][half:], atol=1e-6)
+
+
+def test_a_missing_model_is_named(model_config, tmp_path):
+  c = model_config.copy_and_resolve_references()
+  c.path = str(tmp_path / "no-such-model")
+  with pytest.raises(FileNotFoundError, match="no-such-model"):
+    sampler.load_policy(c)
+  c.random_seed = -1
+  with pytest.raises(FileNotFoundError, match="no-such-model"):
+    sampler.load_policy(c)

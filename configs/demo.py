@@ -1,0 +1,72 @@
+"""The online loop on the embedded model and a stream of a shifted domain: what `make demo` runs.
+
+    python -m pixelis_jax.online --config=configs/demo.py:rotate --workdir=runs/demo
+
+The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
+OPTIONS = ("", "debug", *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  if arg not in OPTIONS:
+    raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
+  shift, _, skewed = (arg if arg not in ("", "debug") else "rotate").partition("-")
+  c = ConfigDict()
+  c.seed = 0
+  c.model = common.model()
+  c.limits = common.limits()
+  c.mesh = common.mesh()
+  c.stream = common.evaluation("stream", shift, n=960, seed=2000)
+  c.stream.skew = 8 if skewed else -1
+  c.shifted = common.evaluation("held_out", shift, n=400, seed=3000)
+  c.original = common.evaluation("held_out", "none", n=400, seed=3000)
+  c.baseline = True  # Also learn by plain majority vote from the same stream, to compare.
+  c.arrivals = 16  # Requests that arrive together.
+  c.pace = "learner"  # The load generator waits for learning ("learner") or for nothing ("none").
+  c.samples = 8
+  c.temperature = 1.0
+  c.vote = ConfigDict()
+  c.vote.voters = (
+    "views"  # "views": the reference, once a view; "samples": the policy's own samples.
+  )
+  c.vote.rule = "entropy_weighted"
+  c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
+  c.vote.prior_decay = 0.99
+  c.gate = ConfigDict({"share": 0.4, "margin": 0.15})
+  c.memory = ConfigDict()
+  c.memory.backend = "auto"
+  c.memory.capacity = 100_000
+  c.memory.k = 8
+  c.memory.weight = 0.25
+  c.memory.bandwidth = 0.05
+  c.learn = ConfigDict()
+  c.learn.requests = 16  # Experiences an update.
+  c.learn.lr = 5e-4
+  c.learn.b1, c.learn.b2 = 0.9, 0.95
+  c.learn.weight_decay = 0.0
+  c.learn.clip_norm = 1.0
+  c.learn.clip_low, c.learn.clip_high = 0.2, 0.28
+  c.learn.normalize = "mean"
+  c.learn.publish_every = 2
+  c.ema = 0.8  # 0.999 over 30,000 updates, scaled to a run of about 60.
+  c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.3})
+  c.probe = ConfigDict()
+  c.probe.tasks = common.evaluation("train", "none", n=192, seed=4000)
+  c.probe.canary = 64  # Of the probe's tasks; the others are rehearsed.
+  c.probe.tolerance = 0.06
+  c.probe.rehearse = 16  # Rows an update.
+  c.probe.weight = 10.0
+  c.max_row = 384
+  c.keep = 2
+  if arg == "debug":
+    c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
+    c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
+    c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
+  c.lock()
+  return c

@@ -1,0 +1,49 @@
+"""GRPO of the embedded model after SFT: task + format + Pixel-Reasoner curiosity.
+
+python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=runs/tiny-rft
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+OPTIONS = ("", "debug")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  if arg not in OPTIONS:
+    raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
+  c = ConfigDict()
+  c.seed = 0
+  c.model = common.model("runs/tiny-sft/model")
+  c.limits = common.limits()
+  c.mesh = common.mesh()
+  c.data = ConfigDict()
+  c.data.n = 1_000_000
+  c.data.kinds = ("framed", "beside", "parity")
+  c.grpo = ConfigDict()
+  c.grpo.questions = 16
+  c.grpo.group = 8
+  c.grpo.temperature = 1.0
+  c.grpo.clip_low, c.grpo.clip_high = 0.2, 0.28
+  c.grpo.normalize = "std"
+  c.grpo.kl_coef = 0.0  # k3 KL to the starting weights; 0 leaves the reference out.
+  c.grpo.entropy_weight = 0.0
+  c.reward = ConfigDict()
+  c.reward.curiosity = "paper"
+  c.reward.weights = ConfigDict(
+    {"task": 1.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0, "tool_cost": 0.0}
+  )
+  c.max_row = 384
+  c.optimizer = common.optimizer(lr=2e-4, steps=150, warmup=5)
+  c.eval = common.evaluation(n=200)
+  c.eval.every = 50
+  c.log_every = 5
+  c.save_every = 25
+  c.keep = 2
+  if arg == "debug":
+    c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
+    c.optimizer.steps, c.optimizer.warmup = 4, 1
+    c.eval.n, c.eval.every, c.log_every, c.save_every = 4, 4, 1, 2
+  c.lock()
+  return c

@@ -1,0 +1,46 @@
+"""SFT of the embedded model from random weights, on executed demonstrations of digit scenes.
+
+python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=runs/tiny-sft
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+OPTIONS = ("", "debug")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  if arg not in OPTIONS:
+    raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
+  c = ConfigDict()
+  c.seed = 0
+  c.model = common.model()
+  c.model.random_seed = 0
+  c.limits = common.limits()
+  c.mesh = common.mesh()
+  c.data = ConfigDict()
+  c.data.n = 1_000_000  # Scenes before the first repeats.
+  c.data.kinds = ("framed", "beside", "parity")
+  c.data.parts = 45_000  # Rows that teach where to look and how to read apart.
+  c.data.look = 0.6  # Share of these that teach where to look.
+  c.data.alone = 24_000  # Rows over which other objects come to surround the asked digit.
+  c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
+  c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
+  c.data.threads = 2
+  c.batch = 64
+  c.max_row = 384
+  c.entropy_weight = 0.0
+  c.aim_weight = 1.0  # Of the auxiliary regression of where to look; its head is not saved.
+  c.optimizer = common.optimizer(lr=1e-3, steps=1600, warmup=50)
+  c.eval = common.evaluation(n=200)
+  c.eval.every = 400
+  c.log_every = 20
+  c.save_every = 250
+  c.keep = 2
+  if arg == "debug":
+    c.batch, c.data.n, c.data.parts = 4, 64, 8
+    c.optimizer.steps, c.optimizer.warmup = 4, 1
+    c.eval.n, c.eval.every, c.log_every, c.save_every = 4, 4, 1, 2
+  c.lock()
+  return c

@@ -1,0 +1,322 @@
+"""The command line: ask, score, doctor, view, export, requests.
+
+Imports wait until a command needs them, so that `pixelis --help` answers at once. A user's mistake
+is one line on stderr and exit code 2.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from pixelis_jax.types import Pixels, Trajectory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Exit code: 0; 1 where `requests` refuses something; 2 for a mistake in what was given."""
+  args = parser().parse_args(argv)
+  # Tokenizers are all we take from transformers; without torch it says so at every start.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  try:
+    return args.run(args)
+  except (ValueError, OSError) as error:  # What the user gave; anything else is ours to see.
+    print(f"pixelis {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def parser() -> argparse.ArgumentParser:
+  top = argparse.ArgumentParser(
+    prog="pixelis", description="A vision-language agent that reasons in pixel space."
+  )
+  commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+  def command(name: str, run, about: str) -> argparse.ArgumentParser:
+    added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    added.set_defaults(run=run)
+    return added
+
+  p = command("ask", ask, "Ask a question about images and show how the agent looks and answers.")
+  p.add_argument("question")
+  p.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
+  p.add_argument("--image", required=True, type=Path, metavar="PATH", action="append")
+  p.add_argument("--tools", default="zoom_in", help="comma-separated, or none (default: zoom_in)")
+  p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
+  p.add_argument("--guidelines", default="", metavar="TEXT", help="put behind the question")
+  p.add_argument("--temperature", default=0.0, type=float, help="0 is greedy (default: 0)")
+  p.add_argument("--seed", default=0, type=int, help="of the sampling (default: 0)")
+  p.add_argument("--turns", default=8, type=int, help="at most (default: 8)")
+  p.add_argument("--max-tokens", default=512, type=int, help="a turn, at most (default: 512)")
+  p.add_argument("--context", default=16384, type=int, help="tokens at most (default: 16384)")
+  p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  p.add_argument("--out", type=Path, metavar="DIR", help="add the trajectory and its images here")
+  p.add_argument("--json", action="store_true", help="print one JSON object")
+
+  p = command("score", score, "Log-probability of each token of a conversation, float32.")
+  p.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
+  p.add_argument("--messages", required=True, type=Path, metavar="FILE.json")
+  p.add_argument("--out", required=True, type=Path, metavar="OUT.json")
+
+  command("doctor", doctor, "What is installed, which devices, and what to do about problems.")
+
+  p = command("view", view, "Write report.html of a run and print its path.")
+  p.add_argument("workdir", type=Path)
+
+  p = command("export", export, "Copy a run's model to a Hugging Face directory.")
+  p.add_argument("workdir", type=Path, help="of sft or rft; its model/ is copied")
+  p.add_argument("out", type=Path)
+  p.add_argument("--force", action="store_true", help="replace the weights that are there")
+
+  p = command("requests", requests, "Check a request stream (JSON lines or a JSON list) and count.")
+  p.add_argument("path", type=Path)
+  p.add_argument("--model", type=Path, metavar="DIR", help="tokenizer, for requests of input_ids")
+  return top
+
+
+def ask(args: argparse.Namespace) -> int:
+  """One episode; what the caller gave is checked before the weights are read."""
+  import jax
+
+  from pixelis_jax import agent, sampler
+  from pixelis_jax.chat.images import ImageProcessor, read_image
+  from pixelis_jax.metrics import TrajectoryLog
+  from pixelis_jax.types import Task, content_key
+
+  _check_ask(args)
+  _directory(args.model)
+  shown_size = ImageProcessor.from_directory(args.model).shown_size
+  images = [read_image(path) for path in args.image]
+  sizes = [_shown(path, image, shown_size) for path, image in zip(args.image, images, strict=True)]
+  key = content_key(args.question, *(image.tobytes() for image in images))
+  task = Task(id=f"ask-{key[:12]}", images=tuple(images), question=args.question, answer=None)
+  policy = sampler.load_policy(
+    SimpleNamespace(
+      path=args.model,
+      loader="",
+      random_seed=-1,
+      dtype=args.dtype,
+      tools=tuple(name for name in args.tools.split(",") if name not in ("", "none")),
+      preset=args.preset,
+      guidelines=args.guidelines,
+      max_tokens=args.max_tokens,
+      max_rows=1,
+    )
+  )
+  generate = policy.sampler.bind(
+    policy.params, key=jax.random.key(args.seed), version=0, temperature=args.temperature
+  )
+  limits = agent.Limits(turns=args.turns, tokens=args.context)
+  (played,) = agent.play([task], generate=generate, run=policy.tools.run, limits=limits)
+  if args.out is not None:
+    with TrajectoryLog(args.out) as log:
+      log.write(0, "ask", played)
+  told = episode(played, args.image, sizes)
+  print(json.dumps(told, ensure_ascii=False) if args.json else transcript(told))
+  return 0
+
+
+def _check_ask(args: argparse.Namespace) -> None:
+  if not args.question.strip():
+    raise ValueError("the question is empty")
+  if args.temperature < 0:
+    raise ValueError(f"--temperature {args.temperature} must be 0 or more")
+  for name in ("turns", "max_tokens", "context"):
+    if getattr(args, name) < 1:
+      option = name.replace("_", "-")
+      raise ValueError(f"--{option} {getattr(args, name)} must be 1 or more")
+
+
+def _directory(path: Path) -> None:
+  if not path.is_dir():
+    raise FileNotFoundError(f"there is no directory {path}")
+
+
+def _shown(path: Path, image: Pixels, shown_size: Callable[[int, int], tuple[int, int]]):
+  try:
+    return shown_size(*image.shape[:2])
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def episode(
+  played: Trajectory, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]
+) -> dict[str, object]:
+  """A trajectory for json: boxes [x0, y0, x1, y1] in pixels of the file, images from 1."""
+  turns = []
+  for step in played.steps:
+    call, result = step.call, step.result
+    pictures = () if result is None else result.images
+    boxes = [
+      {"image": p.source + 1, "box": [p.box.x0, p.box.y0, p.box.x1, p.box.y1]} for p in pictures
+    ]
+    turns.append(
+      {
+        "text": step.completion.text,
+        "call": None if call is None else {"name": call.name, "arguments": dict(call.arguments)},
+        "error": None if result is None else result.error,
+        "result": None if result is None else result.text,
+        "pictures": boxes,
+      }
+    )
+  images = [
+    {"path": str(path), "size": list(image.shape[:2]), "shown": list(size)}
+    for path, image, size in zip(paths, played.task.images, sizes, strict=True)
+  ]
+  return {
+    "question": played.task.question,
+    "images": images,
+    "turns": turns,
+    "status": played.status.value,
+    "answer": played.answer,
+  }
+
+
+def transcript(told: dict) -> str:
+  """An `episode` to read."""
+  lines = []
+  for number, image in enumerate(told["images"], start=1):
+    (height, width), (rows, columns) = image["size"], image["shown"]
+    lines.append(f"image {number}: {image['path']}, {width} x {height} shown at {columns} x {rows}")
+  for number, turn in enumerate(told["turns"], start=1):
+    lines += ["", f"turn {number}", *(f"  {line}" for line in turn["text"].splitlines())]
+    if turn["call"] is not None:
+      arguments = json.dumps(turn["call"]["arguments"], ensure_ascii=False)
+      lines.append(f"  -> {turn['call']['name']} {arguments}")
+    for picture in turn["pictures"]:
+      box = ", ".join(f"{edge:g}" for edge in picture["box"])
+      lines.append(f"  <- pixels [{box}] of image {picture['image']}")
+    shown = turn["result"] if turn["error"] is None else f"error: {turn['error']}"
+    if shown:
+      lines.append(f"  <- {shown.strip()}")
+  answer = "none" if told["answer"] is None else told["answer"]
+  return "\n".join([*lines, "", f"answer: {answer} ({told['status'].replace('_', ' ')})"])
+
+
+def score(args: argparse.Namespace) -> int:
+  """Writes {"tokens": ids, "logps": log-probability of tokens[i + 1] given tokens[: i + 1]}."""
+  import jax
+  import numpy as np
+
+  from pixelis_jax import batch, learner
+  from pixelis_jax.chat.images import read_image
+  from pixelis_jax.chat.template import Chat
+  from pixelis_jax.model.load import load
+
+  _directory(args.model)
+  folder = args.messages.parent
+  messages = _read_json(args.messages)
+  chat = Chat.from_directory(args.model, tools=())
+  try:
+    segment = chat.messages(messages, lambda name: read_image(folder / name))
+  except ValueError as error:
+    raise ValueError(f"{args.messages}: {error}") from error
+  count = len(segment.tokens)
+  model, params = load(args.model)
+  if segment.tokens.max() >= model.config.text.vocab_size:
+    raise ValueError(
+      f"{args.model}: token {segment.tokens.max()} of the tokenizer is beyond the model's "
+      f"{model.config.text.vocab_size}"
+    )
+  row = batch.Row(
+    tokens=segment.tokens,
+    images=segment.images,
+    loss_mask=np.ones(count, bool),
+    logps=np.zeros(count, np.float32),
+  )
+  packed = batch.pack_inputs([row], model.config, max_tokens=-(-count // 32) * 32)
+  with jax.default_matmul_precision("highest"):  # Accelerators would round float32 factors.
+    logps, _ = jax.jit(lambda params, inputs: learner.logps(model, params, inputs))(params, packed)
+  logps = np.asarray(logps)[0, 1:count]
+  if not np.isfinite(logps).all():
+    raise ValueError(f"{args.model}: its log-probabilities are not finite; are its weights?")
+  _write(args.out, {"tokens": segment.tokens.tolist(), "logps": logps.tolist()})
+  print(f"{args.out}: {count} tokens, mean log-probability {logps.mean():.4f}")
+  return 0
+
+
+def _read_json(path: Path) -> object:
+  if not path.is_file():
+    raise FileNotFoundError(f"there is no file {path}")
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _write(path: Path, content: dict) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  aside = path.with_name(f"{path.name}.partial")
+  aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+  aside.replace(path)
+
+
+def doctor(args: argparse.Namespace) -> int:
+  """Always 0: a problem here need not be one for what the caller wants to do."""
+  from pixelis_jax.serve.doctor import examine
+
+  facts, problems = examine()
+  width = max(map(len, facts))
+  for name, fact in facts.items():
+    print(f"{name:<{width}}  {fact}")
+  print(f"\n{len(problems)} problem{'' if len(problems) == 1 else 's'}")
+  for problem in problems:
+    print(f"- {problem}")
+  return 0
+
+
+def view(args: argparse.Namespace) -> int:
+  from pixelis_jax.serve.report import write_report
+
+  _directory(args.workdir)
+  print(write_report(args.workdir))
+  return 0
+
+
+def export(args: argparse.Namespace) -> int:
+  """Copies workdir/model file by file, weights last; each file is replaced whole."""
+  from pixelis_jax.model.load import INDEX, WEIGHTS, load
+
+  source, out = args.workdir / "model", args.out
+  if not source.is_dir():
+    raise FileNotFoundError(f"there is no directory {source}: sft and rft write it when they end")
+  if out.resolve() == source.resolve():
+    raise ValueError(f"{out} is the run's own model: name another directory")
+  load(source)  # A damaged model replaces nothing.
+  out.mkdir(parents=True, exist_ok=True)
+  old = sorted({*out.glob("*.safetensors"), *out.glob(INDEX)})
+  if old and not args.force:
+    raise ValueError(f"{old[0]} is there already: --force replaces the weights in {out}")
+  files = sorted(source.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
+  for file in files:
+    aside = out / f"{file.name}.partial"
+    shutil.copyfile(file, aside)
+    aside.replace(out / file.name)
+  for file in {*old} - {out / file.name for file in files}:  # An old index would be read first.
+    file.unlink()
+  print(f"{out}: {', '.join(file.name for file in files)} ({(out / WEIGHTS).stat().st_size} bytes)")
+  return 0
+
+
+def requests(args: argparse.Namespace) -> int:
+  """Reads every request, images included, as the online loop would."""
+  from pixelis_jax.chat.template import Chat
+  from pixelis_jax.data.requests import read_requests
+
+  counts: Counter = Counter()
+  decode = None if args.model is None else Chat.from_directory(args.model, tools=()).decode
+  for _ in read_requests(args.path, report=print, counts=counts, decode=decode):
+    pass
+  refused = {name: counts[name] for name in ("malformed", "duplicate")}
+  print(
+    f"{args.path}: {counts['read']} good, {refused['malformed']} malformed, "
+    f"{refused['duplicate']} with a request_id that was given before"
+  )
+  return 1 if any(refused.values()) or not counts["read"] else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

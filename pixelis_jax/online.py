@@ -1,0 +1,267 @@
+"""Online test-time RL: unlabelled requests are answered, and teach the policy where it is sure.
+
+    python -m pixelis_jax.online --config=configs/demo.py:rotate --workdir=runs/demo
+
+Killed at any point, the same command continues: answered requests are in the memory in one
+transaction with the stream's position, and what is published was on disk before it was served.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags
+from ml_collections import config_flags
+
+from pixelis_jax import agent, evaluate, learner, sampler
+from pixelis_jax.algo import voting
+from pixelis_jax.data.tasks import drop_labels
+from pixelis_jax.memory.store import Memory
+from pixelis_jax.metrics import Metrics, TrajectoryLog, interval
+from pixelis_jax.ttrl import Answerer, Inbox, Learner, Published, make_probe
+from pixelis_jax.types import Experience, Task, Vote
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a run of the loop leaves behind: the published parameters, and how it went."""
+
+  params: learner.Params
+  applied: int
+  refused: int
+  latencies: list[float]  # Seconds from a request's arrival to its answer, one a request.
+
+
+def run(
+  c: Any,
+  policy: sampler.Policy,
+  stream: Sequence[Task],
+  probe_tasks: Sequence[Task],
+  workdir: Path,
+  on_answers: Callable[[int, dict[str, float]], None],
+) -> Outcome:
+  """Answers the whole stream and learns from it meanwhile; continues where the workdir stopped.
+
+  Args:
+    stream: unlabelled tasks, the same ones in the same order when a run is continued.
+    on_answers: called with (requests answered so far, signals that need no label).
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  published = Published(0, policy.params)
+  dim = 2 * policy.model.config.text.width
+  path = workdir / "memory.sqlite"
+  with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
+    start = {"next": 0, "prior": {"decay": c.vote.prior_decay}, "latencies": []}
+    state = memory.get_state("stream") or start
+    probe = make_probe(c, policy, probe_tasks)
+    learn = Learner(c, policy, published, probe, workdir)
+    answer = Answerer(c, policy, published, memory)
+    inbox = Inbox()
+    _refill(inbox, memory, learn.learned, policy, c)
+    prior, latencies = voting.AnswerPrior(**state["prior"]), list(state["latencies"])
+    trajectories = TrajectoryLog(workdir, resume=state["next"])
+    with (
+      Metrics(workdir, resume=state["next"]) as metrics,
+      concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+      learning = pool.submit(learn.run, inbox)
+      try:
+        for at in range(state["next"], len(stream), c.arrivals):
+          arrived = stream[at : at + c.arrivals]
+          if c.pace == "learner":
+            _keep_pace(inbox, c.learn.requests + c.arrivals, learning)
+          if learning.done():  # A learner that died must not go unnoticed while answers go on.
+            break
+          started = time.monotonic()
+          key = jax.random.fold_in(jax.random.key(c.seed), at)
+          experiences, prior = answer(arrived, key, prior)
+          latencies += [time.monotonic() - started] * len(arrived)
+          done = at + len(arrived)
+          after = {"next": done, "prior": prior.to_dict(), "latencies": latencies}
+          memory.add_all(experiences, state={"stream": after})
+          admitted = [e for e in experiences if passes(e.vote, c)]
+          for experience in admitted:
+            inbox.put(experience)
+          signals = _signals(experiences, len(admitted), len(memory), published.latest()[0])
+          metrics.log(done, signals)
+          for experience in experiences:
+            for trajectory in experience.trajectories:
+              trajectories.write(done, "stream", trajectory, vote=experience.vote)
+          on_answers(done, {**signals, **learn.signals()})
+      finally:
+        inbox.close()
+      learning.result()
+    trajectories.close()
+  _, params = published.latest()
+  return Outcome(params=params, applied=learn.applied, refused=learn.refused, latencies=latencies)
+
+
+def passes(vote: Vote, c: Any) -> bool:
+  """Whether the policy may learn from this vote."""
+  return voting.gate(vote, share=c.gate.share, margin=c.gate.margin)
+
+
+def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -> None:
+  """Puts back what was answered but not yet learned from when the process ended.
+
+  All entries have one priority, so the oldest are evicted first: if `learned` is gone, all that is
+  left is newer.
+  """
+  ids = memory.ids()
+  start = ids.index(learned) + 1 if learned in ids else 0
+  for id in ids[start:]:
+    experience = memory.get(id, policy.images.process)
+    if passes(experience.vote, c):
+      inbox.put(experience)
+
+
+def _keep_pace(inbox: Inbox, most: int, learning: concurrent.futures.Future) -> None:
+  """The load generator's own patience: it sends the next requests when learning is near."""
+  while len(inbox) >= most and not learning.done():
+    time.sleep(0.005)
+
+
+def _signals(
+  experiences: Sequence[Experience], admitted: int, size: int, version: int
+) -> dict[str, float]:
+  return {
+    "vote_share": float(np.mean([e.vote.share for e in experiences])),
+    "vote_margin": float(np.mean([e.vote.margin for e in experiences])),
+    "gate_rate": admitted / len(experiences),
+    "memory_size": float(size),
+    "policy_version": float(version),
+  }
+
+
+def main(c: Any, workdir: Path) -> dict[str, Any]:
+  """The whole experiment: score, answer and learn from the unlabelled stream, score again."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  _same_config(workdir / "config.json", c)
+  if (workdir / "result.json").exists():
+    result = json.loads((workdir / "result.json").read_text())
+    print(f"{workdir} is complete; remove it to run again\n{table(result)}")
+    return result
+  policy = sampler.load_policy(c.model)
+  shifted, original = evaluate.tasks(c.shifted), evaluate.tasks(c.original)
+  stream = [drop_labels(task) for task in evaluate.tasks(c.stream)]
+  probes = [drop_labels(task) for task in evaluate.tasks(c.probe.tasks)]
+  before = _kept(
+    workdir / "before.json", lambda: _scores(c, policy, policy.params, shifted, original)
+  )
+  outcome = _watched(c, policy, stream, probes, workdir, "views")
+  with TrajectoryLog(workdir, resume=len(stream)) as log:
+    after = _scores(c, policy, outcome.params, shifted, original, log, len(stream) + 1)
+  result = {
+    "shift": c.stream.shift,
+    "skew": c.stream.skew,
+    "seed": c.seed,
+    "n": len(shifted),
+    "requests": len(stream),
+    "shifted_before": before["shifted"],
+    "shifted_after": after["shifted"],
+    "original_before": before["original"],
+    "original_after": after["original"],
+    "majority_after": None,
+    "tool_calls_per_question": after["tool_calls"],
+    "updates_applied": outcome.applied,
+    "updates_refused": outcome.refused,
+    "answer_p50_s": float(np.percentile(outcome.latencies, 50)),
+    "answer_p95_s": float(np.percentile(outcome.latencies, 95)),
+  }
+  if c.baseline:
+    plain = c.copy_and_resolve_references()
+    plain.vote.voters, plain.vote.rule, plain.memory.weight = "samples", "majority", 0.0
+    rival = _watched(plain, policy, stream, probes, workdir / "majority", "majority")
+    result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
+  (workdir / "result.json").write_text(json.dumps(result, indent=2))
+  print(table(result))
+  return result
+
+
+def table(result: dict[str, Any]) -> str:
+  """The result as a person reads it: percent with 95% Wilson intervals."""
+  n = result["n"]
+
+  def cell(name: str) -> str:
+    if result[name] is None:
+      return "-"
+    low, high = interval(round(result[name] * n), n)
+    return f"{100 * result[name]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+  rows = [
+    ("held-out accuracy, percent (95%)", "before", "after"),
+    (f"shifted domain ({result['shift']})", cell("shifted_before"), cell("shifted_after")),
+    ("original domain", cell("original_before"), cell("original_after")),
+    ("shifted, plain majority vote", cell("shifted_before"), cell("majority_after")),
+  ]
+  facts = [
+    f"n {n} held-out questions a domain, {result['requests']} unlabelled requests",
+    f"seed {result['seed']}, tool calls a question {result['tool_calls_per_question']:.2f}",
+    f"updates applied {result['updates_applied']}, refused {result['updates_refused']}",
+    f"answers took {result['answer_p50_s']:.2f} s (median), {result['answer_p95_s']:.2f} s (p95)",
+  ]
+  return "\n".join([*(f"{a:<34} {b:<24} {d}" for a, b, d in rows), *facts])
+
+
+def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) -> dict[str, float]:
+  """Accuracy of these parameters on both domains, greedy. The only place that reads a label."""
+  generate = policy.sampler.bind(params, key=jax.random.key(0), version=0, temperature=0.0)
+  limits, execute = agent.Limits(**c.limits), policy.tools.run
+  scores = {}
+  for name, asked in (("original", original), ("shifted", shifted)):
+    if not asked:
+      continue
+    result = evaluate.run(asked, generate=generate, run=execute, limits=limits)
+    scores |= {name: result.accuracy, "tool_calls": result.tool_calls}
+    for trajectory in result.trajectories if log else ():
+      log.write(step, f"{name}_after", trajectory, truth=trajectory.task.answer)
+  return scores
+
+
+def _watched(c: Any, policy, stream, probes, workdir: Path, name: str) -> Outcome:
+  """`run`, with a progress bar of signals that need no labels."""
+  with tqdm.tqdm(total=len(stream), desc=name, unit="q", smoothing=0.05) as bar:
+
+    def on_answers(answered: int, signals: dict[str, float]) -> None:
+      shown = ("vote_share", "gate_rate", "kl", "memory_size", "updates_applied")
+      bar.set_postfix({k: f"{signals[k]:.3g}" for k in shown if k in signals}, refresh=False)
+      bar.update(answered - bar.n)
+
+    return run(c, policy, stream, probes, workdir, on_answers)
+
+
+def _same_config(path: Path, c: Any) -> None:
+  """A workdir belongs to one config. Raises ValueError naming what differs."""
+  now = json.loads(c.to_json())
+  if not path.exists():
+    path.write_text(json.dumps(now, indent=2))
+    return
+  before = json.loads(path.read_text())
+  differs = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+  if differs:
+    was = {k: before.get(k) for k in differs}
+    raise ValueError(f"{path} was written with other values of {differs}: {was}; use a new workdir")
+
+
+def _kept(path: Path, make: Callable[[], dict]) -> dict:
+  """The JSON in `path`, made once."""
+  if not path.exists():
+    path.write_text(json.dumps(make()))
+  return json.loads(path.read_text())
+
+
+if __name__ == "__main__":
+  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
+  workdir_flag = flags.DEFINE_string("workdir", None, "All that the run leaves.", required=True)
+
+  def start(_: list[str]) -> None:
+    main(config_flag.value, Path(workdir_flag.value))
+
+  app.run(start)

@@ -1,0 +1,127 @@
+"""Reinforcement fine-tuning: GRPO over whole episodes with tools.
+
+    python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=runs/rft
+
+One step: `group` samples of each of `questions` prompts are played, scored, compared within their
+group, and the policy takes one clipped-surrogate step on the very tokens it sampled. Resumes from
+the workdir bit for bit.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from pixelis_jax import agent, batch, evaluate, learner, sampler, sharding
+from pixelis_jax.algo import grpo, rewards
+from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.data.tasks import TaskSource
+from pixelis_jax.metrics import Metrics, TrajectoryLog, due
+from pixelis_jax.model.load import save
+from pixelis_jax.types import Reward, Trajectory
+
+
+def main(c: Any, workdir: Path) -> learner.TrainState:
+  mesh = sharding.make_mesh(**c.mesh)
+  policy = sampler.load_policy(c.model)
+  model, across = policy.model, sharding.rows_multiple(mesh)
+  limits, Q, G = agent.Limits(**c.limits), c.grpo.questions, c.grpo.group
+  tx, schedule = learner.make_optimizer(c.optimizer)
+  loss = learner.grpo_loss(
+    model,
+    clip_low=c.grpo.clip_low,
+    clip_high=c.grpo.clip_high,
+    entropy_weight=c.grpo.entropy_weight,
+  )
+  step = learner.make_step(loss, tx)
+  reference = jax.device_put(policy.params, sharding.shardings(model.axes(), mesh))
+  reference_logps = jax.jit(lambda params, inputs: learner.logps(model, params, inputs)[0])
+  state = learner.init_state(jax.tree.map(jnp.copy, reference), tx, seed=c.seed)
+  tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
+  held_out = evaluate.tasks(c.eval)
+
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
+  if restored := checkpoints.restore(state):
+    state, _ = restored
+  metrics = Metrics(workdir, resume=int(state.step))
+  trajectories = TrajectoryLog(workdir, resume=int(state.step))
+
+  for i in range(int(state.step), c.optimizer.steps):
+    started = time.monotonic()
+    key = jax.random.fold_in(state.rng, i)
+    generate = policy.sampler.bind(state.params, key=key, version=i, temperature=c.grpo.temperature)
+    questions = [tasks[(i * Q + q) % len(tasks)] for q in range(Q)]
+    asked = [task for task in questions for _ in range(G)]
+    played = agent.play(asked, generate=generate, run=policy.tools.run, limits=limits)
+    rolled = time.monotonic()
+
+    groups = [played[q * G : (q + 1) * G] for q in range(Q)]
+    scored = [
+      r
+      for g in groups
+      for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
+    ]
+    totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
+    advantages_QG = grpo.group_advantages(totals_QG, normalize=c.grpo.normalize)
+    kept = np.repeat(grpo.keep_groups(totals_QG), G)
+    measured = {"zero_variance": 1.0 - float(kept.mean())}
+    if kept.any():
+      chosen = [t for t, keep in zip(played, kept, strict=True) if keep]
+      packed = batch.pack_grpo(
+        chosen,
+        advantages_QG.reshape(-1)[kept],
+        model.config,
+        max_tokens=c.max_row,
+        multiple_of=across,
+      )
+      packed = jax.device_put(packed, sharding.batch_sharding(mesh))
+      ref = reference_logps(reference, packed.inputs) if c.grpo.kl_coef else packed.old_logps
+      state, update = step(state, packed, ref, jnp.float32(c.grpo.kl_coef))
+      measured |= {k: float(v) for k, v in update.items()}
+    else:
+      state = state.replace(step=state.step + 1)  # Nothing to compare: no group had two outcomes.
+
+    if due(i, c.log_every, c.optimizer.steps):
+      seconds = {"seconds_rollout": rolled - started, "seconds_update": time.monotonic() - rolled}
+      metrics.log(
+        i + 1, {**measured, **summary(scored, played), "lr": float(schedule(i)), **seconds}
+      )
+      trajectories.write(i + 1, "rft", played[0])
+    if due(i, c.eval.every, c.optimizer.steps):
+      greedy = policy.sampler.bind(state.params, key=key, version=i + 1, temperature=0.0)
+      result = evaluate.run(held_out, generate=greedy, run=policy.tools.run, limits=limits)
+      metrics.log(i + 1, evaluate.measured(result))
+      print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
+    if due(i, c.save_every, c.optimizer.steps):
+      checkpoints.save(i + 1, state, {})
+  checkpoints.close()
+  metrics.close()
+  trajectories.close()
+  save(workdir / "model", model, state.params, source=Path(c.model.path))
+  return state
+
+
+def summary(scored: list[Reward], played: list[Trajectory]) -> dict[str, float]:
+  """Means over the step's trajectories: reward parts in their own units, and the use of tools."""
+  return {
+    "task": float(np.mean([r.task for r in scored])),
+    "format": float(np.mean([r.format for r in scored])),
+    "curiosity": float(np.mean([r.curiosity for r in scored])),
+    "tool_rate": float(np.mean([t.calls > 0 for t in played])),
+    "calls": float(np.mean([t.calls for t in played])),
+  }
+
+
+if __name__ == "__main__":
+  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
+  workdir_flag = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, model.", required=True)
+
+  def start(_: list[str]) -> None:
+    main(config_flag.value, Path(workdir_flag.value))
+
+  app.run(start)

@@ -1,0 +1,111 @@
+"""Supervised fine-tuning on executed demonstrations, loss on the assistant's tokens only.
+
+    python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=runs/sft
+
+Resumes from the workdir bit for bit: parameters, optimizer and the data iterator come from one
+checkpoint.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from pixelis_jax import agent, batch, evaluate, learner, sampler, sharding
+from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.data import demos
+from pixelis_jax.data.tasks import DemoSource, TaskSource
+from pixelis_jax.metrics import Metrics, due
+from pixelis_jax.model.load import save
+
+
+def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.DatasetIterator:
+  """Batches of rows for ever, a function of the config alone.
+
+  The first `c.data.parts` rows teach the two halves of a demonstration apart, each in short rows:
+  where to look (the call), and how to read (the picture alone, answered at once). Later rows are
+  whole demonstrations, but for `c.data.direct` of them that answer from the overview, without
+  tools.
+  """
+  tasks = TaskSource(
+    split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n, alone=c.data.alone
+  )
+  looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
+
+  def row(index: int) -> batch.Row:
+    draw = np.random.default_rng((c.seed, index)).random()
+    if index < c.data.parts:
+      demo = looking[index]
+      if draw < c.data.look:
+        return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), policy.chat)
+      return batch.demo_row(demos.reading(demo), blind.chat)
+    if draw < c.data.direct:
+      return batch.demo_row(demos.direct(tasks[index]), blind.chat)
+    return batch.demo_row(looking[index], policy.chat)
+
+  dataset = grain.MapDataset.range(c.data.n).repeat().map(row)
+  read = grain.ReadOptions(num_threads=c.data.threads, prefetch_buffer_size=2 * c.batch)
+  return iter(dataset.to_iter_dataset(read).batch(c.batch, batch_fn=list))
+
+
+def main(c: Any, workdir: Path) -> learner.TrainState:
+  mesh = sharding.make_mesh(**c.mesh)
+  policy = sampler.load_policy(c.model)
+  blind = sampler.with_tools(c.model, policy.model, policy.params, ())
+  model, across = policy.model, sharding.rows_multiple(mesh)
+  tx, schedule = learner.make_optimizer(c.optimizer)
+  loss = learner.sft_loss(model, entropy_weight=c.entropy_weight, aim_weight=c.aim_weight)
+  step = learner.make_step(loss, tx)
+  axes = {"policy": model.axes(), "aim": ("embed", None)}
+  params = jax.device_put(
+    learner.with_aim(model, policy.params, jax.random.key(c.seed)), sharding.shardings(axes, mesh)
+  )
+  state = learner.init_state(params, tx, seed=c.seed)
+  data = rows(c, policy, blind)
+  held_out = evaluate.tasks(c.eval)
+
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
+  if restored := checkpoints.restore(state):
+    state, extra = restored
+    data.set_state(extra["data"])
+  metrics = Metrics(workdir, resume=int(state.step))
+
+  for i in range(int(state.step), c.optimizer.steps):
+    started = time.monotonic()
+    packed = batch.pack_sft(next(data), model.config, max_tokens=c.max_row, multiple_of=across)
+    waited = time.monotonic() - started
+    state, measured = step(state, jax.device_put(packed, sharding.batch_sharding(mesh)))
+    if due(i, c.log_every, c.optimizer.steps):
+      measured = {k: float(v) for k, v in measured.items()}
+      seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}
+      metrics.log(i + 1, {**measured, "lr": float(schedule(i)), **seconds})
+    if due(i, c.eval.every, c.optimizer.steps):
+      bound = policy.sampler.bind(
+        state.params["policy"], key=jax.random.key(0), version=i + 1, temperature=0.0
+      )
+      limits = agent.Limits(**c.limits)
+      result = evaluate.run(held_out, generate=bound, run=policy.tools.run, limits=limits)
+      metrics.log(i + 1, evaluate.measured(result))
+      print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
+    if due(i, c.save_every, c.optimizer.steps):
+      checkpoints.save(i + 1, state, {"data": data.get_state()})
+  checkpoints.close()
+  metrics.close()
+  save(workdir / "model", model, state.params["policy"], source=Path(c.model.path))
+  return state
+
+
+if __name__ == "__main__":
+  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
+  workdir_flag = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, model.", required=True)
+
+  def start(_: list[str]) -> None:
+    main(config_flag.value, Path(workdir_flag.value))
+
+  app.run(start)

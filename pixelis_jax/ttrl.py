@@ -1,0 +1,341 @@
+"""Test-time RL, the parts: how a request is answered, and how what was voted is learned.
+
+`Answerer` reads the published parameters and never waits; `Learner` owns the TrainState. They share
+three objects (memory, inbox, published) and nothing else. Labels cannot reach either: `Answerer`
+refuses a task that carries one.
+"""
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from pixelis_jax import agent, batch, learner, sampler, sharding
+from pixelis_jax.algo import grpo, losses, rewards, voting
+from pixelis_jax.algo.answers import equal
+from pixelis_jax.algo.kl import AdaptiveKl
+from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.memory.store import Memory
+from pixelis_jax.metrics import Metrics
+from pixelis_jax.tools.views import IDENTITY, View, views_for
+from pixelis_jax.types import Ballot, Experience, Task, Trajectory
+
+
+class Published:
+  """The parameters answers are given with. Swapped whole; a reader keeps what it took."""
+
+  def __init__(self, version: int, params: learner.Params):
+    self._latest = (version, params)  # One reference: reading and replacing it are atomic.
+
+  def latest(self) -> tuple[int, learner.Params]:
+    return self._latest
+
+  def publish(self, version: int, params: learner.Params) -> None:
+    self._latest = (version, params)
+
+
+class Inbox:
+  """What learning has yet to read, oldest first. Answering puts and never waits; learning takes."""
+
+  def __init__(self):
+    self._waiting: deque[Experience] = deque()
+    self._changed = threading.Condition()
+    self._closed = False
+
+  def __len__(self) -> int:
+    return len(self._waiting)
+
+  def put(self, experience: Experience) -> None:
+    with self._changed:
+      self._waiting.append(experience)
+      self._changed.notify_all()
+
+  def close(self) -> None:
+    """No more will come: `take` hands out what is left, then None."""
+    with self._changed:
+      self._closed = True
+      self._changed.notify_all()
+
+  def take(self, n: int) -> list[Experience] | None:
+    """The next n, fewer only after `close`; None when nothing is left."""
+    with self._changed:
+      self._changed.wait_for(lambda: len(self._waiting) >= n or self._closed)
+      taken = [self._waiting.popleft() for _ in range(min(n, len(self._waiting)))]
+      self._changed.notify_all()
+      return taken or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answerer:
+  """The serving path. `reference` casts the votes; it never learns, so no vote can chase itself."""
+
+  c: Any
+  policy: sampler.Policy  # Its parameters are the reference.
+  published: Published
+  memory: Memory
+
+  def __call__(
+    self, tasks: Sequence[Task], key: PRNGKeyArray, prior: voting.AnswerPrior
+  ) -> tuple[list[Experience], voting.AnswerPrior]:
+    """Answers the tasks, none of which may carry a label; the prior after them."""
+    labelled = [t.id for t in tasks if t.answer is not None or t.boxes]
+    if labelled:
+      raise ValueError(f"task {labelled[0]!r} carries a label: drop labels before the online loop")
+    version, params = self.published.latest()
+    asked = [task for task in tasks for _ in range(self.c.samples)]
+    generate = self.policy.sampler.bind(
+      params, key=key, version=version, temperature=self.c.temperature
+    )
+    played = self._play(asked, generate, None)
+    groups = [played[i : i + self.c.samples] for i in range(0, len(played), self.c.samples)]
+    voters = self._voters(tasks, groups)
+    looks = [group[0][1].steps for group in voters]
+    keys = sampler.embed(self.policy, tasks, looks)
+    experiences = []
+    for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
+      ballots = [ballot(t, view, self.c.vote) for view, t in voted]
+      remembered = self._remembered(task, vector)
+      vote = voting.RULES[self.c.vote.rule]([*ballots, *remembered], prior)
+      prior = prior.update(voting.majority(ballots).counts)
+      experiences.append(
+        Experience(
+          id=task.id, key=vector, trajectories=tuple(group), vote=vote, policy_version=version
+        )
+      )
+    return experiences, prior
+
+  def _play(self, tasks, generate, views) -> list[Trajectory]:
+    limits = agent.Limits(**self.c.limits)
+    run = self.policy.tools.run
+    return agent.play(tasks, generate=generate, run=run, limits=limits, views=views)
+
+  def _voters(self, tasks, groups) -> list[list[tuple[View, Trajectory]]]:
+    """Each task's (view, trajectory) pairs: a reference episode a view, or the samples."""
+    if self.c.vote.voters == "samples":
+      return [[(IDENTITY, t) for t in group] for group in groups]
+    if self.c.vote.voters != "views":
+      raise ValueError(f"vote.voters {self.c.vote.voters!r} must be 'views' or 'samples'")
+    pairs = [(task, view) for task in tasks for view in views_for(task.kind)]
+    generate = self.policy.sampler.bind(
+      self.policy.params, key=jax.random.key(0), version=0, temperature=0.0
+    )
+    played = iter(self._play([task for task, _ in pairs], generate, [view for _, view in pairs]))
+    return [[(view, next(played)) for view in views_for(task.kind)] for task in tasks]
+
+  def _remembered(self, task: Task, key: np.ndarray) -> list[Ballot]:
+    """The nearest experiences of the kind vote with their similarity times their confidence."""
+    c = self.c.memory
+    if not c.weight:
+      return []
+    near = self.memory.search(key, c.k, exclude=(task.id,))
+    return [
+      Ballot(
+        answer=n.answer,
+        weight=c.weight
+        * n.confidence
+        * voting.similarity_weight(n.similarity, bandwidth=c.bandwidth),
+        view="memory",
+        source=n.id,
+      )
+      for n in near
+      if n.kind == task.kind and n.answer is not None
+    ]
+
+
+def ballot(trajectory: Trajectory, view: View, c: Any) -> Ballot:
+  """A voter's answer; the more uncertain its last turn was, the less it weighs."""
+  entropy = float(trajectory.steps[-1].completion.entropies.sum())
+  weight = voting.entropy_weight(entropy, temperature=c.entropy_temperature)
+  return Ballot(answer=trajectory.answer, weight=weight, view=view.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """The original domain, fixed at the start and unlabelled: what must not be forgotten.
+
+  `rehearsed` are the reference's own episodes, held by KL in each update; `expected` are its greedy
+  answers to `canary`, which what is published has to keep giving.
+  """
+
+  rehearsed: tuple[Trajectory, ...]
+  canary: tuple[Task, ...]
+  expected: tuple[str | None, ...]
+
+  def agreement(self, played: Sequence[Trajectory]) -> float:
+    """The share of canary answers that mean what the reference's did."""
+    same = [
+      t.answer is not None and e is not None and equal(t.answer, e)
+      for t, e in zip(played, self.expected, strict=True)
+      if e is not None
+    ]
+    return float(np.mean(same)) if same else 1.0
+
+
+def make_probe(c: Any, policy: sampler.Policy, tasks: Sequence[Task]) -> Probe:
+  """Plays the first `c.probe.canary` tasks greedily and the others by sampling."""
+  limits, bind = agent.Limits(**c.limits), policy.sampler.bind
+  canary, others = tasks[: c.probe.canary], tasks[c.probe.canary :]
+  greedy = bind(policy.params, key=jax.random.key(c.seed), version=0, temperature=0.0)
+  sampled = bind(policy.params, key=jax.random.key(c.seed), version=0, temperature=1.0)
+  played = agent.play(canary, generate=greedy, run=policy.tools.run, limits=limits)
+  rehearsed = agent.play(others, generate=sampled, run=policy.tools.run, limits=limits)
+  return Probe(
+    rehearsed=tuple(rehearsed), canary=tuple(canary), expected=tuple(t.answer for t in played)
+  )
+
+
+class Learner:
+  """The learning path: the only owner of the TrainState, and the only one who publishes.
+
+  The step does not donate: an update may be refused, and then the old state stands.
+  """
+
+  def __init__(
+    self, c: Any, policy: sampler.Policy, published: Published, probe: Probe, workdir: Path
+  ):
+    """Restores what was last published from `workdir`, and publishes it."""
+    self.c, self.policy, self.published, self.probe = c, policy, published, probe
+    model, o = policy.model, c.learn
+    adam = optax.adamw(o.lr, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay)
+    tx = optax.chain(optax.clip_by_global_norm(o.clip_norm), adam)
+    loss = learner.grpo_loss(model, clip_low=o.clip_low, clip_high=o.clip_high, entropy_weight=0.0)
+    self.step = learner.make_step(loss, tx, donate=False)
+    self.logps = jax.jit(lambda params, inputs: learner.logps(model, params, inputs)[0])
+    self.mesh = sharding.make_mesh(**c.mesh)
+    self.state = learner.init_state(policy.params, tx, seed=c.seed)
+    self.average = policy.params
+    self.kl = AdaptiveKl(coef=c.kl.coef, target=c.kl.target, horizon=c.kl.horizon)
+    self.applied = self.refused = 0
+    self.unpublished = 0  # Updates applied since what is served now.
+    self.learned: str | None = None  # The id of the last experience read.
+    self.latest_kl = 0.0
+    self.checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
+    if restored := self.checkpoints.restore({"state": self.state, "average": self.average}):
+      tree, extra = restored
+      self.state, self.average = tree["state"], tree["average"]
+      self.kl = dataclasses.replace(self.kl, coef=extra["kl_coef"])
+      self.applied, self.refused = extra["applied"], extra["refused"]
+      self.learned = extra["learned"]
+      published.publish(self.updates, self.average)
+    self.stable = (self.state, self.average)  # What is served now.
+    self.metrics = Metrics(workdir / "learn", resume=self.updates)
+
+  @property
+  def updates(self) -> int:
+    """Batches read so far, applied or refused."""
+    return self.applied + self.refused
+
+  def signals(self) -> dict[str, float]:
+    """For a progress display."""
+    return {"kl": self.latest_kl, "updates_applied": float(self.applied)}
+
+  def run(self, inbox: Inbox) -> None:
+    """Learns until the inbox is closed and empty."""
+    while (taken := inbox.take(self.c.learn.requests)) is not None:
+      started = time.monotonic()
+      measured = self.update(taken)
+      self.learned = taken[-1].id
+      if self.updates % self.c.learn.publish_every == 0:
+        measured |= self.publish()
+      counts = {"updates_applied": float(self.applied), "updates_refused": float(self.refused)}
+      seconds = {"learn_seconds": time.monotonic() - started}
+      self.metrics.log(self.updates, {**measured, **counts, **seconds})
+    if self.checkpoints.latest_step() != self.updates and self.updates:
+      self.publish()
+    self.metrics.close()
+    self.checkpoints.close()
+
+  def update(self, taken: Sequence[Experience]) -> dict[str, float]:
+    """One step on what was sampled, towards what was voted; refused if it leaves the KL guard."""
+    c = self.c.learn
+    targets = np.array(
+      [[rewards.agreement(t, e.vote.answer) for t in e.trajectories] for e in taken], np.float32
+    )
+    advantages = grpo.group_advantages(targets, normalize=c.normalize)
+    kept = grpo.keep_groups(targets)
+    measured = {"agreement": float(targets.mean()), "zero_variance": 1.0 - float(kept.mean())}
+    if not kept.any():
+      self.refused += 1
+      return measured
+    chosen = [t for e, keep in zip(taken, kept, strict=True) if keep for t in e.trajectories]
+    rehearsed = self._rehearsed()
+    packed = batch.pack_grpo(
+      [*chosen, *rehearsed],
+      np.concatenate([advantages[kept].reshape(-1), np.zeros(len(rehearsed), np.float32)]),
+      self.policy.model.config,
+      max_tokens=self.c.max_row,
+      multiple_of=sharding.rows_multiple(self.mesh),
+      kl_weights=np.array([1.0] * len(chosen) + [self.c.probe.weight] * len(rehearsed), np.float32),
+    )
+    packed = jax.device_put(packed, sharding.batch_sharding(self.mesh))
+    ref = self.logps(self.policy.params, packed.inputs)
+    proposed, update = self.step(self.state, packed, ref, jnp.float32(self.kl.coef))
+    after = float(_kl(self.logps(proposed.params, packed.inputs), ref, packed))
+    before = float(update["kl"])
+    self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
+    if not np.isfinite(after) or (after > self.c.kl.limit and after > before):
+      self.refused += 1
+    else:
+      self.applied += 1
+      self.unpublished += 1
+      self.latest_kl = after
+      self.state = proposed
+      self.average = _average(self.average, proposed.params, c.ema)
+    kl = {"kl": after, "kl_coef": self.kl.coef}
+    return {**measured, **{k: float(v) for k, v in update.items()}, **kl}
+
+  def publish(self) -> dict[str, float]:
+    """Serves the averaged parameters if the canary agrees, else goes back to the last that did."""
+    c = self.c.probe
+    generate = self.policy.sampler.bind(
+      self.average, key=jax.random.key(0), version=self.updates, temperature=0.0
+    )
+    limits = agent.Limits(**self.c.limits)
+    run = self.policy.tools.run
+    score = self.probe.agreement(
+      agent.play(self.probe.canary, generate=generate, run=run, limits=limits)
+    )
+    if score < 1.0 - c.tolerance:
+      self.state, self.average = self.stable
+      self.applied -= self.unpublished
+      self.refused += self.unpublished
+      self.kl = dataclasses.replace(self.kl, coef=min(2 * self.kl.coef, self.kl.high))
+    self.unpublished = 0
+    self.stable = (self.state, self.average)
+    extra = {
+      "kl_coef": self.kl.coef,
+      "applied": self.applied,
+      "refused": self.refused,
+      "learned": self.learned,
+    }
+    version = self.updates
+    self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
+    self.checkpoints.wait()  # On disk first, served second.
+    self.published.publish(version, self.average)
+    return {"canary": score, "policy_version": float(version)}
+
+  def _rehearsed(self) -> list[Trajectory]:
+    rng = np.random.default_rng((self.c.seed, self.updates))
+    n = min(self.c.probe.rehearse, len(self.probe.rehearsed))
+    picked = rng.choice(len(self.probe.rehearsed), size=n, replace=False)
+    return [self.probe.rehearsed[i] for i in picked]
+
+
+@jax.jit
+def _average(average, params, decay):
+  return learner.ema(average, params, decay)
+
+
+@jax.jit
+def _kl(logps, ref_logps, packed) -> jax.Array:
+  mask = packed.loss_mask & (packed.advantages != 0.0)
+  return losses.token_mean(losses.kl_k3(logps, ref_logps), mask)

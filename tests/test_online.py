@@ -1,0 +1,117 @@
+"""The whole loop on real scenes: what it leaves, how it continues after a kill, what it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import demo
+from pixelis_jax import online
+from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.memory.store import Memory
+
+ROOT = Path(__file__).parents[1]
+KEYS = (
+  "shift seed n shifted_before shifted_after original_before original_after majority_after"
+  " tool_calls_per_question updates_applied updates_refused answer_p50_s answer_p95_s"
+).split()
+
+
+@pytest.fixture(scope="module")
+def config(model_config):
+  c = demo.get_config("debug").copy_and_resolve_references().unlock()
+  c.model.path, c.model.random_seed = model_config.path, 0
+  c.limits.turns, c.baseline, c.memory.backend = 2, False, "exact"
+  return c.lock()
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("online") / "run"
+  return workdir, online.main(config, workdir)
+
+
+def test_a_run_leaves_what_the_readme_says(finished, config):
+  workdir, result = finished
+  assert set(KEYS) <= set(result)
+  assert result == json.loads((workdir / "result.json").read_text())
+  assert result["n"] == config.shifted.n and 0 <= result["shifted_after"] <= 1
+  lines = [json.loads(x) for x in (workdir / "trajectories.jsonl").read_text().splitlines()]
+  streamed = [x for x in lines if x["tag"] == "stream"]
+  assert len(streamed) == config.stream.n * config.samples
+  assert all(x["truth"] is None and x["vote"] is not None for x in streamed)
+  scored = [x for x in lines if x["tag"] == "shifted_after"]
+  assert len(scored) == config.shifted.n and all(x["truth"] for x in scored)
+  assert all((workdir / path).exists() for x in lines for path in x["images"])
+  assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_not_run_again(finished, config, capsys):
+  workdir, result = finished
+  assert online.main(config, workdir) == result
+  assert "is complete" in capsys.readouterr().out
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished, config):
+  workdir, _ = finished
+  other = config.copy_and_resolve_references().unlock()
+  other.seed = 1
+  with pytest.raises(ValueError, match=r"other values of \['seed'\]"):
+    online.main(other, workdir)
+
+
+def test_a_learner_that_dies_stops_the_loop(config, policy, tmp_path, monkeypatch):
+  def update(self, taken):
+    raise FloatingPointError("boom")
+
+  monkeypatch.setattr(online.Learner, "update", update)
+  monkeypatch.setattr(online, "passes", lambda vote, c: True)
+  tasks = [online.drop_labels(t) for t in online.evaluate.tasks(config.stream)]
+  probes = [online.drop_labels(t) for t in online.evaluate.tasks(config.probe.tasks)]
+  with pytest.raises(FloatingPointError, match="boom"):
+    online.run(config, policy, tasks, probes, tmp_path, lambda done, signals: None)
+
+
+def test_a_missing_model_is_named(config, tmp_path):
+  c = config.copy_and_resolve_references().unlock()
+  c.model.path, c.model.random_seed = "no/such/model", -1
+  with pytest.raises(FileNotFoundError, match="no/such/model"):
+    online.main(c, tmp_path)
+
+
+def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
+  """Killed after the first replies and continued: each request is in memory once."""
+  workdir = tmp_path / "run"
+  command = [sys.executable, "-m", "pixelis_jax.online", "--config=configs/demo.py:debug"]
+  command += [f"--workdir={workdir}", "--config.model.random_seed=0", "--config.baseline=False"]
+  command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
+  command += ["--config.gate.share=0.0", "--config.gate.margin=0.0"]
+  child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  metrics = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 240
+  while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+    assert child.poll() is None and time.monotonic() < deadline, "no reply before the kill"
+    time.sleep(0.02)
+  child.send_signal(signal.SIGKILL)
+  child.wait()
+  dim = 2 * policy.model.config.text.width
+  with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
+    answered, state = memory.ids(), memory.get_state("stream")
+  assert 8 <= len(answered) == state["next"] < 16
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+  published = checkpoints.latest_step()
+  checkpoints.close()
+  subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
+  with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
+    ids = memory.ids()
+  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 16
+  result = json.loads((workdir / "result.json").read_text())
+  applied = result["updates_applied"] + result["updates_refused"]
+  assert applied >= (published or 0)
+  steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+  assert steps == sorted(set(steps)) == list(np.arange(4, 17, 4))

@@ -1,0 +1,108 @@
+"""SFT learns from a checkpointed stream of demonstrations; a resumed run is the same run."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import tiny_sft
+from pixelis_jax import sampler, sft
+from tests.episodes import max_difference
+
+
+@pytest.fixture(scope="module")
+def config(model_config):
+  """Four steps, one tiny evaluation at the end."""
+  c = tiny_sft.get_config("debug").copy_and_resolve_references().unlock()
+  c.model.path, c.model.random_seed, c.model.max_tokens = model_config.path, 0, 3
+  c.limits.turns, c.eval.n = 2, 2
+  return c.lock()
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+  """(workdir, final state) of a run from 0 to 4."""
+  workdir = tmp_path_factory.mktemp("sft") / "run"
+  return workdir, sft.main(config, workdir)
+
+
+def logged(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  timeless = lambda line: {k: v for k, v in line.items() if "time" != k and "seconds" not in k}
+  return [timeless(line) for line in lines]
+
+
+def test_a_run_trains_logs_and_saves_a_model(config, straight, policy):
+  workdir, state = straight
+  assert int(state.step) == config.optimizer.steps == 4
+  assert [line["step"] for line in logged(workdir)] == [1, 2, 3, 4, 4]
+  losses = [line["loss"] for line in logged(workdir) if "loss" in line]
+  assert all(np.isfinite(losses)) and 3 < losses[0] < 12  # Random weights: around log 512.
+  c = config.model.copy_and_resolve_references().unlock()
+  c.path, c.random_seed = str(workdir / "model"), -1
+  saved = sampler.load_policy(c)  # A whole directory: weights, tokenizer, processor.
+  assert max_difference(saved.params, state.params["policy"]) == 0.0
+  assert max_difference(saved.params, policy.params) > 1e-4
+
+
+def test_resuming_at_two_of_four_is_bit_identical(config, straight, tmp_path):
+  workdir, state = straight
+  killed = tmp_path / "killed"
+  shutil.copytree(workdir, killed)
+  shutil.rmtree(killed / "checkpoints" / "4")  # Steps 3 and 4 were logged, but not saved.
+  resumed = sft.main(config, killed)
+  assert int(resumed.step) == 4
+  assert max_difference(resumed.params, state.params) == 0.0
+  assert logged(killed) == logged(workdir)  # Redone steps are there once.
+
+
+def test_a_finished_run_has_nothing_to_do(config, straight, tmp_path):
+  workdir, state = straight
+  copy = tmp_path / "finished"
+  shutil.copytree(workdir, copy)
+  again = sft.main(config, copy)
+  assert max_difference(again.params, state.params) == 0.0
+  assert logged(copy) == logged(workdir)
+
+
+def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy, model_config):
+  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
+  read = lambda: sft.rows(config, policy, blind)
+  batches = list(itertools.islice(read(), 3))
+  data = read()
+  next(data)
+  position = json.loads(json.dumps(data.get_state()))  # What a checkpoint keeps is JSON.
+  other = read()
+  other.set_state(position)
+  for one, two in zip(batches[1:], other, strict=False):
+    for a, b in zip(one, two, strict=True):
+      np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+@pytest.mark.parametrize(
+  "settings, calls, answers, images",
+  [
+    ({"parts": 0, "direct": 0.0}, True, True, 2),  # A whole demonstration: scene, look, crop.
+    ({"parts": 0, "direct": 1.0}, False, True, 1),  # Answered from the scene.
+    ({"parts": 64, "look": 1.0}, True, False, 1),  # Only where to look in the scene.
+    ({"parts": 64, "look": 0.0}, False, True, 1),  # Only how to read the crop.
+  ],
+)
+def test_kinds_of_rows(config, policy, model_config, settings, calls, answers, images):
+  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
+  c = config.copy_and_resolve_references().unlock()
+  c.data.update(settings)
+  for row in next(sft.rows(c, policy, blind)):
+    said = policy.chat.decode(row.tokens[row.loss_mask])
+    assert ("zoom_in" in said, r"\boxed{" in said, len(row.images)) == (calls, answers, images)
+    # Who is to call is told of the tool; who isn't, is not.
+    assert ("zoom_in" in policy.chat.decode(row.tokens[~row.loss_mask])) == calls
+
+
+def test_a_wrong_model_path_is_named(config, tmp_path):
+  c = config.copy_and_resolve_references().unlock()
+  c.model.path = str(tmp_path / "no-such-model")
+  with pytest.raises(FileNotFoundError, match="no-such-model"):
+    sft.main(c, tmp_path / "run")

@@ -1,0 +1,200 @@
+"""Votes without labels, a learner that may refuse, and nothing lost between the two."""
+
+import dataclasses
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from pixelis_jax import ttrl
+from pixelis_jax.memory.store import Memory
+from pixelis_jax.tools.views import VIEWS
+from pixelis_jax.types import Box, Experience, Status, Step, Trajectory, Vote
+from tests import episodes, fakes
+from tests.episodes import max_difference
+
+
+@pytest.fixture(scope="module")
+def config(model_config):
+  c = demo.get_config("debug").copy_and_resolve_references().unlock()
+  c.model.path, c.model.random_seed = model_config.path, 0
+  c.limits.turns = 2
+  c.memory.backend = "exact"
+  return c.lock()
+
+
+def experience(policy, task, odd, *, id="e") -> Experience:
+  """Four samples of a task, voted "1"; those in `odd` answered it, so that advantages differ."""
+  generate = policy.sampler.bind(policy.params, key=jax.random.key(3), version=0)
+  samples = []
+  for i, completion in enumerate(generate([(task, ())] * 4)):
+    answer = "1" if i in odd else "2"
+    samples.append(
+      Trajectory(
+        task=task, steps=(Step(completion=completion),), status=Status.ANSWERED, answer=answer
+      )
+    )
+  vote = Vote(answer="1", confidence=0.9, share=0.9, margin=0.8, counts={"1": 0.9}, ballots=())
+  key = np.zeros(2 * policy.model.config.text.width, np.float32)
+  key[0] = 1.0
+  return Experience(id=id, key=key, trajectories=tuple(samples), vote=vote, policy_version=0)
+
+
+def unlabelled(id, seed=0):
+  return dataclasses.replace(episodes.task(id, seed=seed), answer=None)
+
+
+@pytest.fixture
+def answerer(config, policy, tmp_path):
+  dim = 2 * policy.model.config.text.width
+  with Memory(tmp_path / "memory.sqlite", dim=dim, backend="exact") as memory:
+    published = ttrl.Published(7, policy.params)
+    yield ttrl.Answerer(config, policy, published, memory)
+
+
+@pytest.mark.parametrize("label", [{"answer": "7"}, {"boxes": (Box(0.0, 0.0, 2.0, 2.0),)}])
+def test_a_label_cannot_reach_the_loop(answerer, label):
+  task = dataclasses.replace(unlabelled("a"), **label)
+  with pytest.raises(ValueError, match="'a' carries a label"):
+    answerer([task], jax.random.key(0), ttrl.voting.AnswerPrior())
+
+
+def test_an_answer_is_samples_votes_and_a_unit_key(answerer, config):
+  tasks = [unlabelled("a"), unlabelled("b", seed=1)]
+  got, _ = answerer(tasks, jax.random.key(0), ttrl.voting.AnswerPrior())
+  assert [e.id for e in got] == ["a", "b"]
+  for e in got:
+    assert len(e.trajectories) == config.samples
+    assert [b.view for b in e.vote.ballots] == [v.name for v in VIEWS]
+    assert e.policy_version == 7
+    np.testing.assert_allclose(np.linalg.norm(e.key), 1.0, rtol=1e-5)
+
+
+def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy):
+  """Published weights that never stop writing change the samples, and no ballot."""
+  tasks = [unlabelled("a")]
+  before, _ = answerer(tasks, jax.random.key(0), ttrl.voting.AnswerPrior())
+  token = int(policy.chat.target("a")[0])
+  answerer.published.publish(8, episodes.tilted(policy.params, {token: 30.0}))
+  after, _ = answerer(tasks, jax.random.key(0), ttrl.voting.AnswerPrior())
+  assert before[0].vote.ballots[0].weight == after[0].vote.ballots[0].weight
+  sampled = [t.steps[0].completion.tokens.tolist() for t in after[0].trajectories]
+  assert all(set(tokens) == {token} for tokens in sampled)
+
+
+def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, config):
+  task = unlabelled("a")
+  first, _ = answerer([task], jax.random.key(0), ttrl.voting.AnswerPrior())
+  vote = dataclasses.replace(experience(policy, task, {0}).vote, confidence=0.5)
+  twin = dataclasses.replace(first[0], id="twin", vote=vote)
+  answerer.memory.add(twin)
+  ballots = answerer._remembered(task, first[0].key)
+  # The same key: similarity 1, so the weight is memory.weight times the neighbour's confidence.
+  assert [b.source for b in ballots] == ["twin"] and ballots[0].answer == "1"
+  np.testing.assert_allclose(ballots[0].weight, config.memory.weight * 0.5, rtol=1e-5)
+  answerer.memory.add(dataclasses.replace(twin, id="a"))
+  assert [b.source for b in answerer._remembered(task, first[0].key)] == ["twin"]  # Not itself.
+
+
+@pytest.fixture
+def probe(config, policy):
+  tasks = [unlabelled(f"p{i}", seed=10 + i) for i in range(6)]
+  return ttrl.make_probe(config, policy, tasks)
+
+
+def learner(config, policy, probe, workdir, **changes):
+  c = config.copy_and_resolve_references().unlock()
+  for path, value in changes.items():
+    c.update_from_flattened_dict({path.replace("__", "."): value})
+  return ttrl.Learner(c, policy, ttrl.Published(0, policy.params), probe, workdir)
+
+
+def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(
+  config, policy, probe, tmp_path
+):
+  task = unlabelled("a")
+  e = experience(policy, task, {0})
+  learn = learner(config, policy, probe, tmp_path)
+  inbox = ttrl.Inbox()
+  inbox.put(e)
+  inbox.put(experience(policy, task, {0}, id="f"))
+  inbox.close()
+  learn.run(inbox)
+  version, served = learn.published.latest()
+  assert (version, learn.applied, learn.refused, learn.learned) == (1, 1, 0, "f")
+  # What is served is the average of reference and proposal: (1 - ema) of the way.
+  moved = max_difference(learn.state.params, policy.params)
+  np.testing.assert_allclose(
+    max_difference(served, policy.params), (1 - config.ema) * moved, rtol=1e-3
+  )
+
+
+def test_a_group_that_agrees_teaches_nothing(config, policy, probe, tmp_path):
+  learn = learner(config, policy, probe, tmp_path)
+  learn.update([experience(policy, unlabelled("a"), {0, 1, 2, 3})])
+  assert (learn.applied, learn.refused) == (0, 1)
+  assert max_difference(learn.state.params, policy.params) == 0.0
+
+
+def test_the_kl_guard_refuses_and_the_old_state_stands(config, policy, probe, tmp_path):
+  learn = learner(config, policy, probe, tmp_path, kl__limit=0.0, learn__lr=0.1)
+  before = learn.state
+  measured = learn.update([experience(policy, unlabelled("a"), {0})])
+  assert measured["kl"] > 0.0 and (learn.applied, learn.refused) == (0, 1)
+  assert learn.state is before
+
+
+def test_the_canary_rolls_back_what_hurts(config, policy, probe, tmp_path):
+  """Expected answers that no policy gives: agreement 0, so every publication is undone."""
+  tough = dataclasses.replace(probe, expected=("never",) * len(probe.expected))
+  learn = learner(config, policy, tough, tmp_path, kl__limit=1e9)
+  coef = learn.kl.coef
+  learn.update([experience(policy, unlabelled("a"), {0})])
+  assert learn.applied == 1
+  assert learn.publish()["canary"] == 0.0
+  assert (learn.applied, learn.refused) == (0, 1)
+  assert max_difference(learn.published.latest()[1], policy.params) == 0.0
+  assert learn.kl.coef > 1.5 * coef  # Held harder from now on.
+
+
+def test_a_restarted_learner_serves_what_was_last_published(config, policy, probe, tmp_path):
+  learn = learner(config, policy, probe, tmp_path)
+  learn.update([experience(policy, unlabelled("a"), {0})])
+  learn.learned = "a"
+  learn.publish()
+  learn.update([experience(policy, unlabelled("b", seed=1), {0}, id="b")])  # Never published.
+  learn.checkpoints.close()
+  again = learner(config, policy, probe, tmp_path)
+  version, served = again.published.latest()
+  assert (version, again.learned, again.applied) == (1, "a", 1)
+  assert max_difference(served, learn.published.latest()[1]) == 0.0
+  assert max_difference(again.state.params, learn.stable[0].params) == 0.0
+
+
+def test_the_inbox_hands_out_batches_and_what_is_left_after_closing(policy):
+  inbox = ttrl.Inbox()
+  waiting = [experience(policy, unlabelled("a"), {0}, id=str(i)) for i in range(3)]
+  taken = []
+  reader = threading.Thread(target=lambda: taken.append(inbox.take(2)))
+  reader.start()
+  inbox.put(waiting[0])
+  reader.join(0.05)
+  assert reader.is_alive()  # One is no batch of two.
+  inbox.put(waiting[1])
+  reader.join(5.0)
+  assert [e.id for e in taken[0]] == ["0", "1"]
+  inbox.put(waiting[2])
+  inbox.close()
+  assert [e.id for e in inbox.take(2)] == ["2"]
+  assert inbox.take(2) is None
+
+
+def test_agreement_counts_only_what_the_reference_answered(probe):
+  probe = dataclasses.replace(probe, expected=("1/2", None))
+  played = [
+    Trajectory(task=fakes.task("x"), steps=(), status=Status.ANSWERED, answer="0.5"),
+    Trajectory(task=fakes.task("y"), steps=(), status=Status.ANSWERED, answer="3"),
+  ]
+  assert probe.agreement(played) == 1.0  # The same by meaning; the second has nothing to keep.

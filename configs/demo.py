@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.mesh = common.mesh()
   c.stream = common.evaluation("stream", shift, n=960, seed=2000)
   c.stream.skew = 8 if skewed else -1
+  c.requests = ""  # A JSON or JSONL file of requests in place of the stream.
   c.shifted = common.evaluation("held_out", shift, n=400, seed=3000)
   c.original = common.evaluation("held_out", "none", n=400, seed=3000)
   c.baseline = True  # Also learn by plain majority vote from the same stream, to compare.
@@ -42,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.memory = ConfigDict()
   c.memory.backend = "auto"
   c.memory.capacity = 100_000
+  c.memory.embedding_size = 0  # 0: keys from the model; else requests bring vectors this long.
   c.memory.k = 8
   c.memory.weight = 0.25
   c.memory.bandwidth = 0.05
@@ -54,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.clip_low, c.learn.clip_high = 0.2, 0.28
   c.learn.normalize = "mean"
   c.learn.publish_every = 2
-  c.ema = 0.8  # 0.999 over 30,000 updates, scaled to a run of about 60.
+  c.learn.ema = 0.8  # 0.999 over 30,000 updates, scaled to a run of about 60.
   c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.3})
   c.probe = ConfigDict()
   c.probe.tasks = common.evaluation("train", "none", n=192, seed=4000)

@@ -22,9 +22,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data = ConfigDict()
   c.data.n = 1_000_000  # Scenes before the first repeats.
   c.data.kinds = ("framed", "beside", "parity")
-  c.data.parts = 45_000  # Rows that teach where to look and how to read apart.
+  c.data.parts = 90_000  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look.
-  c.data.alone = 24_000  # Rows over which other objects come to surround the asked digit.
+  c.data.alone = 64_000  # Rows over which other objects come to surround the asked digit.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
   c.data.threads = 2
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.max_row = 384
   c.entropy_weight = 0.0
   c.aim_weight = 1.0  # Of the auxiliary regression of where to look; its head is not saved.
-  c.optimizer = common.optimizer(lr=1e-3, steps=1600, warmup=50)
+  c.optimizer = common.optimizer(lr=1e-3, steps=4000, warmup=50)
   c.eval = common.evaluation(n=200)
   c.eval.every = 400
   c.log_every = 20

@@ -68,15 +68,14 @@ def play(
   turns: list[Turns] = [()] * len(tasks)
   ended: dict[int, Status] = {}
   while live := [i for i in range(len(tasks)) if i not in ended]:
-    if clock() - started > limits.seconds:
-      ended.update(dict.fromkeys(live, Status.TIMEOUT))
-      break
     completions = generate([(tasks[i], turns[i]) for i in live])
     for i, completion in zip(live, completions, strict=True):
       step, status = _advance(completion, tasks[i], turns[i], run, views[i], limits)
       turns[i] = (*turns[i], step)
       if status is not None:
         ended[i] = status
+    if len(ended) < len(tasks) and clock() - started > limits.seconds:
+      ended = dict.fromkeys(range(len(tasks)), Status.TIMEOUT) | ended
   return [_finish(task, turns[i], ended[i]) for i, task in enumerate(tasks)]
 
 

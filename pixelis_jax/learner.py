@@ -184,6 +184,6 @@ def make_step(
   return jax.jit(step, donate_argnums=(0,) if donate else ())
 
 
-def ema(average: Params, params: Params, decay: float) -> Params:
+def ema(average: Params, params: Params, decay: float | Float[Array, ""]) -> Params:
   """decay * average + (1 - decay) * params, leaf by leaf."""
   return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p.astype(a.dtype), average, params)

@@ -6,6 +6,7 @@ Killed at any point, the same command continues: answered requests are in the me
 transaction with the stream's position, and what is published was on disk before it was served.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -18,10 +19,12 @@ import jax
 import numpy as np
 import tqdm
 from absl import app, flags
+from jaxtyping import Float32
 from ml_collections import config_flags
 
 from pixelis_jax import agent, evaluate, learner, sampler
 from pixelis_jax.algo import voting
+from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics, TrajectoryLog, interval
@@ -42,7 +45,7 @@ class Outcome:
 def run(
   c: Any,
   policy: sampler.Policy,
-  stream: Sequence[Task],
+  stream: Sequence[Request],
   probe_tasks: Sequence[Task],
   workdir: Path,
   on_answers: Callable[[int, dict[str, float]], None],
@@ -50,12 +53,12 @@ def run(
   """Answers the whole stream and learns from it meanwhile; continues where the workdir stopped.
 
   Args:
-    stream: unlabelled tasks, the same ones in the same order when a run is continued.
+    stream: unlabelled, the same requests in the same order when a run is continued.
     on_answers: called with (requests answered so far, signals that need no label).
   """
   workdir.mkdir(parents=True, exist_ok=True)
   published = Published(0, policy.params)
-  dim = 2 * policy.model.config.text.width
+  dim = c.memory.embedding_size or 2 * policy.model.config.text.width
   path = workdir / "memory.sqlite"
   with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
     start = {"next": 0, "prior": {"decay": c.vote.prior_decay}, "latencies": []}
@@ -81,7 +84,8 @@ def run(
             break
           started = time.monotonic()
           key = jax.random.fold_in(jax.random.key(c.seed), at)
-          experiences, prior = answer(arrived, key, prior)
+          tasks = [request.task for request in arrived]
+          experiences, prior = answer(tasks, key, prior, _keys(arrived, c.memory.embedding_size))
           latencies += [time.monotonic() - started] * len(arrived)
           done = at + len(arrived)
           after = {"next": done, "prior": prior.to_dict(), "latencies": latencies}
@@ -97,10 +101,39 @@ def run(
           on_answers(done, {**signals, **learn.signals()})
       finally:
         inbox.close()
+        concurrent.futures.wait([learning])
+        learn.close()
+        trajectories.close()
       learning.result()
-    trajectories.close()
   _, params = published.latest()
   return Outcome(params=params, applied=learn.applied, refused=learn.refused, latencies=latencies)
+
+
+def _keys(arrived: Sequence[Request], size: int) -> Float32[np.ndarray, "N E"] | None:
+  """The senders' embeddings as unit vectors; None where the config has the reference make keys."""
+  if not size:
+    return None
+  missing = [r.task.id for r in arrived if r.embedding is None]
+  if missing:
+    raise ValueError(f"request {missing[0]!r} has no embedding; memory.embedding_size is {size}")
+  keys = np.stack([r.embedding for r in arrived])
+  return keys / np.linalg.norm(keys, axis=1, keepdims=True)
+
+
+def requests(c: Any, policy: sampler.Policy) -> list[Request]:
+  """The stream: the file `c.requests`, or scenes of `c.stream` without their labels.
+
+  Prints each refused request and the counts. FileNotFoundError names a file that is not there.
+  """
+  if not c.requests:
+    return [Request(task=drop_labels(task)) for task in evaluate.tasks(c.stream)]
+  counts: collections.Counter = collections.Counter()
+  decode = lambda ids: policy.chat.decode(ids)
+  size = c.memory.embedding_size or None
+  found = read_requests(c.requests, report=print, counts=counts, decode=decode, embedding_size=size)
+  stream = list(found)
+  print(f"{c.requests}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+  return stream
 
 
 def passes(vote: Vote, c: Any) -> bool:
@@ -150,7 +183,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     return result
   policy = sampler.load_policy(c.model)
   shifted, original = evaluate.tasks(c.shifted), evaluate.tasks(c.original)
-  stream = [drop_labels(task) for task in evaluate.tasks(c.stream)]
+  stream = requests(c, policy)
   probes = [drop_labels(task) for task in evaluate.tasks(c.probe.tasks)]
   before = _kept(
     workdir / "before.json", lambda: _scores(c, policy, policy.params, shifted, original)

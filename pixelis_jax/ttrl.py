@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
 from pixelis_jax.algo import grpo, losses, rewards, voting
@@ -84,9 +84,16 @@ class Answerer:
   memory: Memory
 
   def __call__(
-    self, tasks: Sequence[Task], key: PRNGKeyArray, prior: voting.AnswerPrior
+    self,
+    tasks: Sequence[Task],
+    key: PRNGKeyArray,
+    prior: voting.AnswerPrior,
+    keys: Float32[np.ndarray, "N E"] | None = None,
   ) -> tuple[list[Experience], voting.AnswerPrior]:
-    """Answers the tasks, none of which may carry a label; the prior after them."""
+    """Answers the tasks, none of which may carry a label; the prior after them.
+
+    `keys` are unit vectors to remember the tasks by; the reference makes them where there are none.
+    """
     labelled = [t.id for t in tasks if t.answer is not None or t.boxes]
     if labelled:
       raise ValueError(f"task {labelled[0]!r} carries a label: drop labels before the online loop")
@@ -98,8 +105,8 @@ class Answerer:
     played = self._play(asked, generate, None)
     groups = [played[i : i + self.c.samples] for i in range(0, len(played), self.c.samples)]
     voters = self._voters(tasks, groups)
-    looks = [group[0][1].steps for group in voters]
-    keys = sampler.embed(self.policy, tasks, looks)
+    if keys is None:
+      keys = sampler.embed(self.policy, tasks, [group[0][1].steps for group in voters])
     experiences = []
     for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
       ballots = [ballot(t, view, self.c.vote) for view, t in voted]
@@ -251,6 +258,9 @@ class Learner:
       self.metrics.log(self.updates, {**measured, **counts, **seconds})
     if self.checkpoints.latest_step() != self.updates and self.updates:
       self.publish()
+
+  def close(self) -> None:
+    """Releases the log and the checkpoint threads."""
     self.metrics.close()
     self.checkpoints.close()
 

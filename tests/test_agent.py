@@ -109,8 +109,8 @@ def test_neither_call_nor_answer(text):
 
 
 def test_timeout_keeps_what_was_answered():
-  ticks = iter([100.0, 103.0, 106.0])  # Start, before round 1, before round 2: 6 > 5 seconds.
-  generate = fakes.scripted(CHAT, {"slow": [look()], "quick": [ANSWER]})
+  ticks = iter([100.0, 103.0, 106.0])  # Start, after round 1, after round 2: 6 > 5 seconds.
+  generate = fakes.scripted(CHAT, {"slow": [look(), look()], "quick": [ANSWER]})
   slow, quick = play(
     [fakes.task("slow"), fakes.task("quick")],
     generate=generate,
@@ -118,7 +118,7 @@ def test_timeout_keeps_what_was_answered():
     limits=Limits(turns=4, tokens=10_000, seconds=5.0),
     clock=lambda: next(ticks),
   )
-  assert (slow.status, slow.answer, len(slow.steps)) == (Status.TIMEOUT, None, 1)
+  assert (slow.status, slow.answer, len(slow.steps)) == (Status.TIMEOUT, None, 2)
   assert (quick.status, quick.answer) == (Status.ANSWERED, "7")
 
 

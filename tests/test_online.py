@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import demo
 from pixelis_jax import online
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
+from tests import fakes
 
 ROOT = Path(__file__).parents[1]
 KEYS = (
@@ -71,10 +73,36 @@ def test_a_learner_that_dies_stops_the_loop(config, policy, tmp_path, monkeypatc
 
   monkeypatch.setattr(online.Learner, "update", update)
   monkeypatch.setattr(online, "passes", lambda vote, c: True)
-  tasks = [online.drop_labels(t) for t in online.evaluate.tasks(config.stream)]
+  stream = online.requests(config, policy)
   probes = [online.drop_labels(t) for t in online.evaluate.tasks(config.probe.tasks)]
   with pytest.raises(FloatingPointError, match="boom"):
-    online.run(config, policy, tasks, probes, tmp_path, lambda done, signals: None)
+    online.run(config, policy, stream, probes, tmp_path, lambda done, signals: None)
+
+
+def test_a_request_file_is_the_stream(config, policy, tmp_path, capsys):
+  """A malformed line is reported with its number and skipped; the sender's vectors are the keys."""
+  c = config.copy_and_resolve_references().unlock()
+  c.requests, c.memory.embedding_size = str(tmp_path / "r.jsonl"), 4
+  Image.fromarray(fakes.image(40, 40)).save(tmp_path / "a.png")
+  ask = {"question": "what?", "image": "a.png", "embedding": [3.0, 0.0, 4.0, 0.0]}
+  lines = [json.dumps({"request_id": str(i), **ask, "labels": [7]}) for i in range(3)]
+  (tmp_path / "r.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
+  stream = online.requests(c, policy)
+  told = capsys.readouterr().out
+  assert "line 2" in told and "3 read" in told and "1 malformed" in told
+  probes = [online.drop_labels(t) for t in online.evaluate.tasks(c.probe.tasks)]
+  online.run(c, policy, stream, probes, tmp_path / "run", lambda done, signals: None)
+  with Memory(tmp_path / "run" / "memory.sqlite", dim=4, backend="exact") as memory:
+    assert memory.ids() == ["0", "1", "2"]
+    (near, *_) = memory.search(np.array([0.6, 0.0, 0.8, 0.0], np.float32), 1)
+  np.testing.assert_allclose(near.similarity, 1.0, rtol=1e-5)
+
+
+def test_a_missing_stream_is_named(config, policy, tmp_path):
+  c = config.copy_and_resolve_references().unlock()
+  c.requests = str(tmp_path / "none.jsonl")
+  with pytest.raises(FileNotFoundError, match="none.jsonl"):
+    online.requests(c, policy)
 
 
 def test_a_missing_model_is_named(config, tmp_path):

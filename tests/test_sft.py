@@ -38,7 +38,7 @@ def test_a_run_trains_logs_and_saves_a_model(config, straight, policy):
   workdir, state = straight
   assert int(state.step) == config.optimizer.steps == 4
   assert [line["step"] for line in logged(workdir)] == [1, 2, 3, 4, 4]
-  losses = [line["loss"] for line in logged(workdir) if "loss" in line]
+  losses = [line["nll"] for line in logged(workdir) if "nll" in line]
   assert all(np.isfinite(losses)) and 3 < losses[0] < 12  # Random weights: around log 512.
   c = config.model.copy_and_resolve_references().unlock()
   c.path, c.random_seed = str(workdir / "model"), -1

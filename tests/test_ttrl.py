@@ -104,19 +104,27 @@ def probe(config, policy):
   return ttrl.make_probe(config, policy, tasks)
 
 
-def learner(config, policy, probe, workdir, **changes):
-  c = config.copy_and_resolve_references().unlock()
-  for path, value in changes.items():
-    c.update_from_flattened_dict({path.replace("__", "."): value})
-  return ttrl.Learner(c, policy, ttrl.Published(0, policy.params), probe, workdir)
+@pytest.fixture
+def learner(config, policy, probe, tmp_path):
+  """Makes learners. Random weights move far in one step: the KL guard is open unless closed."""
+  made = []
+
+  def make(probe=probe, **changes):
+    c = config.copy_and_resolve_references().unlock()
+    for path, value in {"kl__limit": 1e9, **changes}.items():
+      c.update_from_flattened_dict({path.replace("__", "."): value})
+    made.append(ttrl.Learner(c, policy, ttrl.Published(0, policy.params), probe, tmp_path))
+    return made[-1]
+
+  yield make
+  for each in made:
+    each.close()
 
 
-def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(
-  config, policy, probe, tmp_path
-):
+def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(config, policy, learner):
   task = unlabelled("a")
   e = experience(policy, task, {0})
-  learn = learner(config, policy, probe, tmp_path)
+  learn = learner()
   inbox = ttrl.Inbox()
   inbox.put(e)
   inbox.put(experience(policy, task, {0}, id="f"))
@@ -127,29 +135,29 @@ def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(
   # What is served is the average of reference and proposal: (1 - ema) of the way.
   moved = max_difference(learn.state.params, policy.params)
   np.testing.assert_allclose(
-    max_difference(served, policy.params), (1 - config.ema) * moved, rtol=1e-3
+    max_difference(served, policy.params), (1 - config.learn.ema) * moved, rtol=1e-3
   )
 
 
-def test_a_group_that_agrees_teaches_nothing(config, policy, probe, tmp_path):
-  learn = learner(config, policy, probe, tmp_path)
+def test_a_group_that_agrees_teaches_nothing(policy, learner):
+  learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0, 1, 2, 3})])
   assert (learn.applied, learn.refused) == (0, 1)
   assert max_difference(learn.state.params, policy.params) == 0.0
 
 
-def test_the_kl_guard_refuses_and_the_old_state_stands(config, policy, probe, tmp_path):
-  learn = learner(config, policy, probe, tmp_path, kl__limit=0.0, learn__lr=0.1)
+def test_the_kl_guard_refuses_and_the_old_state_stands(policy, learner):
+  learn = learner(kl__limit=0.0, learn__lr=0.1)
   before = learn.state
   measured = learn.update([experience(policy, unlabelled("a"), {0})])
   assert measured["kl"] > 0.0 and (learn.applied, learn.refused) == (0, 1)
   assert learn.state is before
 
 
-def test_the_canary_rolls_back_what_hurts(config, policy, probe, tmp_path):
+def test_the_canary_rolls_back_what_hurts(policy, probe, learner):
   """Expected answers that no policy gives: agreement 0, so every publication is undone."""
   tough = dataclasses.replace(probe, expected=("never",) * len(probe.expected))
-  learn = learner(config, policy, tough, tmp_path, kl__limit=1e9)
+  learn = learner(tough)
   coef = learn.kl.coef
   learn.update([experience(policy, unlabelled("a"), {0})])
   assert learn.applied == 1
@@ -159,14 +167,14 @@ def test_the_canary_rolls_back_what_hurts(config, policy, probe, tmp_path):
   assert learn.kl.coef > 1.5 * coef  # Held harder from now on.
 
 
-def test_a_restarted_learner_serves_what_was_last_published(config, policy, probe, tmp_path):
-  learn = learner(config, policy, probe, tmp_path)
+def test_a_restarted_learner_serves_what_was_last_published(policy, learner):
+  learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0})])
   learn.learned = "a"
   learn.publish()
   learn.update([experience(policy, unlabelled("b", seed=1), {0}, id="b")])  # Never published.
   learn.checkpoints.close()
-  again = learner(config, policy, probe, tmp_path)
+  again = learner()
   version, served = again.published.latest()
   assert (version, again.learned, again.applied) == (1, "a", 1)
   assert max_difference(served, learn.published.latest()[1]) == 0.0

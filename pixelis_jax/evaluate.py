@@ -88,35 +88,48 @@ def _saw_evidence(trajectory: Trajectory) -> bool:
 
 
 def random_crop(tools: Toolbox, *, seed: int) -> agent.Run:
-  """Executes zooms at a random place of the source image, with the size the policy asked for."""
+  """Executes zooms at a random place of the first image, with the size the policy asked for."""
   rng = np.random.default_rng(seed)
 
-  def place(box: Box, task: Task) -> Box:
+  def place(box: Box, task: Task, shown: int) -> tuple[float, float]:
     height, width = task.images[0].shape[:2]
-    x, y = rng.uniform(0, width - box.width), rng.uniform(0, height - box.height)
-    return Box(x, y, x + box.width, y + box.height)
+    return rng.uniform(0, width - box.width), rng.uniform(0, height - box.height)
 
   return _moved(tools, place)
 
 
 def oracle_crop(tools: Toolbox) -> agent.Run:
-  """Executes zooms on the task's evidence, in order; the last evidence box serves further calls."""
-  return _moved(tools, None)
+  """Executes zooms around the task's evidence, with the size the policy asked for.
+
+  Evidence is shown in order; the last box serves further calls. Raises ValueError for a task that
+  has none.
+  """
+
+  def place(box: Box, task: Task, shown: int) -> tuple[float, float]:
+    if not task.boxes:
+      raise ValueError(f"task {task.id!r} has no evidence box for the oracle to show")
+    height, width = task.images[0].shape[:2]
+    x, y = task.boxes[min(shown, len(task.boxes) - 1)].center
+    inside = lambda start, size, limit: min(max(start - size / 2, 0.0), limit - size)
+    return inside(x, box.width, width), inside(y, box.height, height)
+
+  return _moved(tools, place)
 
 
-def _moved(tools: Toolbox, place: Callable[[Box, Task], Box] | None) -> agent.Run:
+def _moved(tools: Toolbox, place: Callable[[Box, Task, int], tuple[float, float]]) -> agent.Run:
+  """Runs calls with their box moved to where `place` says; failed calls stay as they are."""
+
   def execute(
     call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
   ) -> ToolResult:
     asked = tools.run(call, task, results, view)
     if asked.error is not None:
       return asked
-    if place is None:
-      shown = sum(bool(result.images) for result in results)  # A failed call used up nothing.
-      box = task.boxes[min(shown, len(task.boxes) - 1)]
-    else:
-      box = place(asked.images[0].box, task)
-    return tools.run(_at(box, task, tools), task, results, view)
+    box = asked.images[0].box
+    shown = sum(bool(result.images) for result in results)  # A failed call showed nothing.
+    x, y = place(box, task, shown)
+    moved = Box(x, y, x + box.width, y + box.height)
+    return tools.run(_at(moved, task, tools), task, results, view)
 
   return execute
 

@@ -107,13 +107,18 @@ def test_oracle_crops_show_the_evidence_in_order():
   tools, task = toolbox(), question("a", boxes=(FIRST, SECOND))
   moved = evaluate.oracle_crop(tools)
   failed = ToolResult(text="", error="not JSON")
-  one = moved(zoom(60, 60, 80, 80), task, (failed,))  # What failed showed nothing.
+  one = moved(zoom(60, 60, 70, 70), task, (failed,))  # What failed showed nothing.
   assert one.images[0].box == FIRST
-  two = moved(zoom(60, 60, 80, 80), task, (failed, one))
+  two = moved(zoom(60, 60, 70, 70), task, (failed, one))
   assert two.images[0].box == SECOND
-  assert moved(zoom(60, 60, 80, 80), task, (one, two)).images[0].box == SECOND
+  assert moved(zoom(60, 60, 70, 70), task, (one, two)).images[0].box == SECOND
   x0, y0 = int(FIRST.x0), int(FIRST.y0)
   np.testing.assert_array_equal(one.images[0].pixels, task.images[0][y0 : y0 + 40, x0 : x0 + 40])
+  # As large as asked, around the same middle: 20 shown pixels are 80 of the source.
+  wide = moved(zoom(60, 60, 80, 80), task, ()).images[0].box
+  assert wide.center == FIRST.center and (wide.width, wide.height) == (80, 80)
+  with pytest.raises(ValueError, match="'b' has no evidence box"):
+    moved(zoom(60, 60, 80, 80), question("b", boxes=()), ())
 
 
 @pytest.mark.parametrize("arm", [lambda t: evaluate.random_crop(t, seed=0), evaluate.oracle_crop])

@@ -209,7 +209,7 @@ def config(made: tokenizers.Tokenizer) -> Qwen2_5_VLConfig:
       "rms_norm_eps": 1e-6,
       "rope_parameters": {
         "rope_type": "default",
-        "rope_theta": 20.0,
+        "rope_theta": 4.0,
         "mrope_section": [4, 6, 6],
       },
       "tie_word_embeddings": True,

@@ -10,8 +10,8 @@ from pixelis_jax.data.scenes import CANVAS, DIGIT
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Demo, DemoTurn, Task, ToolCall, ToolResult
 
-TIGHT = 0.8
-OFF = 0.75
+TIGHT = 0.55  # Of the evidence: the side of the square that is shown.
+OFF = 0.75  # Shown pixels, at most, between the middles of the two.
 ANSWER = r"\boxed{{{}}}"
 
 

@@ -1,7 +1,7 @@
 """Digit scenes: pictures in which a question can be answered only by looking closer.
 
-A 448x448 canvas holds 2 to 3 digits in frames of distinct colours and 1 to 2 shapes, each with 2
-to 4 digits in gray frames around it. Shown at 112x112, frames and shapes can be told apart but a
+A 448x448 canvas holds 2 to 3 digits in frames of distinct colours and a shape with 2 to 3 digits in
+gray frames around it. Shown at 112x112, frames and shapes can be told apart but a
 digit, 2 pixels big, cannot be read (benchmarks/readability.py measures both). Size alone does not
 ensure that: a network trained on 2x2 pixels with nothing in the way gets two thirds right. So the
 coarse part of the ink is removed (a Gaussian high pass) and the plate is smudged at the same scale;
@@ -28,12 +28,12 @@ from pixelis_jax.types import Box, Pixels, Task, value
 
 CANVAS = 448  # Source pixels, as are all sizes below.
 DIGIT = 8
-PLATE = 40  # Outer side of a framed digit.
-FRAME = 10
-SHAPE = 44
-DISTANCE = 52  # Between the centres of a shape and its neighbours.
+PLATE = 64  # Outer side of a framed digit.
+FRAME = 16
+SHAPE = 64  # Not smaller than a plate: a group reaches no further than its parts.
+DISTANCE = 76  # Between the centres of a shape and its neighbours.
 MARGIN = 16  # To the border: shown at 112x112, no plate then starts at a three-digit coordinate.
-GAP = 16  # Between objects.
+GAP = 12  # Between objects.
 SKEW_SHARE = 0.6  # Of the favoured digit where answers are skewed.
 
 KINDS = ("framed", "beside", "parity")
@@ -75,8 +75,8 @@ _ETCH_SIGMA = 1.5  # Source pixels: what is coarser than this is removed from th
 _SMUDGE_SIGMA = 2.0  # Source pixels, and root mean square in grey levels.
 _SMUDGE = 12.0
 _TRIES = 64
-_WARM = (50, 15, 0)  # Levels that the light adds from left to right,
-_COOL = (0, 15, 50)  # and from top to bottom.
+_WARM = (90, 20, 0)  # Levels that the light adds from left to right,
+_COOL = (0, 20, 90)  # and from top to bottom.
 
 
 @value
@@ -185,8 +185,8 @@ def _layout(
   rng: np.random.Generator, digits: Digits
 ) -> tuple[list[Plate], list[tuple[str, int, int]]]:
   """Plates, and shapes with their upper left corners."""
-  names = _some(rng, SHAPES, 1, 2)
-  sides = [_some(rng, tuple(SIDES), 2, 4) for _ in names]
+  names = _some(rng, SHAPES, 1, 1)
+  sides = [_some(rng, tuple(SIDES), 2, 3) for _ in names]
   colors = _some(rng, tuple(COLORS), 2, 3)
   extents = [_extent(chosen) for chosen in sides]
   groups = [(left + right, up + down) for left, up, right, down in extents]
@@ -330,7 +330,7 @@ def _background(rng: np.random.Generator) -> Pixels:
   The light is the same in each scene: like a photograph, a picture tells where in it a thing is.
   """
   ramp = np.linspace(0.0, 1.0, CANVAS)[:, None]
-  columns = rng.integers(20, 45, size=3)[None, :] + ramp * np.array(_WARM)[None, :]
+  columns = rng.integers(15, 35, size=3)[None, :] + ramp * np.array(_WARM)[None, :]
   rows = ramp * np.array(_COOL)[None, :]
   y, x = (int(i) for i in rng.integers(CANVAS, size=2))
   # Rows of interleaved channels: a last axis of 3 would make the sums ten times slower.

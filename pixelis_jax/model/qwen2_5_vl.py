@@ -46,7 +46,7 @@ class Model:
     object.__setattr__(self, "graphdef", graphdef)
 
   def init(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
-    """Random weights (normal, std 0.02; zero biases), drawn in float32 and then rounded."""
+    """Random weights (normal, std 0.1 for embeddings and fan_in^-0.5 else), biases zero."""
 
     def build(key: PRNGKeyArray) -> Params:
       _, state = nnx.split(_Modules(self.config, rngs=nnx.Rngs(key)))

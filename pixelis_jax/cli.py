@@ -229,7 +229,7 @@ def score(args: argparse.Namespace) -> int:
   )
   packed = batch.pack_inputs([row], model.config, max_tokens=-(-count // 32) * 32)
   with jax.default_matmul_precision("highest"):  # Accelerators would round float32 factors.
-    logps, _ = jax.jit(lambda params, inputs: learner.logps(model, params, inputs))(params, packed)
+    logps = learner.make_logps(model)(params, packed)
   logps = np.asarray(logps)[0, 1:count]
   if not np.isfinite(logps).all():
     raise ValueError(f"{args.model}: its log-probabilities are not finite; are its weights?")

@@ -145,12 +145,24 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
     )
     k3 = losses.kl_k3(taken, ref_logps)
     held = losses.token_mean(k3 * batch.kl_weights, batch.loss_mask)
-    sampled = batch.loss_mask & (batch.advantages != 0.0)
     entropy = losses.token_mean(entropies, batch.loss_mask)
-    measured = {**aux, "kl": losses.token_mean(k3, sampled), "entropy": entropy}
+    measured = {**aux, "kl": pushing_kl(taken, ref_logps, batch), "entropy": entropy}
     return value + kl_coef * held - entropy_weight * entropy, measured
 
   return loss
+
+
+def pushing_kl(
+  taken: Float[Array, "B T"], ref_logps: Float[Array, "B T"], batch: GrpoBatch
+) -> Float[Array, ""]:
+  """k3 estimate of the KL from the reference, nats a token, over rows whose advantage is not 0."""
+  pushing = batch.loss_mask & (batch.advantages != 0.0)
+  return losses.token_mean(losses.kl_k3(taken, ref_logps), pushing)
+
+
+def make_logps(model: Model) -> Callable[[Params, Inputs], Float[Array, "B T"]]:
+  """The log-probabilities of `logps` as a jitted function of (params, inputs)."""
+  return jax.jit(lambda params, inputs: logps(model, params, inputs)[0])
 
 
 def make_step(

@@ -40,7 +40,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   )
   step = learner.make_step(loss, tx)
   reference = jax.device_put(policy.params, sharding.shardings(model.axes(), mesh))
-  reference_logps = jax.jit(lambda params, inputs: learner.logps(model, params, inputs)[0])
+  reference_logps = learner.make_logps(model)
   state = learner.init_state(jax.tree.map(jnp.copy, reference), tx, seed=c.seed)
   tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   held_out = evaluate.tasks(c.eval)

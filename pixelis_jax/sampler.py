@@ -401,10 +401,15 @@ def embed(
     shown.append((pictures or list(policy.chat.prompt(task).images))[-1:])
   vision, first = pack_images([i for images in shown for i in images], config)
   features = np.asarray(policy.sampler.encode(params, vision), np.float32)
-  table = np.asarray(params["text"]["embedding"], np.float32)
+  asked = [policy.chat.target(task.question) for task in tasks]
+  # The rows that are asked about only: the whole table of a large model is gigabytes.
+  table = policy.model.embedding(params)
+  ids = np.concatenate(asked)
+  rows = np.asarray(table[np.pad(ids, (0, round_up(len(ids)) - len(ids)))], np.float32)
+  questions = np.split(rows[: len(ids)], np.cumsum([len(a) for a in asked])[:-1])
   keys = []
-  for task, images in zip(tasks, shown, strict=True):
-    question = table[policy.chat.target(task.question)].mean(0)
+  for words, images in zip(questions, shown, strict=True):
+    question = words.mean(axis=0)
     seen = np.zeros_like(question)
     if images:
       n = feature_count(images[0], config.vision)

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
-from pixelis_jax.algo import grpo, losses, rewards, voting
+from pixelis_jax.algo import grpo, rewards, voting
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.checkpoint import Checkpoints
@@ -70,7 +70,6 @@ class Inbox:
     with self._changed:
       self._changed.wait_for(lambda: len(self._waiting) >= n or self._closed)
       taken = [self._waiting.popleft() for _ in range(min(n, len(self._waiting)))]
-      self._changed.notify_all()
       return taken or None
 
 
@@ -180,7 +179,7 @@ class Probe:
   def agreement(self, played: Sequence[Trajectory]) -> float:
     """The share of canary answers that mean what the reference's did."""
     same = [
-      t.answer is not None and e is not None and equal(t.answer, e)
+      t.answer is not None and equal(t.answer, e)
       for t, e in zip(played, self.expected, strict=True)
       if e is not None
     ]
@@ -216,7 +215,7 @@ class Learner:
     tx = optax.chain(optax.clip_by_global_norm(o.clip_norm), adam)
     loss = learner.grpo_loss(model, clip_low=o.clip_low, clip_high=o.clip_high, entropy_weight=0.0)
     self.step = learner.make_step(loss, tx, donate=False)
-    self.logps = jax.jit(lambda params, inputs: learner.logps(model, params, inputs)[0])
+    self.logps = learner.make_logps(model)
     self.mesh = sharding.make_mesh(**c.mesh)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
     self.average = policy.params
@@ -289,7 +288,7 @@ class Learner:
     packed = jax.device_put(packed, sharding.batch_sharding(self.mesh))
     ref = self.logps(self.policy.params, packed.inputs)
     proposed, update = self.step(self.state, packed, ref, jnp.float32(self.kl.coef))
-    after = float(_kl(self.logps(proposed.params, packed.inputs), ref, packed))
+    after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), ref, packed))
     before = float(update["kl"])
     self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
     if not np.isfinite(after) or (after > self.c.kl.limit and after > before):
@@ -340,12 +339,5 @@ class Learner:
     return [self.probe.rehearsed[i] for i in picked]
 
 
-@jax.jit
-def _average(average, params, decay):
-  return learner.ema(average, params, decay)
-
-
-@jax.jit
-def _kl(logps, ref_logps, packed) -> jax.Array:
-  mask = packed.loss_mask & (packed.advantages != 0.0)
-  return losses.token_mean(losses.kl_k3(logps, ref_logps), mask)
+_average = jax.jit(learner.ema)
+_pushing_kl = jax.jit(learner.pushing_kl)

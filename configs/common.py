@@ -60,4 +60,5 @@ def optimizer(lr: float, steps: int, warmup: int) -> ConfigDict:
   c.b1, c.b2 = 0.9, 0.95
   c.weight_decay = 0.01
   c.clip_norm = 1.0
+  c.patch_scale = 1.0  # Of lr, for the patch embedding; see learner.make_optimizer.
   return c

@@ -15,7 +15,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
-from pixelis_jax.types import Demo, Patches, Picture, Segment, Task, Trajectory, value
+from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Task, Trajectory, value
+
+_HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -35,13 +37,17 @@ class Inputs:
 class SftBatch:
   """`loss_mask` is True on supervised assistant tokens.
 
-  `aims` say where a supervised look is about to go: at the last token before the turn the middle of
-  its box, x and y in tenths of the image's sides from its centre; NaN at all other tokens.
+  `aims` say where a supervised look is to go: the middle of its box, at each token from the last
+  image before it (the question and what follows) up to the turn; NaN at all other tokens. `sights`
+  say what an image shows (`Row.sights`): for each feature and label (1, x, y) of an object's middle
+  where the feature's cell holds it, (0, NaN, NaN) where not; all NaN for an image nobody described.
+  Places are x and y in tenths of the image's sides from its centre.
   """
 
   inputs: Inputs
   loss_mask: Bool[Array, "B T"]
   aims: Float[Array, "B T 2"]
+  sights: Float[Array, "N M O 3"]
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -63,7 +69,7 @@ class GrpoBatch:
 class Row:
   """One sequence exactly as the policy saw it; all arrays have the length of `tokens`.
 
-  `aims` are those of `SftBatch` by token index.
+  `aims` are those of `SftBatch` by token index, `sights` the described images by their key.
   """
 
   tokens: Int[np.ndarray, " T"]
@@ -71,6 +77,7 @@ class Row:
   loss_mask: Bool[np.ndarray, " T"]
   logps: Float32[np.ndarray, " T"]
   aims: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  sights: Mapping[str, tuple[Sight, ...]] = dataclasses.field(default_factory=dict)
 
 
 def round_up(n: int, *, multiple_of: int = 1) -> int:
@@ -91,23 +98,28 @@ def trajectory_row(trajectory: Trajectory) -> Row:
     completion = step.completion
     parts.append((completion.context.tokens, False, None, completion.context.images))
     parts.append((completion.tokens, True, completion.logps, ()))
-  return _join(parts, {})
+  return _join(parts, {}, {})
 
 
 def demo_row(demo: Demo, chat: Chat) -> Row:
   """The demonstration's tokens with the loss on its supervised turns."""
-  parts, aims, length = [], {}, 0
+  parts, aims, sights, length = [], {}, {}, 0
   context: Segment = chat.prompt(demo.task)
+  shown = demo.sights[: len(demo.task.images)]
   for turn in demo.turns:
     target = chat.target(turn.text)
+    if turn.supervised and turn.result is not None and turn.result.images:
+      asked = np.flatnonzero(context.tokens == chat.image_id).max(initial=-1) + 1
+      aim = _aim(turn.result.images[0], demo.task)
+      aims |= {length + int(t): aim for t in range(asked, len(context.tokens))}
     parts.append((context.tokens, False, None, context.images))
     parts.append((target, turn.supervised, None, ()))
+    sights |= {image.key: seen for image, seen in zip(context.images, shown, strict=False)}
     length += len(context.tokens) + len(target)
     if turn.result is not None:
-      if turn.supervised and turn.result.images:
-        aims[length - len(target) - 1] = _aim(turn.result.images[0], demo.task)
       context = chat.result(turn.result)
-  return _join(parts, aims)
+      shown = turn.sights
+  return _join(parts, aims, sights)
 
 
 def _aim(picture: Picture, task: Task) -> tuple[float, float]:
@@ -117,7 +129,11 @@ def _aim(picture: Picture, task: Task) -> tuple[float, float]:
   return 10 * (x / width - 0.5), 10 * (y / height - 0.5)
 
 
-def _join(parts: Sequence[tuple], aims: Mapping[int, tuple[float, float]]) -> Row:
+def _join(
+  parts: Sequence[tuple],
+  aims: Mapping[int, tuple[float, float]],
+  sights: Mapping[str, tuple[Sight, ...]],
+) -> Row:
   return Row(
     tokens=np.concatenate([tokens for tokens, _, _, _ in parts]).astype(np.int32),
     images=tuple(image for *_, images in parts for image in images),
@@ -126,6 +142,7 @@ def _join(parts: Sequence[tuple], aims: Mapping[int, tuple[float, float]]) -> Ro
       [np.zeros(len(t), np.float32) if logps is None else logps for t, _, logps, _ in parts]
     ),
     aims=aims,
+    sights=sights,
   )
 
 
@@ -195,16 +212,55 @@ def _column(rows: Sequence[Row], name: str, shape: tuple[int, ...], dtype: type)
 
 
 def pack_sft(
-  rows: Sequence[Row], config: ModelConfig, *, max_tokens: int, multiple_of: int = 1
+  rows: Sequence[Row],
+  config: ModelConfig,
+  *,
+  max_tokens: int,
+  multiple_of: int = 1,
+  labels: int = 0,
 ) -> SftBatch:
-  """Rows of demonstrations as one batch."""
+  """Rows of demonstrations as one batch; sights have labels 0 to `labels` - 1."""
   inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
   aims = np.full((*inputs.tokens.shape, 2), np.nan, np.float32)
   for b, row in enumerate(rows):
     for t, aim in row.aims.items():
       aims[b, t] = aim
   mask = _column(rows, "loss_mask", inputs.tokens.shape, bool)
-  return SftBatch(inputs=inputs, loss_mask=mask, aims=aims)
+  sights = pack_sights(rows, config, features=inputs.vision.inverse.shape, labels=labels)
+  return SftBatch(inputs=inputs, loss_mask=mask, aims=aims, sights=sights)
+
+
+def pack_sights(
+  rows: Sequence[Row], config: ModelConfig, *, features: tuple[int, int], labels: int
+) -> Float32[np.ndarray, "N M O 3"]:
+  """`SftBatch.sights` for the images of `rows` as `pack_images` lays them out.
+
+  A cell holds an object if at least a fifth of the object's box lies in it: one to four cells do,
+  but for objects much larger than a cell, which none holds.
+  """
+  packed = np.full((*features, labels, 3), np.nan, np.float32)
+  sights = {key: seen for row in rows for key, seen in row.sights.items()}
+  images = {image.key: image for row in rows for image in row.images}
+  for target, (key, image) in zip(packed, images.items(), strict=False):
+    if key not in sights:
+      continue
+    height, width = (side // config.vision.merge for side in image.grid[1:])
+    target[: height * width, :, 0] = 0.0
+    grid = target[: height * width].reshape(height, width, labels, 3)  # A view.
+    for sight in sights[key]:
+      box = sight.box
+      columns = _shares(box.x0 * width, box.x1 * width, width)
+      lines = _shares(box.y0 * height, box.y1 * height, height)
+      x, y = box.center
+      held = lines[:, None] * columns[None, :] >= _HELD
+      grid[held, sight.label] = (1.0, 10 * (x - 0.5), 10 * (y - 0.5))
+  return packed
+
+
+def _shares(start: float, end: float, cells: int) -> Float[np.ndarray, " cells"]:
+  """Which part of [start, end) lies in each of [0, 1), [1, 2), ..."""
+  edges = np.arange(cells + 1)
+  return np.diff(np.clip(edges, start, end)) / (end - start)
 
 
 def pack_grpo(

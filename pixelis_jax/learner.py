@@ -55,19 +55,35 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
 def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """AdamW, clipped by global norm; linear warm-up, cosine decay to `final_fraction` of the peak.
 
+  Adam moves each weight by about the rate, whatever its gradient. The pixels of a patch move
+  together, so the same rate moves the patch embedding's output by far more than other layers': its
+  rate is `patch_scale` times theirs (muP would say width / inputs; Yang et al., Tensor Programs V).
+
   Args:
-    c: fields lr, warmup, steps, final_fraction, b1, b2, weight_decay, clip_norm.
+    c: fields lr, warmup, steps, final_fraction, b1, b2, weight_decay, clip_norm, patch_scale.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
   )
   adam = optax.adamw(schedule, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
-  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam), schedule
+  slower = lambda path, u: c.patch_scale * u if _is_patch(path) else u
+  scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(slower, updates))
+  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam, scaled), schedule
+
+
+def _is_patch(path: tuple[Any, ...]) -> bool:
+  return any(getattr(entry, "key", None) == "patch" for entry in path)
 
 
 def hidden(model: Model, params: Params, inputs: Inputs) -> Float[Array, "B T D"]:
   """Final hidden states of whole rows, images included."""
-  features = model.encode(params, inputs.vision)
+  return decoded(model, params, inputs, model.encode(params, inputs.vision))
+
+
+def decoded(
+  model: Model, params: Params, inputs: Inputs, features: Float[Array, "N M D"]
+) -> Float[Array, "B T D"]:
+  """`hidden` where the images are encoded already."""
   features = features.reshape(-1, features.shape[-1])
   return model.hidden(
     params, inputs.tokens, inputs.positions, features, inputs.sources, inputs.segments
@@ -90,37 +106,89 @@ def logps(
   return taken_logps(model, params, hidden(model, params, inputs), inputs.tokens)
 
 
-def with_aim(model: Model, params: Params, key: PRNGKeyArray) -> Params:
-  """The parameters of `sft_loss`: the policy's, and a head that is dropped after training.
+def with_heads(model: Model, params: Params, key: PRNGKeyArray, *, labels: int) -> Params:
+  """The parameters of `sft_loss`: the policy's, and two linear heads that are dropped afterwards.
 
-  The head starts random, not at zero: at zero nothing of its error would reach the policy.
+  `aim` reads where a look is to go, `sight` [D, labels, 3] what an image feature shows. The heads
+  start random, not at zero: at zero nothing of their errors would reach the policy.
   """
-  aim = 0.3 * jax.random.normal(key, (model.config.text.width, 2), jnp.float32)
-  return {"policy": params, "aim": aim}
+  D, keys = model.config.text.width, jax.random.split(key)
+  aim = 0.3 * jax.random.normal(keys[0], (D, 2), jnp.float32)
+  sight = 0.3 * jax.random.normal(keys[1], (D, labels, 3), jnp.float32)
+  bias = jnp.zeros((labels, 3), jnp.float32)
+  return {"policy": params, "aim": aim, "sight": sight, "sight_bias": bias}
 
 
-def sft_loss(model: Model, *, entropy_weight: float, aim_weight: float) -> Loss:
-  """Cross-entropy of supervised tokens, and an auxiliary regression of where a look is to go.
+HEAD_AXES = {"aim": ("embed", None), "sight": ("embed", None, None), "sight_bias": (None, None)}
 
-  Takes the parameters of `with_aim`. The entropy (nats a token) is rewarded with `entropy_weight`.
-  The regression is the mean squared error of `SftBatch.aims` from the hidden state before the call:
-  the digits of coordinates alone teach a new model where to look very slowly, since those that it
-  cannot know yet drown the few that it could.
+
+def sft_loss(
+  model: Model, *, entropy_weight: float, aim_weight: float, sight_weight: float
+) -> Loss:
+  """Cross-entropy of supervised tokens, and two auxiliary losses that teach a new model to see.
+
+  Takes the parameters of `with_heads`. The entropy (nats a token) is rewarded with
+  `entropy_weight`. Tokens alone teach where to look very slowly: the digits of coordinates that
+  cannot be known yet drown the few that could.
+
+  aim: the mean squared error of `SftBatch.aims` from the hidden states, over all tokens that have
+    one and again over the last before each look.
+  sight: per image feature the cross-entropy of which label its cell holds, cells with and without
+    any weighed equally, and the squared error of where the held objects are.
   """
 
   def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
-    states = hidden(model, params["policy"], batch.inputs)
-    taken, entropies = taken_logps(model, params["policy"], states, batch.inputs.tokens)
-    mask = batch.loss_mask
+    inputs, mask = batch.inputs, batch.loss_mask
+    features = model.encode(params["policy"], inputs.vision)
+    states = decoded(model, params["policy"], inputs, features)
+    taken, entropies = taken_logps(model, params["policy"], states, inputs.tokens)
     value, aux = losses.cross_entropy(taken, entropies, mask, entropy_weight=entropy_weight)
     likely = (taken > -jnp.log(2.0)).astype(jnp.float32)
     known = ~jnp.isnan(batch.aims[:, :, 0])
+    last = known & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
     missed = states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims)
-    aim = losses.token_mean(jnp.square(missed).mean(-1), known)
+    missed = jnp.square(missed).mean(-1)
+    aim = losses.token_mean(missed, last)
     measured = {**aux, "likely_tokens": losses.token_mean(likely, mask), "aim_error": jnp.sqrt(aim)}
-    return value + aim_weight * aim, measured
+    value = value + aim_weight * (aim + losses.token_mean(missed, known))
+    if sight_weight:
+      sight, measured["sight_error"] = sight_loss(params, features, batch.sights)
+      value, measured["sight_loss"] = value + sight_weight * sight, sight
+    return value, measured
 
   return loss
+
+
+def see_loss(model: Model) -> Loss:
+  """The `sight` part of `sft_loss` alone: the decoder, most of the work, is not run."""
+
+  def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
+    features = model.encode(params["policy"], batch.inputs.vision)
+    value, error = sight_loss(params, features, batch.sights)
+    return value, {"sight_loss": value, "sight_error": error}
+
+  return loss
+
+
+def sight_loss(
+  params: Params, features: Float[Array, "N M D"], sights: Float[Array, "N M O 3"]
+) -> tuple[Array, Array]:
+  """The `sight` part of `sft_loss`, and the root mean square miss of the places in tenths."""
+  normed = features.astype(jnp.float32)
+  normed = normed * jax.lax.rsqrt(jnp.square(normed).mean(-1, keepdims=True) + 1e-6)
+  seen = jnp.einsum("nmd,dok->nmok", normed, params["sight"]) + params["sight_bias"][None, None]
+  described = ~jnp.isnan(sights[..., 0])
+  held = described & (sights[..., 0] == 1.0)
+  logits, nothing = seen[..., 0], ~held.any(-1)
+  # Softmax over the labels and, at logit 0, nothing; a cell that holds several has each equally.
+  total = jax.nn.logsumexp(jnp.pad(logits, ((0, 0), (0, 0), (0, 1))), axis=-1)
+  share = held.astype(jnp.float32) / jnp.maximum(held.sum(-1, keepdims=True), 1).astype(jnp.float32)
+  surprise = total - (share * logits).sum(-1)
+  missed = jnp.square(seen[..., 1:] - jnp.nan_to_num(sights[..., 1:])).mean(-1)
+  place = losses.token_mean(missed, held)
+  labelled = losses.token_mean(surprise, described.any(-1) & ~nothing)
+  empty = losses.token_mean(total, described.any(-1) & nothing)
+  return labelled + empty + place, jnp.sqrt(place)
 
 
 def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight: float) -> Loss:

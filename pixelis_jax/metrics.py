@@ -29,6 +29,8 @@ METRICS: dict[str, str] = {
   "token_accuracy": "Share of supervised tokens that are the policy's first choice, 0 to 1.",
   "likely_tokens": "Share of supervised tokens the policy gives more than half the probability.",
   "aim_error": "Root mean square miss of the auxiliary aim, in tenths of an image's side.",
+  "sight_loss": "Auxiliary loss of what image features show and where, nats and squared tenths.",
+  "sight_error": "Root mean square miss of where image features see objects, in tenths of a side.",
   "skipped": "1 where the loss or gradient was not finite and the parameters stayed, else 0.",
   "grad_norm": "Global L2 norm of the gradient before clipping.",
   "lr": "Learning rate of this update.",

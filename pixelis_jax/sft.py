@@ -31,15 +31,15 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
   The first `c.data.parts` rows teach the two halves of a demonstration apart, each in short rows:
   where to look (the call), and how to read (the picture alone, answered at once). Later rows are
   whole demonstrations, but for `c.data.direct` of them that answer from the overview, without
-  tools.
+  tools. While only the tower learns, all rows hold a whole demonstration's images.
   """
-  tasks = TaskSource(
-    split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n, alone=c.data.alone
-  )
+  tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
 
   def row(index: int) -> batch.Row:
     draw = np.random.default_rng((c.seed, index)).random()
+    if index < c.see_steps * c.batch:
+      return batch.demo_row(looking[index], policy.chat)
     if index < c.data.parts:
       demo = looking[index]
       if draw < c.data.look:
@@ -60,12 +60,17 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   blind = sampler.with_tools(c.model, policy.model, policy.params, ())
   model, across = policy.model, sharding.rows_multiple(mesh)
   tx, schedule = learner.make_optimizer(c.optimizer)
-  loss = learner.sft_loss(model, entropy_weight=c.entropy_weight, aim_weight=c.aim_weight)
-  step = learner.make_step(loss, tx)
-  axes = {"policy": model.axes(), "aim": ("embed", None)}
-  params = jax.device_put(
-    learner.with_aim(model, policy.params, jax.random.key(c.seed)), sharding.shardings(axes, mesh)
+  loss = learner.sft_loss(
+    model,
+    entropy_weight=c.entropy_weight,
+    aim_weight=c.aim_weight,
+    sight_weight=c.sight_weight,
   )
+  step = learner.make_step(loss, tx)
+  see = learner.make_step(learner.see_loss(model), tx)
+  axes = {"policy": model.axes(), **learner.HEAD_AXES}
+  params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
+  params = jax.device_put(params, sharding.shardings(axes, mesh))
   state = learner.init_state(params, tx, seed=c.seed)
   data = rows(c, policy, blind)
   held_out = evaluate.tasks(c.eval)
@@ -78,9 +83,12 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
 
   for i in range(int(state.step), c.optimizer.steps):
     started = time.monotonic()
-    packed = batch.pack_sft(next(data), model.config, max_tokens=c.max_row, multiple_of=across)
+    packed = batch.pack_sft(
+      next(data), model.config, max_tokens=c.max_row, multiple_of=across, labels=demos.LABELS
+    )
     waited = time.monotonic() - started
-    state, measured = step(state, jax.device_put(packed, sharding.batch_sharding(mesh)))
+    taught = see if i < c.see_steps else step
+    state, measured = taught(state, jax.device_put(packed, sharding.batch_sharding(mesh)))
     if due(i, c.log_every, c.optimizer.steps):
       measured = {k: float(v) for k, v in measured.items()}
       seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}

@@ -100,21 +100,37 @@ class ToolResult:
   seconds: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sight:
+  """An object an image shows: its label's number, its box in parts of the image's sides."""
+
+  label: int
+  box: Box
+
+
 @value
 class DemoTurn:
-  """One target turn: the assistant's text, what the tool showed, and whether it is trained on."""
+  """One target turn: the assistant's text, what the tool showed, and whether it is trained on.
+
+  `sights` describe the result's images, in their order; empty if nobody did.
+  """
 
   text: str
   result: ToolResult | None
   supervised: bool = True
+  sights: tuple[tuple[Sight, ...], ...] = ()
 
 
 @value
 class Demo:
-  """An executed, verified demonstration: its last turn has no result and answers the task."""
+  """An executed, verified demonstration: its last turn has no result and answers the task.
+
+  `sights` describe the task's images, in their order; empty if nobody did.
+  """
 
   task: Task
   turns: tuple[DemoTurn, ...]
+  sights: tuple[tuple[Sight, ...], ...] = ()
 
 
 @value

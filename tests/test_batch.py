@@ -8,7 +8,7 @@ import pytest
 from pixelis_jax import batch
 from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft, round_up
 from pixelis_jax.model.layout import feature_count, mrope_positions
-from pixelis_jax.types import Demo, DemoTurn, Segment, Status, Step, Trajectory
+from pixelis_jax.types import Box, Demo, DemoTurn, Segment, Sight, Status, Step, Trajectory
 from tests import episodes, fakes
 
 
@@ -92,16 +92,48 @@ def test_a_demonstration_is_tokenised_as_it_would_be_played(policy):
   expected = [on for on, piece in zip(supervised, pieces, strict=True) for _ in piece]
   assert row.loss_mask.tolist() == expected
   assert len(row.images) == 3
-  # The aim stands at the last token before the supervised look: the middle of its box, in tenths.
+  # The aim stands from behind the last image up to the supervised look, before no other look: the
+  # middle of its box, in tenths.
   height, width = task.images[0].shape[:2]
   x, y = result.images[0].box.center
-  at = sum(map(len, pieces[:3])) - 1
-  assert row.aims == {at: (10 * (x / width - 0.5), 10 * (y / height - 0.5))}
+  end = sum(map(len, pieces[:3]))
+  after = np.flatnonzero(shown.tokens == policy.model.config.image_token)[-1] + 1
+  places = range(end - len(shown.tokens) + after, end)
+  assert len(places) >= 3  # The end of the image, of the turn, and the header of the next.
+  aim = (10 * (x / width - 0.5), 10 * (y / height - 0.5))
+  assert row.aims == dict.fromkeys(places, aim)
   packed = batch.pack_sft([row], policy.model.config, max_tokens=512)
-  np.testing.assert_allclose(packed.aims[0, at], row.aims[at], rtol=1e-6)
-  assert np.isnan(packed.aims).sum() == packed.aims.size - 2
+  np.testing.assert_allclose(packed.aims[0, end - 1], aim, rtol=1e-6)
+  assert np.isnan(packed.aims).sum() == packed.aims.size - 2 * len(places)
   ends = [chat.target("")[-1]] * 2
   assert row.tokens[row.loss_mask & (row.tokens == ends[0])].tolist() == ends  # Ends are learned.
+
+
+def test_sights_stand_at_the_cells_that_hold_them(config, pictures):
+  square, wide, other = pictures  # `other` is not described.
+  height, width = (side // config.vision.merge for side in square.grid[1:])
+  assert (height, width) == (4, 4)
+  inside = Sight(1, Box(0.3, 0.55, 0.4, 0.65))  # Row 2, column 1.
+  across = Sight(0, Box(0.1, 0.85, 0.3, 0.95))  # Row 3: three quarters in column 0, one in 1.
+  sliver = Sight(2, Box(0.74, 0.1, 0.94, 0.2))  # Row 0: 1/20 in column 2, the rest in 3.
+  row = row_of(config, [3, 2, 4], [wide, square, other])
+  row = dataclasses.replace(row, sights={square.key: (inside, across, sliver), wide.key: ()})
+  packed = pack_sft([row], config, max_tokens=512, labels=3)
+  shown = packed.sights
+  assert shown.shape == (*packed.inputs.vision.inverse.shape, 3, 3)
+  described = shown[1, : height * width].reshape(height, width, 3, 3)
+  expected = np.zeros((height, width, 3))
+  expected[2, 1, 1] = expected[3, 0, 0] = expected[3, 1, 0] = expected[0, 3, 2] = 1.0
+  np.testing.assert_array_equal(described[..., 0], expected)
+  # Middles in tenths of a side from the image's centre.
+  np.testing.assert_allclose(described[2, 1, 1, 1:], (-1.5, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 1, 0, 1:], (-3.0, 4.0), rtol=1e-5)
+  assert np.isnan(described[..., 1:]).sum() == 2 * (expected == 0.0).sum()
+  n = feature_count(wide, config.vision)
+  assert (shown[0, :n, :, 0] == 0.0).all()  # Described as empty,
+  assert (
+    np.isnan(shown[0, n:]).all() and np.isnan(shown[2:]).all()
+  )  # beyond its end, or not at all.
 
 
 def test_placeholders_point_at_their_own_features(config, pictures):

@@ -23,7 +23,7 @@ def inputs_of(tokens: np.ndarray) -> batch.Inputs:
 
 
 @pytest.fixture
-def table_policy(monkeypatch):
+def table_policy(policy, monkeypatch):
   """A policy of one distribution: params["logits"] [V], whatever came before."""
 
   def logps(model, params, inputs):
@@ -38,7 +38,9 @@ def table_policy(monkeypatch):
   monkeypatch.setattr(learner, "logps", logps)
   monkeypatch.setattr(learner, "taken_logps", taken_logps)
   # A state of one channel that is 1 everywhere: the aim head's weights are what it predicts.
-  monkeypatch.setattr(learner, "hidden", lambda m, p, inputs: jnp.ones((*inputs.tokens.shape, 1)))
+  ones = lambda m, p, inputs, features: jnp.ones((*inputs.tokens.shape, 1))
+  monkeypatch.setattr(learner, "decoded", ones)
+  monkeypatch.setattr(type(policy.model), "encode", lambda self, params, vision: vision)
   return {"logits": jnp.asarray([0.0, 0.0, np.log(2.0)], jnp.float32)}  # p = 1/4, 1/4, 1/2
 
 
@@ -142,24 +144,27 @@ def test_entropy_is_rewarded(policy, table_policy):
 
 def test_sft_loss_is_the_mean_over_supervised_tokens(policy, table_policy):
   aims = np.full((2, 3, 2), np.nan, np.float32)
-  aims[0, 1] = (1.5, 0.0)
+  aims[0, 0], aims[1, 1] = (1.5, 0.0), (0.5, 2.0)
   packed = batch.SftBatch(
     inputs=inputs_of(np.array([[0, 2, 2], [1, 1, 1]], np.int32)),
     loss_mask=np.array([[True, True, False], [True, False, False]]),
     aims=aims,
+    sights=None,
   )
   params = {"policy": table_policy, "aim": jnp.array([[0.5, 0.0]], jnp.float32)}
-  loss = jax.jit(learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=0.0))
+  weights = {"entropy_weight": 0.0, "sight_weight": 0.0}
+  loss = jax.jit(learner.sft_loss(policy.model, aim_weight=0.0, **weights))
   value, measured = loss(params, packed)
   nll = (2 * np.log(4) + np.log(2)) / 3
   np.testing.assert_allclose(value, nll, rtol=1e-6)
-  # The one known aim is missed by (1, 0): mean square 1/2. NaN elsewhere counts for nothing.
-  aimed = jax.jit(learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=3.0))
+  # Known aims are missed by (1, 0) and (0, 2): mean squares 1/2 and 2. Only the first stands before
+  # a supervised token, and counts again. NaN elsewhere counts for nothing.
+  aimed = jax.jit(learner.sft_loss(policy.model, aim_weight=3.0, **weights))
   (value, measured), grads = jax.value_and_grad(aimed, has_aux=True)(params, packed)
-  np.testing.assert_allclose(value, nll + 3 / 2, rtol=1e-6)
+  np.testing.assert_allclose(value, nll + 3 * (0.5 + (0.5 + 2) / 2), rtol=1e-6)
   np.testing.assert_allclose(measured["aim_error"], np.sqrt(0.5), rtol=1e-6)
-  # d/dw of 3 * ((w - aim)^2).mean() = 3 * (w - aim) = (-3, 0).
-  np.testing.assert_allclose(grads["aim"], [[-3.0, 0.0]], atol=1e-6)
+  # d/dw of (w - aim)^2.mean() is w - aim: 3 * ((-1, 0) + ((-1, 0) + (0, -2)) / 2).
+  np.testing.assert_allclose(grads["aim"], [[-4.5, -3.0]], rtol=1e-6)
   # "Likely" is more than one half: p = 1/2 is not, rounding or no.
   more = {"logits": table_policy["logits"].at[2].add(0.1)}
   _, measured = loss({**params, "policy": more}, packed)
@@ -194,6 +199,7 @@ def test_optimizer_warms_up_and_decays():
     b2=0.95,
     weight_decay=0.0,
     clip_norm=1.0,
+    patch_scale=1.0,
   )
   tx, schedule = learner.make_optimizer(c)
   rates = [float(schedule(i)) for i in (0, 2, 4, 20, 30)]
@@ -212,6 +218,15 @@ def test_optimizer_warms_up_and_decays():
   with jax.numpy_dtype_promotion("standard"):  # As in `make_step`.
     updates, _ = tx.update(grads, tx.init(params), params)
   np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-1e-3, 1e-3], rtol=1e-4)
+  # The patch embedding is slower, wherever in the tree it is.
+  c.patch_scale = 0.25
+  tx, _ = learner.make_optimizer(c)
+  tower = {"policy": {"visual": {"patch": {"kernel": grads["a"]}, "merger": grads["b"]}}}
+  with jax.numpy_dtype_promotion("standard"):
+    updates, _ = tx.update(tower, tx.init(tower), tower)
+  visual = updates["policy"]["visual"]
+  found = [visual["patch"]["kernel"][0], visual["merger"][0]]
+  np.testing.assert_allclose(found, [-0.25e-3, 1e-3], rtol=1e-4)
 
 
 def test_ema_keeps_its_share():
@@ -301,6 +316,39 @@ def test_a_donating_step_agrees_and_consumes_its_state(policy, played, sgd_step,
   assert mine.params["text"]["embedding"].is_deleted()
 
 
+def test_sight_loss_is_the_one_on_paper(policy, table_policy):
+  nothing, unknown = (0.0, np.nan, np.nan), (np.nan, np.nan, np.nan)
+  sights = np.array(
+    [
+      [[(1.0, 1.0, 3.0), nothing], [nothing, nothing]],  # One object in the first cell.
+      [[(1.0, 0.0, 0.0), (1.0, 0.0, 0.0)], [unknown, unknown]],  # Two; a cell nobody described.
+    ],
+    np.float32,
+  )
+  features = jnp.full((2, 2, 1), 5.0)  # Normed to 1: the head's weights are what it says.
+  head = jnp.array([[[np.log(2.0), 0.0, 0.0], [0.0, 0.0, 0.0]]], jnp.float32)
+  params = {"policy": table_policy, "sight": head, "sight_bias": jnp.zeros((2, 3))}
+  # Of labels and nothing, p = 1/2, 1/4, 1/4 everywhere. Where an object is: -log of 1/2, and of the
+  # geometric mean of 1/2 and 1/4; where none is, -log of 1/4.
+  held = (np.log(2) + (np.log(2) + np.log(4)) / 2) / 2
+  place = (1 + 9) / 2 / 3  # One of three objects is missed, by (1, 3).
+  inputs = batch.Inputs(tokens=None, positions=None, sources=None, segments=None, vision=features)
+  packed = batch.SftBatch(inputs=inputs, loss_mask=None, aims=None, sights=sights)
+  value, measured = jax.jit(learner.see_loss(policy.model))(params, packed)
+  np.testing.assert_allclose(value, held + np.log(4) + place, rtol=1e-5)
+  np.testing.assert_allclose(measured["sight_error"], np.sqrt(place), rtol=1e-5)
+  # The same, weighed, beside the tokens' loss.
+  tokens = np.array([[0, 0], [0, 0]], np.int32)
+  packed = packed.replace(
+    inputs=inputs_of(tokens).replace(vision=features),
+    loss_mask=np.ones((2, 2), bool),
+    aims=np.full((2, 2, 2), np.nan, np.float32),
+  )
+  loss = learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=1.0, sight_weight=0.5)
+  both, _ = jax.jit(loss)({**params, "aim": jnp.zeros((1, 2))}, packed)
+  np.testing.assert_allclose(both, np.log(4) + 0.5 * value, rtol=1e-5)
+
+
 def test_demonstrations_are_learned_on_supervised_turns_only(policy):
   """A row whose turn is not supervised has no gradient from it, though it is read."""
   turns = lambda first, on: (
@@ -312,9 +360,9 @@ def test_demonstrations_are_learned_on_supervised_turns_only(policy):
     for on in (True, False)
   ]
   tx = optax.adam(3e-3)
-  loss = learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=0.0)
+  loss = learner.sft_loss(policy.model, entropy_weight=0.0, aim_weight=0.0, sight_weight=0.0)
   step = learner.make_step(loss, tx)
-  params = learner.with_aim(policy.model, copied(policy.params), jax.random.key(0))
+  params = learner.with_heads(policy.model, copied(policy.params), jax.random.key(0), labels=0)
   state = learner.init_state(params, tx, seed=0)
   packed = batch.pack_sft(rows[1:], policy.model.config, max_tokens=512)
   target = policy.chat.target(r"\boxed{7}")

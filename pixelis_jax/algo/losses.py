@@ -16,7 +16,7 @@ K3 = 10.0  # Bound on one token's KL estimate, as in verl.
 
 
 def token_mean(
-  x: Float[Array, "B T"], mask: Bool[Array, "B T"], *, count: Float[Array, ""] | None = None
+  x: Float[Array, "*axes"], mask: Bool[Array, "*axes"], *, count: Float[Array, ""] | None = None
 ) -> Float[Array, ""]:
   """Sum of `x` where `mask`, over `count` or the number of True; 0 where there are none."""
   count = mask.sum(dtype=x.dtype) if count is None else count

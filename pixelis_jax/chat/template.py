@@ -68,6 +68,7 @@ class Chat:
     self.stop_ids = tuple(self._added[t] for t in _STOPS if t in self._added)
     self.banned_ids = tuple(self._added[t] for t in _BANNED if t in self._added)
     self.vocab_size = len(tokenizer)
+    self.image_id = self._added[IMAGE]
 
   @classmethod
   def from_directory(

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixelis_jax.data.scenes import CANVAS, DIGIT
+from pixelis_jax.data.scenes import CANVAS, COLORS, DIGIT, GRAY, Plate
 from pixelis_jax.tools import Toolbox
-from pixelis_jax.types import Box, Demo, DemoTurn, Task, ToolCall, ToolResult
+from pixelis_jax.types import Box, Demo, DemoTurn, Picture, Sight, Task, ToolCall, ToolResult
 
-TIGHT = 0.55  # Of the evidence: the side of the square that is shown.
-OFF = 0.75  # Shown pixels, at most, between the middles of the two.
+TIGHT = 0.5  # Of the evidence: the side of the square that is shown.
+OFF = 0.5  # Shown pixels, at most, between the middles of the two.
 ANSWER = r"\boxed{{{}}}"
+_FRAMES = {color: label for label, color in enumerate([*COLORS.values(), GRAY])}
+LABELS = len(_FRAMES) + 10  # Of `Sight`s: frames by colour, then digits.
 
 
 def call_text(call: ToolCall) -> str:
@@ -64,9 +66,44 @@ def direct(task: Task) -> Demo:
 
 def reading(demo: Demo) -> Demo:
   """The last picture of a demonstration, asked about by itself and answered at once."""
-  picture = demo.turns[-2].result.images[0]
-  task = dataclasses.replace(demo.task, images=(picture.pixels,), boxes=())
-  return direct(task)
+  look = demo.turns[-2]
+  task = dataclasses.replace(demo.task, images=(look.result.images[0].pixels,), boxes=())
+  return dataclasses.replace(direct(task), sights=look.sights[:1])
+
+
+def described(demo: Demo, plates: Sequence[Plate], labels: Sequence[int]) -> Demo:
+  """The demonstration with its sights: frames in the scene, and the digits that its looks show.
+
+  Args:
+    plates: All of the scene.
+    labels: The digit on each plate.
+  """
+  canvas = Box(0.0, 0.0, float(CANVAS), float(CANVAS))
+  frames = tuple(Sight(_FRAMES[plate.color], _within(plate.box, canvas)) for plate in plates)
+
+  def digits(picture: Picture) -> tuple[Sight, ...]:
+    shown = picture.box
+    seen = []
+    for plate, label in zip(plates, labels, strict=True):
+      x, y = plate.box.center
+      ink = Box(x - DIGIT / 2, y - DIGIT / 2, x + DIGIT / 2, y + DIGIT / 2)
+      if shown.x0 <= ink.x0 and ink.x1 <= shown.x1 and shown.y0 <= ink.y0 and ink.y1 <= shown.y1:
+        seen.append(Sight(len(_FRAMES) + label, _within(ink, shown)))
+    return tuple(seen)
+
+  looked = lambda turn: tuple(map(digits, turn.result.images)) if turn.result else ()
+  turns = tuple(dataclasses.replace(turn, sights=looked(turn)) for turn in demo.turns)
+  return dataclasses.replace(demo, turns=turns, sights=(frames,))
+
+
+def _within(box: Box, frame: Box) -> Box:
+  """The box in parts of the frame's sides."""
+  return Box(
+    (box.x0 - frame.x0) / frame.width,
+    (box.y0 - frame.y0) / frame.height,
+    (box.x1 - frame.x0) / frame.width,
+    (box.y1 - frame.y0) / frame.height,
+  )
 
 
 def shown_box(

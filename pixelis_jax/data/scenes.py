@@ -20,16 +20,16 @@ import functools
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw
-from scipy import ndimage
+from scipy import ndimage, special
 
 from pixelis_jax.data.digits import INK_MAX, Digits
 from pixelis_jax.data.shifts import SHIFTS
 from pixelis_jax.types import Box, Pixels, Task, value
 
 CANVAS = 448  # Source pixels, as are all sizes below.
-DIGIT = 8
+DIGIT = 12
 PLATE = 64  # Outer side of a framed digit.
-FRAME = 16
+FRAME = 12
 SHAPE = 64  # Not smaller than a plate: a group reaches no further than its parts.
 DISTANCE = 76  # Between the centres of a shape and its neighbours.
 MARGIN = 16  # To the border: shown at 112x112, no plate then starts at a three-digit coordinate.
@@ -68,12 +68,14 @@ SIDES = {  # Phrase -> direction (x, y) from the shape.
   "below": (0, 1),
 }
 _INTERIOR = PLATE - 2 * FRAME
-_FACE = 90.0  # Grey level of an unwritten plate.
-_INK = 207.0  # Grey levels from there to full ink, before the high pass.
+_FACE = 120.0  # Grey level of an unwritten plate.
+_INK = 260.0  # Grey levels from there to full ink, before the high pass.
 _STRENGTH = (0.8, 1.0)  # Of the ink, drawn per plate.
-_ETCH_SIGMA = 1.5  # Source pixels: what is coarser than this is removed from the ink.
+_STROKE = 8.0  # Steepness of the ink's edge: handwriting magnified by itself is a blur.
+_ETCH = 0.17  # Cycles a source pixel: what is coarser is removed from the ink. An overview's finest
+_ETCH_EDGE = 0.01  # is 0.125, but its resampling lets some of what lies beyond through.
 _SMUDGE_SIGMA = 2.0  # Source pixels, and root mean square in grey levels.
-_SMUDGE = 12.0
+_SMUDGE = 6.0
 _TRIES = 64
 _WARM = (90, 20, 0)  # Levels that the light adds from left to right,
 _COOL = (0, 20, 90)  # and from top to bottom.
@@ -123,7 +125,6 @@ def compose(
   kind: str | None = None,
   shift: str = "none",
   skew: int | None = None,
-  alone: bool = False,
 ) -> Scene:
   """One scene, a function of the generator's state; the shift changes neither layout nor question.
 
@@ -135,7 +136,6 @@ def compose(
     shift: A name in `SHIFTS`.
     skew: The digit `SKEW_SHARE` of the questions ask about; None asks about all equally often.
       Digits not asked about are drawn from the whole split either way.
-    alone: Only the framed digit that is asked about is there, and no shape.
 
   The evidence box is the asked plate, frame included, in source pixels.
   """
@@ -150,8 +150,6 @@ def compose(
   plates[asked] = dataclasses.replace(plates[asked], digit=row)
   question = QUESTIONS[kind][rng.integers(len(QUESTIONS[kind]))].format(target=plates[asked].target)
   answer = ("even", "odd")[label % 2] if kind == "parity" else str(label)
-  if alone:
-    plates, shapes, asked = [plates[asked]], [], 0
   task = Task(
     id=id,
     images=(_paint(rng, digits, plates, shapes, shift, shift_rng),),
@@ -287,15 +285,24 @@ def _interior(
 
 @functools.lru_cache(maxsize=8192)
 def _etching(image: bytes, shift: str) -> Float32[np.ndarray, "side side"]:
-  """Ink of a plate's interior less its own blur: the digit, `DIGIT` pixels big, in the middle."""
+  """The fine part of a plate's ink: the digit, `DIGIT` pixels big, in the middle."""
   glyph = np.frombuffer(image, np.uint8).reshape(8, 8).astype(np.float32) / np.float32(INK_MAX)
   big = Image.fromarray(glyph).resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)
+  stroke = special.expit(np.float32(_STROKE) * (np.asarray(big) - np.float32(0.5)))
   start = (_INTERIOR - DIGIT) // 2
   ink = np.zeros((_INTERIOR, _INTERIOR), np.float32)
-  ink[start : start + DIGIT, start : start + DIGIT] = np.clip(np.asarray(big), 0.0, 1.0)
+  ink[start : start + DIGIT, start : start + DIGIT] = stroke
   change = SHIFTS[shift].ink
-  ink = ink if change is None else change(ink)
-  return ink - ndimage.gaussian_filter(ink, _ETCH_SIGMA)
+  return _high_pass(ink if change is None else change(ink))
+
+
+def _high_pass(ink: Float32[np.ndarray, "side side"]) -> Float32[np.ndarray, "side side"]:
+  """What of the ink varies faster than `_ETCH` along either axis; periodic beyond a margin."""
+  padded = np.pad(ink, _INTERIOR // 2)
+  frequency = np.abs(np.fft.fftfreq(len(padded)))
+  kept = special.expit((np.maximum(frequency[:, None], frequency[None, :]) - _ETCH) / _ETCH_EDGE)
+  fine = np.fft.ifft2(np.fft.fft2(padded) * kept).real.astype(np.float32)
+  return fine[_INTERIOR // 2 : -_INTERIOR // 2, _INTERIOR // 2 : -_INTERIOR // 2]
 
 
 @functools.cache

@@ -24,8 +24,6 @@ class TaskSource:
     skew: The digit that most questions ask about, or None; see `scenes.compose`.
     kinds: Question kinds, equally often.
     size: Length; items do not depend on it.
-    alone: A curriculum over the first so many items: the asked digit is alone in item 0, among
-      others from here on, and in between alone with falling probability.
   """
 
   split: str
@@ -34,7 +32,6 @@ class TaskSource:
   skew: int | None = None
   kinds: tuple[str, ...] = scenes.KINDS
   size: int = SIZE
-  alone: int = 0
 
   def __post_init__(self):
     if not self.kinds or not set(self.kinds) <= set(scenes.KINDS):
@@ -61,7 +58,6 @@ class TaskSource:
       kind=self.kinds[int(rng.integers(len(self.kinds)))],
       shift=self.shift,
       skew=self.skew,
-      alone=index < int(rng.random() * self.alone),
     )
 
   def _variant(self) -> str:
@@ -93,13 +89,15 @@ class DemoSource:
     # The fourth number keeps these draws apart from those of the scene itself.
     split = digits.SPLITS.index(self.tasks.split)
     rng = np.random.default_rng([self.tasks.seed, split, int(index), 1])
-    return demos.demo(
+    demo = demos.demo(
       scene.task,
       rng,
       self.toolbox,
       mistakes=self.mistakes,
       elsewhere=[plate.box for plate in scene.plates if plate.box not in scene.task.boxes],
     )
+    labels = digits.load(self.tasks.split).labels
+    return demos.described(demo, scene.plates, [int(labels[plate.digit]) for plate in scene.plates])
 
 
 def drop_labels(task: Task) -> Task:

@@ -53,6 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.b1, c.learn.b2 = 0.9, 0.95
   c.learn.weight_decay = 0.0
   c.learn.clip_norm = 1.0
+  c.learn.patch_scale = 0.1
   c.learn.clip_low, c.learn.clip_high = 0.2, 0.28
   c.learn.normalize = "mean"
   c.learn.publish_every = 2

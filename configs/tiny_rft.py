@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   c.max_row = 384
   c.optimizer = common.optimizer(lr=2e-4, steps=150, warmup=5)
+  c.optimizer.patch_scale = 0.1
   c.eval = common.evaluation(n=200)
   c.eval.every = 50
   c.log_every = 5

@@ -38,10 +38,11 @@ class SftBatch:
   """`loss_mask` is True on supervised assistant tokens.
 
   `aims` say where a supervised look is to go: the middle of its box, at each token from the last
-  image before it (the question and what follows) up to the turn; NaN at all other tokens. `sights`
-  say what an image shows (`Row.sights`): for each feature and label (1, x, y) of an object's middle
-  where the feature's cell holds it, (0, NaN, NaN) where not; all NaN for an image nobody described.
-  Places are x and y in tenths of the image's sides from its centre.
+  image before it (the question and what follows) up to the turn, x and y in tenths of the image's
+  sides from its centre; NaN at all other tokens. `sights` say what an image shows (`Row.sights`):
+  for each feature and label (1, x, y) where the feature's cell holds an object, the object's middle
+  in tenths of the cell's sides from the cell's centre, NaN if there are several; (0, NaN, NaN) if
+  there is none; all NaN for an image nobody described.
   """
 
   inputs: Inputs
@@ -252,8 +253,10 @@ def pack_sights(
       columns = _shares(box.x0 * width, box.x1 * width, width)
       lines = _shares(box.y0 * height, box.y1 * height, height)
       x, y = box.center
-      held = lines[:, None] * columns[None, :] >= _HELD
-      grid[held, sight.label] = (1.0, 10 * (x - 0.5), 10 * (y - 0.5))
+      for row, column in np.argwhere(lines[:, None] * columns[None, :] >= _HELD):
+        offset = 10 * (x * width - column - 0.5), 10 * (y * height - row - 0.5)
+        taken = grid[row, column, sight.label, 0] == 1.0
+        grid[row, column, sight.label] = (1.0, *((np.nan, np.nan) if taken else offset))
   return packed
 
 

@@ -53,22 +53,32 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
 
 
 def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """AdamW, clipped by global norm; linear warm-up, cosine decay to `final_fraction` of the peak.
+  """`adamw` with linear warm-up and cosine decay to `final_fraction` of the peak, and its rate.
+
+  Args:
+    c: fields lr, warmup, steps, final_fraction, and those of `adamw`.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
+  )
+  return adamw(c, schedule), schedule
+
+
+def adamw(c: Any, rate: float | optax.Schedule) -> optax.GradientTransformation:
+  """AdamW, clipped by global norm.
 
   Adam moves each weight by about the rate, whatever its gradient. The pixels of a patch move
   together, so the same rate moves the patch embedding's output by far more than other layers': its
   rate is `patch_scale` times theirs (muP would say width / inputs; Yang et al., Tensor Programs V).
 
   Args:
-    c: fields lr, warmup, steps, final_fraction, b1, b2, weight_decay, clip_norm, patch_scale.
+    c: fields b1, b2, weight_decay, clip_norm, patch_scale.
+    rate: Of learning.
   """
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
-  )
-  adam = optax.adamw(schedule, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
+  adam = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
   slower = lambda path, u: c.patch_scale * u if _is_patch(path) else u
   scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(slower, updates))
-  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam, scaled), schedule
+  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam, scaled)
 
 
 def _is_patch(path: tuple[Any, ...]) -> bool:
@@ -173,7 +183,7 @@ def see_loss(model: Model) -> Loss:
 def sight_loss(
   params: Params, features: Float[Array, "N M D"], sights: Float[Array, "N M O 3"]
 ) -> tuple[Array, Array]:
-  """The `sight` part of `sft_loss`, and the root mean square miss of the places in tenths."""
+  """The `sight` part of `sft_loss`, and the root mean square miss of the places."""
   normed = features.astype(jnp.float32)
   normed = normed * jax.lax.rsqrt(jnp.square(normed).mean(-1, keepdims=True) + 1e-6)
   seen = jnp.einsum("nmd,dok->nmok", normed, params["sight"]) + params["sight_bias"][None, None]
@@ -185,7 +195,7 @@ def sight_loss(
   share = held.astype(jnp.float32) / jnp.maximum(held.sum(-1, keepdims=True), 1).astype(jnp.float32)
   surprise = total - (share * logits).sum(-1)
   missed = jnp.square(seen[..., 1:] - jnp.nan_to_num(sights[..., 1:])).mean(-1)
-  place = losses.token_mean(missed, held)
+  place = losses.token_mean(missed, held & ~jnp.isnan(sights[..., 1]))
   labelled = losses.token_mean(surprise, described.any(-1) & ~nothing)
   empty = losses.token_mean(total, described.any(-1) & nothing)
   return labelled + empty + place, jnp.sqrt(place)

@@ -27,9 +27,9 @@ from pixelis_jax.algo import voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.memory.store import Memory
-from pixelis_jax.metrics import Metrics, TrajectoryLog, interval
-from pixelis_jax.ttrl import Answerer, Inbox, Learner, Published, make_probe
-from pixelis_jax.types import Experience, Task, Vote
+from pixelis_jax.metrics import METRICS_FILE, Metrics, TrajectoryLog, interval, read_lines
+from pixelis_jax.ttrl import Answerer, Inbox, Learner, Probe, Published, make_probe
+from pixelis_jax.types import Experience, Vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Outcome:
   params: learner.Params
   applied: int
   refused: int
-  latencies: list[float]  # Seconds from a request's arrival to its answer, one a request.
+  latencies: list[float]  # Seconds from requests' arrival to their answers, one an arrival.
 
 
 def run(
   c: Any,
   policy: sampler.Policy,
   stream: Sequence[Request],
-  probe_tasks: Sequence[Task],
+  probe: Probe,
   workdir: Path,
   on_answers: Callable[[int, dict[str, float]], None],
 ) -> Outcome:
@@ -61,14 +61,13 @@ def run(
   dim = c.memory.embedding_size or 2 * policy.model.config.text.width
   path = workdir / "memory.sqlite"
   with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
-    start = {"next": 0, "prior": {"decay": c.vote.prior_decay}, "latencies": []}
+    start = {"next": 0, "prior": {"decay": c.vote.prior_decay}}
     state = memory.get_state("stream") or start
-    probe = make_probe(c, policy, probe_tasks)
     learn = Learner(c, policy, published, probe, workdir)
     answer = Answerer(c, policy, published, memory)
     inbox = Inbox()
     _refill(inbox, memory, learn.learned, policy, c)
-    prior, latencies = voting.AnswerPrior(**state["prior"]), list(state["latencies"])
+    prior = voting.AnswerPrior(**state["prior"])
     trajectories = TrajectoryLog(workdir, resume=state["next"])
     with (
       Metrics(workdir, resume=state["next"]) as metrics,
@@ -86,15 +85,15 @@ def run(
           key = jax.random.fold_in(jax.random.key(c.seed), at)
           tasks = [request.task for request in arrived]
           experiences, prior = answer(tasks, key, prior, _keys(arrived, c.memory.embedding_size))
-          latencies += [time.monotonic() - started] * len(arrived)
+          seconds = {"answer_seconds": time.monotonic() - started}
           done = at + len(arrived)
-          after = {"next": done, "prior": prior.to_dict(), "latencies": latencies}
+          after = {"next": done, "prior": prior.to_dict()}
           memory.add_all(experiences, state={"stream": after})
           admitted = [e for e in experiences if passes(e.vote, c)]
           for experience in admitted:
             inbox.put(experience)
           signals = _signals(experiences, len(admitted), len(memory), published.latest()[0])
-          metrics.log(done, signals)
+          metrics.log(done, {**signals, **seconds})
           for experience in experiences:
             for trajectory in experience.trajectories:
               trajectories.write(done, "stream", trajectory, vote=experience.vote)
@@ -106,6 +105,8 @@ def run(
         trajectories.close()
       learning.result()
   _, params = published.latest()
+  # From the log: it remembers those of a run that was stopped and continued.
+  latencies = [line["answer_seconds"] for line in read_lines(workdir / METRICS_FILE)]
   return Outcome(params=params, applied=learn.applied, refused=learn.refused, latencies=latencies)
 
 
@@ -184,11 +185,11 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   policy = sampler.load_policy(c.model)
   shifted, original = evaluate.tasks(c.shifted), evaluate.tasks(c.original)
   stream = requests(c, policy)
-  probes = [drop_labels(task) for task in evaluate.tasks(c.probe.tasks)]
+  probe = make_probe(c, policy, [drop_labels(task) for task in evaluate.tasks(c.probe.tasks)])
   before = _kept(
     workdir / "before.json", lambda: _scores(c, policy, policy.params, shifted, original)
   )
-  outcome = _watched(c, policy, stream, probes, workdir, "views")
+  outcome = _watched(c, policy, stream, probe, workdir, "views")
   with TrajectoryLog(workdir, resume=len(stream)) as log:
     after = _scores(c, policy, outcome.params, shifted, original, log, len(stream) + 1)
   result = {
@@ -211,7 +212,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   if c.baseline:
     plain = c.copy_and_resolve_references()
     plain.vote.voters, plain.vote.rule, plain.memory.weight = "samples", "majority", 0.0
-    rival = _watched(plain, policy, stream, probes, workdir / "majority", "majority")
+    rival = _watched(plain, policy, stream, probe, workdir / "majority", "majority")
     result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
   (workdir / "result.json").write_text(json.dumps(result, indent=2))
   print(table(result))
@@ -258,7 +259,7 @@ def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) 
   return scores
 
 
-def _watched(c: Any, policy, stream, probes, workdir: Path, name: str) -> Outcome:
+def _watched(c: Any, policy, stream, probe, workdir: Path, name: str) -> Outcome:
   """`run`, with a progress bar of signals that need no labels."""
   with tqdm.tqdm(total=len(stream), desc=name, unit="q", smoothing=0.05) as bar:
 
@@ -267,7 +268,7 @@ def _watched(c: Any, policy, stream, probes, workdir: Path, name: str) -> Outcom
       bar.set_postfix({k: f"{signals[k]:.3g}" for k in shown if k in signals}, refresh=False)
       bar.update(answered - bar.n)
 
-    return run(c, policy, stream, probes, workdir, on_answers)
+    return run(c, policy, stream, probe, workdir, on_answers)
 
 
 def _same_config(path: Path, c: Any) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
@@ -211,8 +210,7 @@ class Learner:
     """Restores what was last published from `workdir`, and publishes it."""
     self.c, self.policy, self.published, self.probe = c, policy, published, probe
     model, o = policy.model, c.learn
-    adam = optax.adamw(o.lr, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay)
-    tx = optax.chain(optax.clip_by_global_norm(o.clip_norm), adam)
+    tx = learner.adamw(o, o.lr)
     loss = learner.grpo_loss(model, clip_low=o.clip_low, clip_high=o.clip_high, entropy_weight=0.0)
     self.step = learner.make_step(loss, tx, donate=False)
     self.logps = learner.make_logps(model)

@@ -116,19 +116,27 @@ def test_sights_stand_at_the_cells_that_hold_them(config, pictures):
   inside = Sight(1, Box(0.3, 0.55, 0.4, 0.65))  # Row 2, column 1.
   across = Sight(0, Box(0.1, 0.85, 0.3, 0.95))  # Row 3: three quarters in column 0, one in 1.
   sliver = Sight(2, Box(0.74, 0.1, 0.94, 0.2))  # Row 0: 1/20 in column 2, the rest in 3.
+  twins = (Sight(2, Box(0.0, 0.0, 0.1, 0.1)), Sight(2, Box(0.1, 0.1, 0.2, 0.2)))  # One cell.
   row = row_of(config, [3, 2, 4], [wide, square, other])
-  row = dataclasses.replace(row, sights={square.key: (inside, across, sliver), wide.key: ()})
+  row = dataclasses.replace(
+    row, sights={square.key: (inside, across, sliver, *twins), wide.key: ()}
+  )
   packed = pack_sft([row], config, max_tokens=512, labels=3)
   shown = packed.sights
   assert shown.shape == (*packed.inputs.vision.inverse.shape, 3, 3)
   described = shown[1, : height * width].reshape(height, width, 3, 3)
   expected = np.zeros((height, width, 3))
   expected[2, 1, 1] = expected[3, 0, 0] = expected[3, 1, 0] = expected[0, 3, 2] = 1.0
+  expected[0, 0, 2] = 1.0
   np.testing.assert_array_equal(described[..., 0], expected)
-  # Middles in tenths of a side from the image's centre.
-  np.testing.assert_allclose(described[2, 1, 1, 1:], (-1.5, 1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[3, 1, 0, 1:], (-3.0, 4.0), rtol=1e-5)
-  assert np.isnan(described[..., 1:]).sum() == 2 * (expected == 0.0).sum()
+  # Middles in cells are (1.4, 2.4), (0.8, 3.6) and (3.36, 0.6).
+  np.testing.assert_allclose(described[2, 1, 1, 1:], (-1.0, -1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 0, 0, 1:], (3.0, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 1, 0, 1:], (-7.0, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[0, 3, 2, 1:], (-1.4, 1.0), rtol=1e-5)
+  known = expected.copy()
+  known[0, 0, 2] = 0.0  # Two objects, one label: no one place.
+  np.testing.assert_array_equal(~np.isnan(described[..., 1:]).any(-1), known == 1.0)
   n = feature_count(wide, config.vision)
   assert (shown[0, :n, :, 0] == 0.0).all()  # Described as empty,
   assert (

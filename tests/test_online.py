@@ -74,9 +74,11 @@ def test_a_learner_that_dies_stops_the_loop(config, policy, tmp_path, monkeypatc
   monkeypatch.setattr(online.Learner, "update", update)
   monkeypatch.setattr(online, "passes", lambda vote, c: True)
   stream = online.requests(config, policy)
-  probes = [online.drop_labels(t) for t in online.evaluate.tasks(config.probe.tasks)]
+  probe = online.make_probe(
+    config, policy, [online.drop_labels(t) for t in online.evaluate.tasks(config.probe.tasks)]
+  )
   with pytest.raises(FloatingPointError, match="boom"):
-    online.run(config, policy, stream, probes, tmp_path, lambda done, signals: None)
+    online.run(config, policy, stream, probe, tmp_path, lambda done, signals: None)
 
 
 def test_a_request_file_is_the_stream(config, policy, tmp_path, capsys):
@@ -90,8 +92,10 @@ def test_a_request_file_is_the_stream(config, policy, tmp_path, capsys):
   stream = online.requests(c, policy)
   told = capsys.readouterr().out
   assert "line 2" in told and "3 read" in told and "1 malformed" in told
-  probes = [online.drop_labels(t) for t in online.evaluate.tasks(c.probe.tasks)]
-  online.run(c, policy, stream, probes, tmp_path / "run", lambda done, signals: None)
+  probe = online.make_probe(
+    c, policy, [online.drop_labels(t) for t in online.evaluate.tasks(c.probe.tasks)]
+  )
+  online.run(c, policy, stream, probe, tmp_path / "run", lambda done, signals: None)
   with Memory(tmp_path / "run" / "memory.sqlite", dim=4, backend="exact") as memory:
     assert memory.ids() == ["0", "1", "2"]
     (near, *_) = memory.search(np.array([0.6, 0.0, 0.8, 0.0], np.float32), 1)

@@ -40,15 +40,15 @@ class SftBatch:
   `aims` say where a supervised look is to go: the middle of its box, at each token from the last
   image before it (the question and what follows) up to the turn, x and y in tenths of the image's
   sides from its centre; NaN at all other tokens. `sights` say what an image shows (`Row.sights`):
-  for each feature and label (1, x, y) where the feature's cell holds an object, the object's middle
-  in tenths of the cell's sides from the cell's centre, NaN if there are several; (0, NaN, NaN) if
-  there is none; all NaN for an image nobody described.
+  for each feature and label (1, x, y, dx, dy) where the feature's cell holds an object: its middle
+  in tenths of the image's sides from the image's centre, and of the cell's from the cell's; places
+  are NaN if there are several. (0, NaN, ...) if there is none; all NaN where nobody described.
   """
 
   inputs: Inputs
   loss_mask: Bool[Array, "B T"]
   aims: Float[Array, "B T 2"]
-  sights: Float[Array, "N M O 3"]
+  sights: Float[Array, "N M O 5"]
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -233,13 +233,13 @@ def pack_sft(
 
 def pack_sights(
   rows: Sequence[Row], config: ModelConfig, *, features: tuple[int, int], labels: int
-) -> Float32[np.ndarray, "N M O 3"]:
+) -> Float32[np.ndarray, "N M O 5"]:
   """`SftBatch.sights` for the images of `rows` as `pack_images` lays them out.
 
   A cell holds an object if at least a fifth of the object's box lies in it: one to four cells do,
   but for objects much larger than a cell, which none holds.
   """
-  packed = np.full((*features, labels, 3), np.nan, np.float32)
+  packed = np.full((*features, labels, 5), np.nan, np.float32)
   sights = {key: seen for row in rows for key, seen in row.sights.items()}
   images = {image.key: image for row in rows for image in row.images}
   for target, (key, image) in zip(packed, images.items(), strict=False):
@@ -247,16 +247,17 @@ def pack_sights(
       continue
     height, width = (side // config.vision.merge for side in image.grid[1:])
     target[: height * width, :, 0] = 0.0
-    grid = target[: height * width].reshape(height, width, labels, 3)  # A view.
+    grid = target[: height * width].reshape(height, width, labels, 5)  # A view.
     for sight in sights[key]:
       box = sight.box
       columns = _shares(box.x0 * width, box.x1 * width, width)
       lines = _shares(box.y0 * height, box.y1 * height, height)
       x, y = box.center
       for row, column in np.argwhere(lines[:, None] * columns[None, :] >= _HELD):
-        offset = 10 * (x * width - column - 0.5), 10 * (y * height - row - 0.5)
         taken = grid[row, column, sight.label, 0] == 1.0
-        grid[row, column, sight.label] = (1.0, *((np.nan, np.nan) if taken else offset))
+        place = 10 * (x - 0.5), 10 * (y - 0.5)
+        offset = 10 * (x * width - column - 0.5), 10 * (y * height - row - 0.5)
+        grid[row, column, sight.label] = (1.0, *([np.nan] * 4 if taken else (*place, *offset)))
   return packed
 
 

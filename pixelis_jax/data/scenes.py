@@ -77,6 +77,7 @@ _ETCH_EDGE = 0.01  # is 0.125, but its resampling lets some of what lies beyond 
 _SMUDGE_SIGMA = 2.0  # Source pixels, and root mean square in grey levels.
 _SMUDGE = 6.0
 _TRIES = 64
+_WALL = 25.0  # Grey level of the wall.
 _WARM = (90, 20, 0)  # Levels that the light adds from left to right,
 _COOL = (0, 20, 90)  # and from top to bottom.
 
@@ -337,11 +338,11 @@ def _background(rng: np.random.Generator) -> Pixels:
   The light is the same in each scene: like a photograph, a picture tells where in it a thing is.
   """
   ramp = np.linspace(0.0, 1.0, CANVAS)[:, None]
-  columns = rng.integers(15, 35, size=3)[None, :] + ramp * np.array(_WARM)[None, :]
+  columns = _WALL + ramp * np.array(_WARM)[None, :]
   rows = ramp * np.array(_COOL)[None, :]
   y, x = (int(i) for i in rng.integers(CANVAS, size=2))
   # Rows of interleaved channels: a last axis of 3 would make the sums ten times slower.
-  # At most 44 + 50 + 50 + 8: uint8 does not wrap.
+  # At most 25 + 90 + 20 + 8: uint8 does not wrap.
   flat = _grain()[y : y + CANVAS, 3 * x : 3 * (x + CANVAS)] + columns.astype(np.uint8).reshape(
     1, -1
   )

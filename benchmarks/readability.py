@@ -4,8 +4,8 @@ PYTHONPATH=. python benchmarks/readability.py --scenes 6000
 
 Trains a logistic regression, a 5-nearest-neighbour reader and a one-layer network on scenes of the
 `train` split and tests them on `held_out`:
-  overview        the 14x14 patch of the 112x112 overview around the asked plate's centre
-  crop            the 40x40 source box resized to 112x112 as a zoom shows it: its middle, halved
+  overview        the 10x10 patch of the 80x80 overview around the asked plate's centre
+  crop            the 40x40 source box resized to 80x80 as a zoom shows it: its middle, halved
   crop, SHIFT     the same under a shift, with the readers of `crop`: how far the shift takes them
   crop, SHIFT *   readers trained under the shift: what is there to be learned
 Prints accuracies with n and 95% Wilson intervals. Chance is 10%.
@@ -26,8 +26,8 @@ from pixelis_jax.data.shifts import SHIFTS
 from pixelis_jax.data.tasks import TaskSource
 from pixelis_jax.types import Task
 
-SHOWN = 112
-PATCH = 14
+SHOWN = 80
+PATCH = 10
 
 
 def overview(task: Task) -> np.ndarray:

@@ -37,12 +37,14 @@ class Inputs:
 class SftBatch:
   """`loss_mask` is True on supervised assistant tokens.
 
-  `aims` say where a supervised look is to go: the middle of its box, at each token from the last
-  image before it (the question and what follows) up to the turn, x and y in tenths of the image's
-  sides from its centre; NaN at all other tokens. `sights` say what an image shows (`Row.sights`):
-  for each feature and label (1, x, y, dx, dy) where the feature's cell holds an object: its middle
-  in tenths of the image's sides from the image's centre, and of the cell's from the cell's; places
-  are NaN if there are several. (0, NaN, ...) if there is none; all NaN where nobody described.
+  `aims` say where a supervised look is to go: the middle of its box, x and y in tenths of the
+  image's sides from its centre, at each token from behind the last image (question, header, the
+  call itself) but the turn's last; NaN at all other tokens.
+
+  `sights` say what an image shows (`Row.sights`): for each feature and label (1, x, y, dx, dy) if
+  the feature's cell holds an object, its middle in tenths of the image's sides from the image's
+  centre, and of the cell's from the cell's; places are NaN if there are several. (0, NaN, ...) if
+  there is none; all NaN where nobody described the image.
   """
 
   inputs: Inputs
@@ -112,7 +114,7 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
     if turn.supervised and turn.result is not None and turn.result.images:
       asked = np.flatnonzero(context.tokens == chat.image_id).max(initial=-1) + 1
       aim = _aim(turn.result.images[0], demo.task)
-      aims |= {length + int(t): aim for t in range(asked, len(context.tokens))}
+      aims |= {length + int(t): aim for t in range(asked, len(context.tokens) + len(target) - 1)}
     parts.append((context.tokens, False, None, context.images))
     parts.append((target, turn.supervised, None, ()))
     sights |= {image.key: seen for image, seen in zip(context.images, shown, strict=False)}
@@ -220,7 +222,7 @@ def pack_sft(
   multiple_of: int = 1,
   labels: int = 0,
 ) -> SftBatch:
-  """Rows of demonstrations as one batch; sights have labels 0 to `labels` - 1."""
+  """Rows of demonstrations as one batch; sights have labels 0 to `labels` - 1, with 0 none."""
   inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
   aims = np.full((*inputs.tokens.shape, 2), np.nan, np.float32)
   for b, row in enumerate(rows):
@@ -240,7 +242,7 @@ def pack_sights(
   but for objects much larger than a cell, which none holds.
   """
   packed = np.full((*features, labels, 5), np.nan, np.float32)
-  sights = {key: seen for row in rows for key, seen in row.sights.items()}
+  sights = {key: seen for row in rows for key, seen in row.sights.items()} if labels else {}
   images = {image.key: image for row in rows for image in row.images}
   for target, (key, image) in zip(packed, images.items(), strict=False):
     if key not in sights:

@@ -50,9 +50,12 @@ WRITTEN = ("<tool_call>", "</tool_call>")  # Added, but text: a policy writes th
 # A call's fixed head and the separator of its numbers are single pieces, so BPE can make each one
 # token, in the prompt's list of tools too; what follows is Qwen2's own rule.
 PIECES = r"""<tools>(?=\n\{"name")|\n\{"name": "\w+", "arguments": \{"\w+": \[|, (?=\d)|"""
-# A crop whose sides differ by less than about a quarter is shown at 112x112 and few at more. With a
-# minimum equal to the maximum, rounding up to multiples of 28 would pass the maximum every time.
-MIN_PIXELS, MAX_PIXELS = 84 * 112, 112 * 112
+# Patches of 10 pixels, not 14: the digits of a coordinate are then patch and place in it, which a
+# small network learns; with 14 the last one stays at chance though the place is known to a pixel.
+PATCH = 10
+# A crop whose sides differ by less than about a quarter is shown at 80x80 and few at more. With a
+# minimum equal to the maximum, rounding up to multiples of 20 would pass the maximum every time.
+MIN_PIXELS, MAX_PIXELS = 60 * 80, 80 * 80
 # Of the digit scenes: with CLIP's, dark pictures are mostly one constant, and learning is slow.
 MEAN, STD = [0.27] * 3, [0.2] * 3
 
@@ -145,8 +148,8 @@ def corpus() -> Iterator[str]:
       for target in targets[kind]:
         yield question.format(target=target)
         yield from fixed
-  for number in range(113):
-    call = ToolCall(name="zoom_in", arguments={"bbox_2d": [number, 112 - number, 7, 56]})
+  for number in range(81):
+    call = ToolCall(name="zoom_in", arguments={"bbox_2d": [number, 80 - number, 7, 56]})
     body = demos.call_text(call)
     yield body.removeprefix(WRITTEN[0]).removesuffix(WRITTEN[1])
   for answer in [*map(str, range(10)), "even", "odd"]:
@@ -180,7 +183,7 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def config(made: tokenizers.Tokenizer) -> Qwen2_5_VLConfig:
-  """Qwen2.5-VL in small: windows of 2x2 merged tokens, four to a picture of 112x112."""
+  """Qwen2.5-VL in small: windows of 2x2 merged tokens, four to a picture of 80x80."""
   id_of = made.token_to_id
   return Qwen2_5_VLConfig(
     architectures=["Qwen2_5_VLForConditionalGeneration"],
@@ -190,10 +193,10 @@ def config(made: tokenizers.Tokenizer) -> Qwen2_5_VLConfig:
       "hidden_size": 64,
       "num_heads": 4,
       "intermediate_size": 192,
-      "patch_size": 14,
+      "patch_size": PATCH,
       "temporal_patch_size": 2,
       "spatial_merge_size": 2,
-      "window_size": 56,
+      "window_size": 4 * PATCH,
       "fullatt_block_indexes": [1, 2],
       "out_hidden_size": 128,
       "tokens_per_second": 2,
@@ -249,7 +252,7 @@ def write(out: Path) -> None:
   (out / "chat_template.jinja").write_text(TEMPLATE)
   config(made).save_pretrained(out)
   images = Qwen2VLImageProcessorPil(
-    min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, image_mean=MEAN, image_std=STD
+    patch_size=PATCH, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, image_mean=MEAN, image_std=STD
   )
   images.save_pretrained(out)
   GenerationConfig(

@@ -25,7 +25,7 @@ SCALE = 0.02  # And of the final norm.
 
 
 def task(id: str, question: str = "what?", *, seed: int = 0) -> Task:
-  """A question about a 40 x 40 noise image: 112 x 112 as shown, 16 image tokens."""
+  """A question about a 40 x 40 noise image: 80 x 80 as shown, 16 image tokens."""
   return fakes.task(id, question=question, images=[fakes.image(40, 40, seed=seed)])
 
 

@@ -92,18 +92,17 @@ def test_a_demonstration_is_tokenised_as_it_would_be_played(policy):
   expected = [on for on, piece in zip(supervised, pieces, strict=True) for _ in piece]
   assert row.loss_mask.tolist() == expected
   assert len(row.images) == 3
-  # The aim stands from behind the last image up to the supervised look, before no other look: the
-  # middle of its box, in tenths.
+  # The aim stands from behind the last image before the supervised look up to that turn's token
+  # before the last; at no other look. It is the middle of the box, in tenths.
   height, width = task.images[0].shape[:2]
   x, y = result.images[0].box.center
-  end = sum(map(len, pieces[:3]))
+  start, end = sum(map(len, pieces[:2])), sum(map(len, pieces[:4]))
   after = np.flatnonzero(shown.tokens == policy.model.config.image_token)[-1] + 1
-  places = range(end - len(shown.tokens) + after, end)
-  assert len(places) >= 3  # The end of the image, of the turn, and the header of the next.
+  places = range(start + after, end - 1)
   aim = (10 * (x / width - 0.5), 10 * (y / height - 0.5))
   assert row.aims == dict.fromkeys(places, aim)
   packed = batch.pack_sft([row], policy.model.config, max_tokens=512)
-  np.testing.assert_allclose(packed.aims[0, end - 1], aim, rtol=1e-6)
+  np.testing.assert_allclose(packed.aims[0, end - 2], aim, rtol=1e-6)
   assert np.isnan(packed.aims).sum() == packed.aims.size - 2 * len(places)
   ends = [chat.target("")[-1]] * 2
   assert row.tokens[row.loss_mask & (row.tokens == ends[0])].tolist() == ends  # Ends are learned.

@@ -212,11 +212,11 @@ def test_a_damaged_model_is_named(broken, tmp_path, capsys, command, damage, sai
 
 
 def test_ask_plays_the_directory(model, tmp_path, capsys):
-  image = picture(tmp_path / "a.png", 448, 448)
+  image = picture(tmp_path / "a.png", 400, 400)
   argv = ["ask", "--model", str(model), "--image", str(image), "--max-tokens", "4", "--json", "hm?"]
   assert cli.main(argv) == 0
   told = json.loads(capsys.readouterr().out)
-  assert told["images"] == [{"path": str(image), "size": [448, 448], "shown": [112, 112]}]
+  assert told["images"] == [{"path": str(image), "size": [400, 400], "shown": [80, 80]}]
   assert told["question"] == "hm?" and told["turns"][0]["text"]
   # Four random tokens hold no call and no answer.
   assert told["answer"] is None and told["status"] in ("out_of_tokens", "no_answer")
@@ -225,7 +225,7 @@ def test_ask_plays_the_directory(model, tmp_path, capsys):
   assert "turn 1\n" in capsys.readouterr().out  # Greedy: the same episode, to read.
 
 
-ZOOM = '<tool_call>\n{"name": "zoom_in", "arguments": {"bbox_2d": [28, 56, 56, 112]}}\n</tool_call>'
+ZOOM = '<tool_call>\n{"name": "zoom_in", "arguments": {"bbox_2d": [20, 40, 40, 80]}}\n</tool_call>'
 FAR = '<tool_call>\n{"name": "zoom_in", "arguments": {"bbox_2d": [500, 0, 600, 9]}}\n</tool_call>'
 
 
@@ -247,16 +247,16 @@ def says(monkeypatch):
 
 def test_ask_shows_each_turn_and_keeps_the_crops(model, tmp_path, capsys, says):
   says(ZOOM, FAR, "It is \\boxed{7}.")
-  image = picture(tmp_path / "a.png", 448, 448)
+  image = picture(tmp_path / "a.png", 400, 400)
   out = tmp_path / "out"
   argv = ["ask", "--model", str(model), "--image", str(image), "--out", str(out), "which digit?"]
   assert cli.main(argv) == 0
   printed = capsys.readouterr().out
-  # Shown at 112: four source pixels each. x0 = 4 * 28.
+  # Shown at 80: five source pixels each. x0 = 5 * 20.
   parts = (
-    "448 x 448 shown at 112 x 112",
-    '-> zoom_in {"bbox_2d": [28, 56, 56, 112]}',
-    "<- pixels [112, 224, 224, 448] of image 1",
+    "400 x 400 shown at 80 x 80",
+    '-> zoom_in {"bbox_2d": [20, 40, 40, 80]}',
+    "<- pixels [100, 200, 200, 400] of image 1",
     "<- Here is the zoomed image.",
     "turn 2",
     "<- error: bbox_2d",
@@ -270,11 +270,11 @@ def test_ask_shows_each_turn_and_keeps_the_crops(model, tmp_path, capsys, says):
   (line,) = read_lines(out / "trajectories.jsonl")
   assert line["tag"] == "ask" and line["answer"] == "7" and line["truth"] is None
   crop = np.array(Image.open(out / line["turns"][0]["images"][0]["path"]))
-  np.testing.assert_array_equal(crop, fakes.image(448, 448)[224:448, 112:224])
+  np.testing.assert_array_equal(crop, fakes.image(400, 400)[200:400, 100:200])
 
   assert cli.main([*argv, "--json"]) == 0
   told = json.loads(capsys.readouterr().out)
-  assert told["turns"][0]["pictures"] == [{"image": 1, "box": [112, 224, 224, 448]}]
+  assert told["turns"][0]["pictures"] == [{"image": 1, "box": [100, 200, 200, 400]}]
   assert told["turns"][1]["error"] and told["turns"][2]["call"] is None
   assert (told["answer"], told["status"]) == ("7", "answered")
   assert len(read_lines(out / "trajectories.jsonl")) == 2  # Added, not replaced.

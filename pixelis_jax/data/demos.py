@@ -10,7 +10,7 @@ from pixelis_jax.data.scenes import CANVAS, COLORS, DIGIT, GRAY, Plate
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Demo, DemoTurn, Picture, Sight, Task, ToolCall, ToolResult
 
-TIGHT = 0.5  # Of the evidence: the side of the square that is shown.
+TIGHT = 0.625  # Of the evidence: the side of the square that is shown.
 OFF = 0.5  # Shown pixels, at most, between the middles of the two.
 ANSWER = r"\boxed{{{}}}"
 _FRAMES = {color: label for label, color in enumerate([*COLORS.values(), GRAY])}
@@ -117,7 +117,7 @@ def shown_box(
   height, width = task.images[0].shape[:2]
   shown_height, shown_width = toolbox.shown_size(height, width)
   across, along = shown_width / width, shown_height / height
-  side = round(TIGHT * max(box.width * across, box.height * along)) + int(rng.integers(2))
+  side = round(TIGHT * max(box.width * across, box.height * along))
   x, y = box.center
   x0 = _start(rng, x * across, side, shown_width)
   y0 = _start(rng, y * along, side, shown_height)

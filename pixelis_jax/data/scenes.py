@@ -1,7 +1,7 @@
 """Digit scenes: pictures in which a question can be answered only by looking closer.
 
-A 448x448 canvas holds 2 to 3 digits in frames of distinct colours and a shape with 2 to 3 digits in
-gray frames around it. Shown at 112x112, frames and shapes can be told apart but a
+A 400x400 canvas holds 2 to 3 digits in frames of distinct colours and a shape with 2 to 3 digits in
+gray frames around it. Shown at 80x80, frames and shapes can be told apart but a
 digit, 2 pixels big, cannot be read (benchmarks/readability.py measures both). Size alone does not
 ensure that: a network trained on 2x2 pixels with nothing in the way gets two thirds right. So the
 coarse part of the ink is removed (a Gaussian high pass) and the plate is smudged at the same scale;
@@ -26,13 +26,13 @@ from pixelis_jax.data.digits import INK_MAX, Digits
 from pixelis_jax.data.shifts import SHIFTS
 from pixelis_jax.types import Box, Pixels, Task, value
 
-CANVAS = 448  # Source pixels, as are all sizes below.
+CANVAS = 400  # Source pixels, as are all sizes below.
 DIGIT = 12
 PLATE = 64  # Outer side of a framed digit.
 FRAME = 12
 SHAPE = 64  # Not smaller than a plate: a group reaches no further than its parts.
 DISTANCE = 76  # Between the centres of a shape and its neighbours.
-MARGIN = 16  # To the border: shown at 112x112, no plate then starts at a three-digit coordinate.
+MARGIN = 16  # To the border.
 GAP = 12  # Between objects.
 SKEW_SHARE = 0.6  # Of the favoured digit where answers are skewed.
 
@@ -72,8 +72,8 @@ _FACE = 120.0  # Grey level of an unwritten plate.
 _INK = 260.0  # Grey levels from there to full ink, before the high pass.
 _STRENGTH = (0.8, 1.0)  # Of the ink, drawn per plate.
 _STROKE = 8.0  # Steepness of the ink's edge: handwriting magnified by itself is a blur.
-_ETCH = 0.17  # Cycles a source pixel: what is coarser is removed from the ink. An overview's finest
-_ETCH_EDGE = 0.01  # is 0.125, but its resampling lets some of what lies beyond through.
+_ETCH = 0.14  # Cycles a source pixel: what is coarser is removed from the ink. An overview's finest
+_ETCH_EDGE = 0.01  # is 0.1, but its resampling lets some of what lies beyond through.
 _SMUDGE_SIGMA = 2.0  # Source pixels, and root mean square in grey levels.
 _SMUDGE = 6.0
 _TRIES = 64

@@ -122,16 +122,16 @@ def test_an_overview_hardly_changes_with_the_digit():
   for one, other in zip(images[:60:3], images[180:240:3], strict=True):
     plates = []
     for glyph in (one, other):
-      canvas = np.full((112, 112), scenes._FACE, np.float32)
+      canvas = np.full((100, 100), scenes._FACE, np.float32)
       ink = scenes._etching(glyph.tobytes(), "none")
-      start = (112 - len(ink)) // 2 + 1  # Not on a boundary of shown pixels.
+      start = (100 - len(ink)) // 2 + 1  # Not on a boundary of shown pixels.
       canvas[start : start + len(ink), start : start + len(ink)] += scenes._INK * ink
       plates.append(Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8)))
-    shown = [np.asarray(p.resize((28, 28), Image.Resampling.BICUBIC), float) for p in plates]
-    changes.append((shown[0] - shown[1])[12:16, 12:16].std())
-    near.append((np.asarray(plates[0], float) - np.asarray(plates[1], float))[50:62, 50:62].std())
-  # Two digits differ by tens of levels at full size. At a quarter, less than the smudges that lie
-  # over both: bicubic at 4:1 averages a smudge of 2 pixels' sigma down, but by no more than half.
+    shown = [np.asarray(p.resize((20, 20), Image.Resampling.BICUBIC), float) for p in plates]
+    changes.append((shown[0] - shown[1])[8:12, 8:12].std())
+    near.append((np.asarray(plates[0], float) - np.asarray(plates[1], float))[45:57, 45:57].std())
+  # Two digits differ by tens of levels at full size. At a fifth, less than the smudges that lie
+  # over both: bicubic at 5:1 averages a smudge of 2 pixels' sigma down, but by no more than half.
   assert np.mean(near) > 40
   assert np.mean(changes) < scenes._SMUDGE / 2
 

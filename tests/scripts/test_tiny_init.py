@@ -89,7 +89,7 @@ def test_our_model_reads_the_config(directory):
 
 
 def test_template_shows_how_to_call(tokenizer):
-  toolbox = Toolbox(["zoom_in"], shown_size=lambda height, width: (112, 112))
+  toolbox = Toolbox(["zoom_in"], shown_size=lambda height, width: (80, 80))
   turns = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
     {"role": "assistant", "content": call(1, 2, 3, 4)},
@@ -136,10 +136,10 @@ def test_template_without_tools_has_no_system_turn_of_its_own(tokenizer):
   assert apply([parts, user]) == apply([system, user])
 
 
-def test_demonstrations_are_short_and_their_pictures_are_112_square(directory):
-  toolbox = Toolbox(["zoom_in"], shown_size=lambda height, width: (112, 112))
+def test_demonstrations_are_short_and_their_pictures_are_80_square(directory):
+  toolbox = Toolbox(["zoom_in"], shown_size=lambda height, width: (80, 80))
   chat = Chat.from_directory(directory, tools=toolbox.schemas)
-  assert chat.shown_size(448, 448) == (112, 112)
+  assert chat.shown_size(400, 400) == (80, 80)
   source = DemoSource(tasks=TaskSource(split="train"), toolbox=toolbox)
   for i in range(20):
     demo = source[i]
@@ -153,14 +153,14 @@ def test_demonstrations_are_short_and_their_pictures_are_112_square(directory):
 
 def test_no_crop_of_ordinary_shape_has_more_patches_than_the_overview(directory):
   images = Qwen2VLImageProcessorPil.from_pretrained(directory)
-  assert (images.size["shortest_edge"], images.size["longest_edge"]) == (9408, 12544)
+  assert (images.size["shortest_edge"], images.size["longest_edge"]) == (4800, 6400)
   chat = Chat.from_directory(directory, tools=())
   for height in range(24, 104, 4):
     for width in range(24, 104, 4):
       if max(height, width) <= 1.5 * min(height, width):
         shown = chat.shown_size(height, width)
-        # With min_pixels = max_pixels 44 x 52 would be shown at 112 x 140: 80 patches.
-        assert shown[0] * shown[1] <= 112 * 112, (height, width, shown)
+        # With min_pixels = max_pixels 44 x 52 would be shown at 80 x 100: 80 patches.
+        assert shown[0] * shown[1] <= 80 * 80, (height, width, shown)
 
 
 def test_same_bytes_every_time_and_in_the_assets(directory, tmp_path):

@@ -17,6 +17,7 @@ from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
 from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Task, Trajectory, value
 
+PLACES = 9  # Numbers of a sight, see `SftBatch`.
 _HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 
@@ -41,16 +42,17 @@ class SftBatch:
   image's sides from its centre, at each token from behind the last image (question, header, the
   call itself) but the turn's last; NaN at all other tokens.
 
-  `sights` say what an image shows (`Row.sights`): for each feature and label (1, x, y, dx, dy) if
-  the feature's cell holds an object, its middle in tenths of the image's sides from the image's
-  centre, and of the cell's from the cell's; places are NaN if there are several. (0, NaN, ...) if
+  `sights` say what an image shows (`Row.sights`). For each feature and label, if the feature's
+  cell holds an object: 1; its middle, x and y, in tenths of the image's sides from its centre, then
+  in tenths of the cell's from its centre; and where in a patch that is, as 3 times the cosine and
+  sine of 2 pi x in patches, then of y. These are NaN if there are several objects. (0, NaN, ...) if
   there is none; all NaN where nobody described the image.
   """
 
   inputs: Inputs
   loss_mask: Bool[Array, "B T"]
   aims: Float[Array, "B T 2"]
-  sights: Float[Array, "N M O 5"]
+  sights: Float[Array, "N M O 9"]
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -235,13 +237,13 @@ def pack_sft(
 
 def pack_sights(
   rows: Sequence[Row], config: ModelConfig, *, features: tuple[int, int], labels: int
-) -> Float32[np.ndarray, "N M O 5"]:
+) -> Float32[np.ndarray, "N M O 9"]:
   """`SftBatch.sights` for the images of `rows` as `pack_images` lays them out.
 
   A cell holds an object if at least a fifth of the object's box lies in it: one to four cells do,
   but for objects much larger than a cell, which none holds.
   """
-  packed = np.full((*features, labels, 5), np.nan, np.float32)
+  packed = np.full((*features, labels, PLACES), np.nan, np.float32)
   sights = {key: seen for row in rows for key, seen in row.sights.items()} if labels else {}
   images = {image.key: image for row in rows for image in row.images}
   for target, (key, image) in zip(packed, images.items(), strict=False):
@@ -249,7 +251,7 @@ def pack_sights(
       continue
     height, width = (side // config.vision.merge for side in image.grid[1:])
     target[: height * width, :, 0] = 0.0
-    grid = target[: height * width].reshape(height, width, labels, 5)  # A view.
+    grid = target[: height * width].reshape(height, width, labels, PLACES)  # A view.
     for sight in sights[key]:
       box = sight.box
       columns = _shares(box.x0 * width, box.x1 * width, width)
@@ -259,7 +261,10 @@ def pack_sights(
         taken = grid[row, column, sight.label, 0] == 1.0
         place = 10 * (x - 0.5), 10 * (y - 0.5)
         offset = 10 * (x * width - column - 0.5), 10 * (y * height - row - 0.5)
-        grid[row, column, sight.label] = (1.0, *([np.nan] * 4 if taken else (*place, *offset)))
+        across, down = (2 * np.pi * config.vision.merge * p for p in (x * width, y * height))
+        phase = (3 * turn(angle) for angle in (across, down) for turn in (np.cos, np.sin))
+        where = [np.nan] * (PLACES - 1) if taken else [*place, *offset, *phase]
+        grid[row, column, sight.label] = (1.0, *where)
   return packed
 
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
-from pixelis_jax.batch import GrpoBatch, Inputs, SftBatch
+from pixelis_jax.batch import PLACES, GrpoBatch, Inputs, SftBatch
 from pixelis_jax.model.qwen2_5_vl import Model
 from pixelis_jax.sharding import replicated
 
@@ -119,13 +119,13 @@ def logps(
 def with_heads(model: Model, params: Params, key: PRNGKeyArray, *, labels: int) -> Params:
   """The parameters of `sft_loss`: the policy's, and two linear heads that are dropped afterwards.
 
-  `aim` reads where a look is to go, `sight` [D, labels, 5] what an image feature shows. The heads
+  `aim` reads where a look is to go, `sight` [D, labels, 9] what an image feature shows. The heads
   start random, not at zero: at zero nothing of their errors would reach the policy.
   """
   D, keys = model.config.text.width, jax.random.split(key)
   aim = 0.3 * jax.random.normal(keys[0], (D, 2), jnp.float32)
-  sight = 0.3 * jax.random.normal(keys[1], (D, labels, 5), jnp.float32)
-  bias = jnp.zeros((labels, 5), jnp.float32)
+  sight = 0.3 * jax.random.normal(keys[1], (D, labels, PLACES), jnp.float32)
+  bias = jnp.zeros((labels, PLACES), jnp.float32)
   return {"policy": params, "aim": aim, "sight": sight, "sight_bias": bias}
 
 
@@ -181,7 +181,7 @@ def see_loss(model: Model) -> Loss:
 
 
 def sight_loss(
-  params: Params, features: Float[Array, "N M D"], sights: Float[Array, "N M O 5"]
+  params: Params, features: Float[Array, "N M D"], sights: Float[Array, "N M O 9"]
 ) -> tuple[Array, Array]:
   """The `sight` part of `sft_loss`, and the root mean square miss of the places."""
   normed = features.astype(jnp.float32)

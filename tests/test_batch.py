@@ -122,17 +122,21 @@ def test_sights_stand_at_the_cells_that_hold_them(config, pictures):
   )
   packed = pack_sft([row], config, max_tokens=512, labels=3)
   shown = packed.sights
-  assert shown.shape == (*packed.inputs.vision.inverse.shape, 3, 5)
-  described = shown[1, : height * width].reshape(height, width, 3, 5)
+  assert shown.shape == (*packed.inputs.vision.inverse.shape, 3, 9)
+  described = shown[1, : height * width].reshape(height, width, 3, 9)
   expected = np.zeros((height, width, 3))
   expected[2, 1, 1] = expected[3, 0, 0] = expected[3, 1, 0] = expected[0, 3, 2] = 1.0
   expected[0, 0, 2] = 1.0
   np.testing.assert_array_equal(described[..., 0], expected)
   # Middles are (0.35, 0.6), (0.2, 0.9), (0.84, 0.15): in cells (1.4, 2.4), (0.8, 3.6), (3.36, 0.6).
-  np.testing.assert_allclose(described[2, 1, 1, 1:], (-1.5, 1.0, -1.0, -1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[3, 0, 0, 1:], (-3.0, 4.0, 3.0, 1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[3, 1, 0, 1:], (-3.0, 4.0, -7.0, 1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[0, 3, 2, 1:], (3.4, -3.5, -1.4, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[2, 1, 1, 1:5], (-1.5, 1.0, -1.0, -1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 0, 0, 1:5], (-3.0, 4.0, 3.0, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 1, 0, 1:5], (-3.0, 4.0, -7.0, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[0, 3, 2, 1:5], (3.4, -3.5, -1.4, 1.0), rtol=1e-5)
+  # In patches, two to a cell: 2.8 and 4.8; cosine and sine of that many turns.
+  turns = 2 * np.pi * np.array([2.8, 4.8])
+  phases = 3 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+  np.testing.assert_allclose(described[2, 1, 1, 5:], phases.ravel(), atol=1e-5)
   known = expected.copy()
   known[0, 0, 2] = 0.0  # Two objects, one label: no one place.
   np.testing.assert_array_equal(~np.isnan(described[..., 1:]).any(-1), known == 1.0)

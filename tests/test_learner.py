@@ -317,24 +317,22 @@ def test_a_donating_step_agrees_and_consumes_its_state(policy, played, sgd_step,
 
 
 def test_sight_loss_is_the_one_on_paper(policy, table_policy):
-  nothing, unknown = (0.0, *[np.nan] * 4), (np.nan,) * 5
-  sights = np.array(
-    [
-      [[(1.0, 1.0, 3.0, 0.0, 2.0), nothing], [nothing, nothing]],  # One object in the first cell.
-      [
-        [(1.0, 0.0, 0.0, 0.0, 0.0), (1.0, *[np.nan] * 4)],
-        [unknown, unknown],
-      ],  # Two; a cell nobody described.
-    ],
-    np.float32,
+  nothing, unknown = (0.0, *[np.nan] * 8), (np.nan,) * 9
+  missed, exact, several = (
+    (1.0, 1.0, 3.0, 0.0, 2.0, *[0.0] * 4),
+    (1.0, *[0.0] * 8),
+    (1.0, *[np.nan] * 8),
   )
+  # One object in the first cell, none in the next; two in the third, and one nobody described.
+  sights = [[[missed, nothing], [nothing, nothing]], [[exact, several], [unknown, unknown]]]
+  sights = np.array(sights, np.float32)
   features = jnp.full((2, 2, 1), 5.0)  # Normed to 1: the head's weights are what it says.
-  head = jnp.zeros((1, 2, 5)).at[0, 0, 0].set(np.log(2.0))
-  params = {"policy": table_policy, "sight": head, "sight_bias": jnp.zeros((2, 5))}
+  head = jnp.zeros((1, 2, 9)).at[0, 0, 0].set(np.log(2.0))
+  params = {"policy": table_policy, "sight": head, "sight_bias": jnp.zeros((2, 9))}
   # Of labels and nothing, p = 1/2, 1/4, 1/4 everywhere. Where an object is: -log of 1/2, and of the
   # geometric mean of 1/2 and 1/4; where none is, -log of 1/4.
   held = (np.log(2) + (np.log(2) + np.log(4)) / 2) / 2
-  place = (1 + 9 + 0 + 4) / 4 / 2  # Of two known places one is missed, by (1, 3, 0, 2).
+  place = (1 + 9 + 0 + 4) / 8 / 2  # Of two known places one is missed, by (1, 3, 0, 2, 0, ...).
   inputs = batch.Inputs(tokens=None, positions=None, sources=None, segments=None, vision=features)
   packed = batch.SftBatch(inputs=inputs, loss_mask=None, aims=None, sights=sights)
   value, measured = jax.jit(learner.see_loss(policy.model))(params, packed)

@@ -94,11 +94,21 @@ def test_kinds_of_rows(config, policy, model_config, settings, calls, answers, i
   blind = sampler.with_tools(model_config, policy.model, policy.params, ())
   c = config.copy_and_resolve_references().unlock()
   c.data.update(settings)
+  c.see_steps = 0
   for row in next(sft.rows(c, policy, blind)):
     said = policy.chat.decode(row.tokens[row.loss_mask])
     assert ("zoom_in" in said, r"\boxed{" in said, len(row.images)) == (calls, answers, images)
     # Who is to call is told of the tool; who isn't, is not.
     assert ("zoom_in" in policy.chat.decode(row.tokens[~row.loss_mask])) == calls
+
+
+def test_while_only_the_tower_learns_rows_hold_all_images(config, policy, model_config):
+  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
+  c = config.copy_and_resolve_references().unlock()
+  c.data.parts, c.data.look, c.see_steps = 64, 0.0, 1
+  rows = sft.rows(c, policy, blind)
+  for images in (2, 1):  # The first step, then parts: reading only.
+    assert [len(row.images) for row in next(rows)] == [images] * c.batch
 
 
 def test_a_wrong_model_path_is_named(config, tmp_path):

@@ -5,14 +5,13 @@ PYTHONPATH=. python benchmarks/readability.py --scenes 6000
 Trains a logistic regression, a 5-nearest-neighbour reader and a one-layer network on scenes of the
 `train` split and tests them on `held_out`:
   overview        the 10x10 patch of the 80x80 overview around the asked plate's centre
-  crop            the 40x40 source box resized to 80x80 as a zoom shows it: its middle, halved
+  crop            the asked plate resized to 80x80 as a zoom shows it: its middle, halved
   crop, SHIFT     the same under a shift, with the readers of `crop`: how far the shift takes them
   crop, SHIFT *   readers trained under the shift: what is there to be learned
 Prints accuracies with n and 95% Wilson intervals. Chance is 10%.
 """
 
 import argparse
-import math
 
 import numpy as np
 from PIL import Image
@@ -24,6 +23,7 @@ from sklearn.neural_network import MLPClassifier
 from pixelis_jax.data import scenes
 from pixelis_jax.data.shifts import SHIFTS
 from pixelis_jax.data.tasks import TaskSource
+from pixelis_jax.metrics import interval
 from pixelis_jax.types import Task
 
 SHOWN = 80
@@ -50,13 +50,6 @@ def crop(task: Task) -> np.ndarray:
 def features(image: Image.Image) -> np.ndarray:
   """Gray values, scaled to about unit variance."""
   return (np.asarray(image.convert("L"), np.float32).ravel() - 100) / 40
-
-
-def interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-  """Wilson score interval of a proportion."""
-  p, d = hits / n, 1 + z * z / n
-  middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return (middle - half) / d, (middle + half) / d
 
 
 def pictures(split: str, n: int, shift: str = "none") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

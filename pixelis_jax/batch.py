@@ -5,7 +5,7 @@ that a run compiles a handful of programs. Padding has segment 0, loss mask Fals
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import no_type_check
 
 import flax.struct
@@ -155,7 +155,7 @@ def pack_images(
   images: Sequence[Patches], config: ModelConfig, *, multiple_of: int = 1
 ) -> tuple[VisionInputs, dict[str, int]]:
   """Each distinct image once, one a row; and for each image key its first flat feature row."""
-  distinct = {image.key: image for image in images}
+  distinct = _distinct(images)
   merge = config.vision.merge**2
   patches = round_up(
     max((len(i.patches) for i in distinct.values()), default=merge), multiple_of=merge
@@ -163,6 +163,11 @@ def pack_images(
   rows = round_up(max(len(distinct), 1), multiple_of=multiple_of)
   packed = vision_inputs(list(distinct.values()), config.vision, rows=rows, patches=patches)
   return packed, {key: row * (patches // merge) for row, key in enumerate(distinct)}
+
+
+def _distinct(images: Iterable[Patches]) -> dict[str, Patches]:
+  """By key, in the order of first appearance: that of packed rows."""
+  return {image.key: image for image in images}
 
 
 def image_sources(
@@ -245,7 +250,7 @@ def pack_sights(
   """
   packed = np.full((*features, labels, PLACES), np.nan, np.float32)
   sights = {key: seen for row in rows for key, seen in row.sights.items()} if labels else {}
-  images = {image.key: image for row in rows for image in row.images}
+  images = _distinct(image for row in rows for image in row.images)
   for target, (key, image) in zip(packed, images.items(), strict=False):
     if key not in sights:
       continue
@@ -257,14 +262,16 @@ def pack_sights(
       columns = _shares(box.x0 * width, box.x1 * width, width)
       lines = _shares(box.y0 * height, box.y1 * height, height)
       x, y = box.center
+      place = 10 * (x - 0.5), 10 * (y - 0.5)
+      turns = (2 * np.pi * config.vision.merge * cells for cells in (x * width, y * height))
+      phase = [3 * wave(turn) for turn in turns for wave in (np.cos, np.sin)]
       for row, column in np.argwhere(lines[:, None] * columns[None, :] >= _HELD):
-        taken = grid[row, column, sight.label, 0] == 1.0
-        place = 10 * (x - 0.5), 10 * (y - 0.5)
+        target_P = grid[row, column, sight.label]
         offset = 10 * (x * width - column - 0.5), 10 * (y * height - row - 0.5)
-        across, down = (2 * np.pi * config.vision.merge * p for p in (x * width, y * height))
-        phase = (3 * turn(angle) for angle in (across, down) for turn in (np.cos, np.sin))
-        where = [np.nan] * (PLACES - 1) if taken else [*place, *offset, *phase]
-        grid[row, column, sight.label] = (1.0, *where)
+        several = target_P[0] == 1.0
+        target_P[:] = (1.0, *place, *offset, *phase)
+        if several:
+          target_P[1:] = np.nan
   return packed
 
 

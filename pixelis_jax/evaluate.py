@@ -15,14 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
 
-from pixelis_jax import agent
+from pixelis_jax import agent, program
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.data.tasks import TaskSource
 from pixelis_jax.metrics import interval
-from pixelis_jax.sampler import Policy, load_policy, with_tools
+from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import Box, Generate, Task, ToolCall, ToolResult, Trajectory
@@ -79,10 +77,22 @@ def run(
   )
 
 
+def greedy(
+  policy: Policy,
+  params: Params,
+  asked: Sequence[Task],
+  *,
+  limits: agent.Limits,
+  execute: agent.Run | None = None,
+) -> Result:
+  """`run` with these parameters at temperature 0; the policy's own tools execute by default."""
+  generate = policy.sampler.bind(params, key=jax.random.key(0), version=0, temperature=0.0)
+  return run(asked, generate=generate, run=execute or policy.tools.run, limits=limits)
+
+
 def _saw_evidence(trajectory: Trajectory) -> bool:
-  pictures = [p for s in trajectory.steps if s.result is not None for p in s.result.images]
   for x, y in (box.center for box in trajectory.task.boxes):
-    if any(p.box.x0 <= x < p.box.x1 and p.box.y0 <= y < p.box.y1 for p in pictures):
+    if any(p.box.x0 <= x < p.box.x1 and p.box.y0 <= y < p.box.y1 for p in trajectory.pictures):
       return True
   return False
 
@@ -161,8 +171,7 @@ def arms(
   }
   results = {}
   for name, (p, execute) in played.items():
-    generate = p.sampler.bind(p.params, key=jax.random.key(seed), version=0, temperature=0.0)
-    results[name] = run(asked, generate=generate, run=execute, limits=limits)
+    results[name] = greedy(p, p.params, asked, limits=limits, execute=execute)
   return results
 
 
@@ -207,10 +216,4 @@ def main(c: Any, workdir: Path) -> dict[str, Result]:
 
 
 if __name__ == "__main__":
-  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
-  workdir_flag = flags.DEFINE_string("workdir", None, "Where evaluate.json goes.", required=True)
-
-  def start(_: list[str]) -> None:
-    main(config_flag.value, Path(workdir_flag.value))
-
-  app.run(start)
+  program.launch(main)

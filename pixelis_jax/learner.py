@@ -142,7 +142,7 @@ def sft_loss(
   cannot be known yet drown the few that could.
 
   aim: the mean squared error of `SftBatch.aims` from the hidden states, over all tokens that have
-    one and again over the last before each look.
+    one and again over those of them that predict a call's tokens.
   sight: per image feature the cross-entropy of which label its cell holds, cells with and without
     any weighed equally, and the squared error of where the held objects are.
   """
@@ -155,10 +155,10 @@ def sft_loss(
     value, aux = losses.cross_entropy(taken, entropies, mask, entropy_weight=entropy_weight)
     likely = (taken > -jnp.log(2.0)).astype(jnp.float32)
     known = ~jnp.isnan(batch.aims[:, :, 0])
-    last = known & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    calling = known & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
     missed = states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims)
     missed = jnp.square(missed).mean(-1)
-    aim = losses.token_mean(missed, last)
+    aim = losses.token_mean(missed, calling)
     measured = {**aux, "likely_tokens": losses.token_mean(likely, mask), "aim_error": jnp.sqrt(aim)}
     value = value + aim_weight * (aim + losses.token_mean(missed, known))
     if sight_weight:

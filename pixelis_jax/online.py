@@ -18,11 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags
 from jaxtyping import Float32
-from ml_collections import config_flags
 
-from pixelis_jax import agent, evaluate, learner, sampler
+from pixelis_jax import agent, evaluate, learner, program, sampler
 from pixelis_jax.algo import voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
@@ -246,13 +244,12 @@ def table(result: dict[str, Any]) -> str:
 
 def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) -> dict[str, float]:
   """Accuracy of these parameters on both domains, greedy. The only place that reads a label."""
-  generate = policy.sampler.bind(params, key=jax.random.key(0), version=0, temperature=0.0)
-  limits, execute = agent.Limits(**c.limits), policy.tools.run
+  limits = agent.Limits(**c.limits)
   scores = {}
   for name, asked in (("original", original), ("shifted", shifted)):
     if not asked:
       continue
-    result = evaluate.run(asked, generate=generate, run=execute, limits=limits)
+    result = evaluate.greedy(policy, params, asked, limits=limits)
     scores |= {name: result.accuracy, "tool_calls": result.tool_calls}
     for trajectory in result.trajectories if log else ():
       log.write(step, f"{name}_after", trajectory, truth=trajectory.task.answer)
@@ -292,10 +289,4 @@ def _kept(path: Path, make: Callable[[], dict]) -> dict:
 
 
 if __name__ == "__main__":
-  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
-  workdir_flag = flags.DEFINE_string("workdir", None, "All that the run leaves.", required=True)
-
-  def start(_: list[str]) -> None:
-    main(config_flag.value, Path(workdir_flag.value))
-
-  app.run(start)
+  program.launch(main)

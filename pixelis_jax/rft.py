@@ -14,10 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
 
-from pixelis_jax import agent, batch, evaluate, learner, sampler, sharding
+from pixelis_jax import agent, batch, evaluate, learner, program, sampler, sharding
 from pixelis_jax.algo import grpo, rewards
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.data.tasks import TaskSource
@@ -93,8 +91,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       )
       trajectories.write(i + 1, "rft", played[0])
     if due(i, c.eval.every, c.optimizer.steps):
-      greedy = policy.sampler.bind(state.params, key=key, version=i + 1, temperature=0.0)
-      result = evaluate.run(held_out, generate=greedy, run=policy.tools.run, limits=limits)
+      result = evaluate.greedy(policy, state.params, held_out, limits=limits)
       metrics.log(i + 1, evaluate.measured(result))
       print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
     if due(i, c.save_every, c.optimizer.steps):
@@ -118,10 +115,4 @@ def summary(scored: list[Reward], played: list[Trajectory]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
-  workdir_flag = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, model.", required=True)
-
-  def start(_: list[str]) -> None:
-    main(config_flag.value, Path(workdir_flag.value))
-
-  app.run(start)
+  program.launch(main)

@@ -14,10 +14,8 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
 
-from pixelis_jax import agent, batch, evaluate, learner, sampler, sharding
+from pixelis_jax import agent, batch, evaluate, learner, program, sampler, sharding
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.data import demos
 from pixelis_jax.data.tasks import DemoSource, TaskSource
@@ -38,14 +36,13 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
 
   def row(index: int) -> batch.Row:
     draw = np.random.default_rng((c.seed, index)).random()
-    if index < c.see_steps * c.batch:
-      return batch.demo_row(looking[index], policy.chat)
-    if index < c.data.parts:
+    seeing = index < c.see_steps * c.batch
+    if index < c.data.parts and not seeing:
       demo = looking[index]
       if draw < c.data.look:
         return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), policy.chat)
       return batch.demo_row(demos.reading(demo), blind.chat)
-    if draw < c.data.direct:
+    if draw < c.data.direct and not seeing:
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
     return batch.demo_row(looking[index], policy.chat)
 
@@ -94,11 +91,8 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}
       metrics.log(i + 1, {**measured, "lr": float(schedule(i)), **seconds})
     if due(i, c.eval.every, c.optimizer.steps):
-      bound = policy.sampler.bind(
-        state.params["policy"], key=jax.random.key(0), version=i + 1, temperature=0.0
-      )
       limits = agent.Limits(**c.limits)
-      result = evaluate.run(held_out, generate=bound, run=policy.tools.run, limits=limits)
+      result = evaluate.greedy(policy, state.params["policy"], held_out, limits=limits)
       metrics.log(i + 1, evaluate.measured(result))
       print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
     if due(i, c.save_every, c.optimizer.steps):
@@ -110,10 +104,4 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
 
 
 if __name__ == "__main__":
-  config_flag = config_flags.DEFINE_config_file("config", lock_config=True)
-  workdir_flag = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, model.", required=True)
-
-  def start(_: list[str]) -> None:
-    main(config_flag.value, Path(workdir_flag.value))
-
-  app.run(start)
+  program.launch(main)

@@ -49,6 +49,11 @@ class Box:
   def center(self) -> tuple[float, float]:
     return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
+  def holds(self, other: "Box") -> bool:
+    """Whether no part of the other is outside."""
+    across = self.x0 <= other.x0 and other.x1 <= self.x1
+    return across and self.y0 <= other.y0 and other.y1 <= self.y1
+
   def iou(self, other: "Box") -> float:
     """Intersection over union, 0 to 1."""
     w = min(self.x1, other.x1) - max(self.x0, other.x0)
@@ -210,6 +215,11 @@ class Trajectory:
   @property
   def errors(self) -> int:
     return sum(s.result is not None and s.result.error is not None for s in self.steps)
+
+  @property
+  def pictures(self) -> tuple[Picture, ...]:
+    """All that tools showed, in order."""
+    return tuple(p for s in self.steps if s.result is not None for p in s.result.images)
 
 
 @value

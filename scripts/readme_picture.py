@@ -25,7 +25,7 @@ def panel(trajectory: Trajectory) -> Image.Image:
   whole = Image.fromarray(task.images[0])
   scale = SIDE / whole.width
   sheet.paste(whole.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (0, 0))
-  pictures = [p for s in trajectory.steps if s.result is not None for p in s.result.images]
+  pictures = trajectory.pictures
   for picture in pictures[:1]:
     box = picture.box
     edges = tuple(round(scale * edge) for edge in (box.x0, box.y0, box.x1, box.y1))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # Level of each module of pixelis_jax. Imports point down, or sideways where SIBLINGS says so.
 LEVELS = {
-  1: ("types", "sharding", "metrics"),
+  1: ("types", "sharding", "metrics", "program"),
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
   3: ("batch",),
   4: ("sampler", "agent", "learner", "data"),

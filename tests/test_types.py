@@ -80,3 +80,11 @@ def test_content_key_tells_parts_apart():
 
 def test_generate_is_any_function():
   assert isinstance(fakes.scripted(fakes.Bytes(), {}), Generate)
+
+
+def test_a_box_holds_what_does_not_leave_it():
+  box = Box(0.0, 0.0, 10.0, 20.0)
+  assert box.holds(box) and box.holds(Box(1.0, 2.0, 3.0, 20.0))
+  for edges in ((-1.0, 2.0, 3.0, 4.0), (1.0, -1.0, 3.0, 4.0), (1.0, 2.0, 11.0, 4.0)):
+    assert not box.holds(Box(*edges)), edges
+  assert not box.holds(Box(1.0, 2.0, 3.0, 21.0))

@@ -82,18 +82,22 @@ def described(demo: Demo, plates: Sequence[Plate], labels: Sequence[int]) -> Dem
   frames = tuple(Sight(_FRAMES[plate.color], _within(plate.box, canvas)) for plate in plates)
 
   def digits(picture: Picture) -> tuple[Sight, ...]:
-    shown = picture.box
-    seen = []
-    for plate, label in zip(plates, labels, strict=True):
-      x, y = plate.box.center
-      ink = Box(x - DIGIT / 2, y - DIGIT / 2, x + DIGIT / 2, y + DIGIT / 2)
-      if shown.x0 <= ink.x0 and ink.x1 <= shown.x1 and shown.y0 <= ink.y0 and ink.y1 <= shown.y1:
-        seen.append(Sight(len(_FRAMES) + label, _within(ink, shown)))
-    return tuple(seen)
+    inks = zip(map(_ink, (plate.box for plate in plates)), labels, strict=True)
+    return tuple(
+      Sight(len(_FRAMES) + label, _within(ink, picture.box))
+      for ink, label in inks
+      if picture.box.holds(ink)
+    )
 
   looked = lambda turn: tuple(map(digits, turn.result.images)) if turn.result else ()
   turns = tuple(dataclasses.replace(turn, sights=looked(turn)) for turn in demo.turns)
   return dataclasses.replace(demo, turns=turns, sights=(frames,))
+
+
+def _ink(plate: Box) -> Box:
+  """The digit in the middle of its plate."""
+  x, y = plate.center
+  return Box(x - DIGIT / 2, y - DIGIT / 2, x + DIGIT / 2, y + DIGIT / 2)
 
 
 def _within(box: Box, frame: Box) -> Box:
@@ -149,11 +153,8 @@ def _look(
 
 def _verify(task: Task, result: ToolResult) -> None:
   """The picture holds the digit, which lies in the middle of the evidence box."""
-  x, y = task.boxes[0].center
-  half = DIGIT / 2
+  ink = _ink(task.boxes[0])
   for picture in result.images:
-    box = picture.box
-    inside = box.x0 <= x - half and x + half <= box.x1 and box.y0 <= y - half and y + half <= box.y1
-    if inside and picture.source == 0 and box.width < CANVAS / 4:
+    if picture.box.holds(ink) and picture.source == 0 and picture.box.width < CANVAS / 4:
       return
   raise ValueError(f"task {task.id}: the call does not show its evidence {task.boxes[0]}")

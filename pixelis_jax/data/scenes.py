@@ -1,11 +1,10 @@
 """Digit scenes: pictures in which a question can be answered only by looking closer.
 
 A 400x400 canvas holds 2 to 3 digits in frames of distinct colours and a shape with 2 to 3 digits in
-gray frames around it. Shown at 80x80, frames and shapes can be told apart but a
-digit, 2 pixels big, cannot be read (benchmarks/readability.py measures both). Size alone does not
-ensure that: a network trained on 2x2 pixels with nothing in the way gets two thirds right. So the
-coarse part of the ink is removed (a Gaussian high pass) and the plate is smudged at the same scale;
-the fine part shows only from near.
+gray frames around it. Shown at 80x80, frames and shapes can be told apart but a digit, little more
+than 2 pixels big, cannot be read (benchmarks/readability.py measures both). Size alone does not
+ensure that: what an overview could show of the ink is removed (a spectral high pass) and the plate
+is smudged; the fine strokes show only from near.
 
 The three kinds:
 
@@ -105,19 +104,6 @@ class Scene:
   plates: tuple[Plate, ...]
 
 
-def scene(
-  rng: np.random.Generator,
-  digits: Digits,
-  *,
-  id: str,
-  kind: str | None = None,
-  shift: str = "none",
-  skew: int | None = None,
-) -> Task:
-  """`compose`, when only the task is of interest."""
-  return compose(rng, digits, id=id, kind=kind, shift=shift, skew=skew).task
-
-
 def compose(
   rng: np.random.Generator,
   digits: Digits,
@@ -144,7 +130,7 @@ def compose(
   shift_rng = np.random.default_rng(int(rng.integers(2**63)))
   kind = kind or KINDS[rng.integers(len(KINDS))]
   label = _asked_label(rng, skew)
-  plates, shapes = _layout(rng, digits)
+  plates, shape = _layout(rng, digits)
   candidates = [i for i, plate in enumerate(plates) if (plate.color == GRAY) == (kind == "beside")]
   asked = candidates[rng.integers(len(candidates))]
   row = int(rng.choice(np.flatnonzero(digits.labels == label)))
@@ -153,7 +139,7 @@ def compose(
   answer = ("even", "odd")[label % 2] if kind == "parity" else str(label)
   task = Task(
     id=id,
-    images=(_paint(rng, digits, plates, shapes, shift, shift_rng),),
+    images=(_paint(rng, digits, plates, shape, shift, shift_rng),),
     question=question,
     answer=answer,
     kind=kind,
@@ -180,33 +166,27 @@ def _asked_label(rng: np.random.Generator, skew: int | None) -> int:
   return int((skew + 1 + rng.integers(9)) % 10)
 
 
-def _layout(
-  rng: np.random.Generator, digits: Digits
-) -> tuple[list[Plate], list[tuple[str, int, int]]]:
-  """Plates, and shapes with their upper left corners."""
-  names = _some(rng, SHAPES, 1, 1)
-  sides = [_some(rng, tuple(SIDES), 2, 3) for _ in names]
+def _layout(rng: np.random.Generator, digits: Digits) -> tuple[list[Plate], tuple[str, int, int]]:
+  """Plates, and the shape with its upper left corner."""
+  (name,) = _some(rng, SHAPES, 1, 1)
+  sides = _some(rng, tuple(SIDES), 2, 3)
   colors = _some(rng, tuple(COLORS), 2, 3)
-  extents = [_extent(chosen) for chosen in sides]
-  groups = [(left + right, up + down) for left, up, right, down in extents]
-  corners = _place(rng, groups + [(PLATE, PLATE)] * len(colors))
-  half = PLATE // 2
-  shapes, framed = [], []  # Framed: upper left corner, colour, target.
-  for name, chosen, extent, corner in zip(names, sides, extents, corners, strict=False):
-    x, y = corner[0] + extent[0], corner[1] + extent[1]  # The shape's centre.
-    shapes.append((name, x - SHAPE // 2, y - SHAPE // 2))
-    for side in chosen:
-      dx, dy = SIDES[side]
-      place = x + dx * DISTANCE - half, y + dy * DISTANCE - half
-      framed.append((place, GRAY, f"{side} the {name}"))
-  for name, corner in zip(colors, corners[len(names) :], strict=True):
-    framed.append((corner, COLORS[name], name))
+  left, up, right, down = _extent(sides)
+  group, *corners = _place(rng, [(left + right, up + down)] + [(PLATE, PLATE)] * len(colors))
+  x, y = group[0] + left, group[1] + up  # The shape's centre.
+  framed = []  # Upper left corner, colour, target.
+  for side in sides:
+    dx, dy = SIDES[side]
+    place = x + dx * DISTANCE - PLATE // 2, y + dy * DISTANCE - PLATE // 2
+    framed.append((place, GRAY, f"{side} the {name}"))
+  for color, corner in zip(colors, corners, strict=True):
+    framed.append((corner, COLORS[color], color))
   rows = rng.integers(len(digits.labels), size=len(framed)).tolist()
   plates = [
     Plate(x=x, y=y, color=color, target=target, digit=row)
     for ((x, y), color, target), row in zip(framed, rows, strict=True)
   ]
-  return plates, shapes
+  return plates, (name, x - SHAPE // 2, y - SHAPE // 2)
 
 
 def _some(rng: np.random.Generator, names: tuple[str, ...], low: int, high: int) -> list[str]:
@@ -247,16 +227,16 @@ def _paint(
   rng: np.random.Generator,
   digits: Digits,
   plates: list[Plate],
-  shapes: list[tuple[str, int, int]],
+  shape: tuple[str, int, int],
   shift: str,
   shift_rng: np.random.Generator,
 ) -> Pixels:
   canvas = _background(rng)
-  for name, x, y in shapes:
-    mask = shape_mask(name)[:, :, None]
-    area = canvas[y : y + SHAPE, x : x + SHAPE]
-    light = np.float32(rng.integers(200, 245))
-    area[:] = (area * (1 - mask) + light * mask).astype(np.uint8)
+  name, x, y = shape
+  mask = shape_mask(name)[:, :, None]
+  area = canvas[y : y + SHAPE, x : x + SHAPE]
+  light = np.float32(rng.integers(200, 245))
+  area[:] = (area * (1 - mask) + light * mask).astype(np.uint8)
   wobble = rng.integers(-12, 13, size=(len(plates), 3))
   for plate, offset in zip(plates, wobble, strict=True):
     area = canvas[plate.y : plate.y + PLATE, plate.x : plate.x + PLATE]

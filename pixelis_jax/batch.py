@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
-from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Task, Trajectory, value
+from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
 
-PLACES = 9  # Numbers of a sight, see `SftBatch`.
+AIMS, PLACES = 6, 9  # Numbers of an aim and of a sight, see `SftBatch`.
 _HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 
@@ -39,19 +39,19 @@ class SftBatch:
   """`loss_mask` is True on supervised assistant tokens.
 
   `aims` say where a supervised look is to go: the middle of its box, x and y in tenths of the
-  image's sides from its centre, at each token from behind the last image (question, header, the
-  call itself) but the turn's last; NaN at all other tokens.
+  image's sides from its centre; and where in a patch that is, as 3 times the cosine and sine of
+  2 pi x in patches, then of y. They stand at each token from behind the last image (question,
+  header, the call itself) but the turn's last; NaN at all other tokens.
 
   `sights` say what an image shows (`Row.sights`). For each feature and label, if the feature's
-  cell holds an object: 1; its middle, x and y, in tenths of the image's sides from its centre, then
-  in tenths of the cell's from its centre; and where in a patch that is, as 3 times the cosine and
-  sine of 2 pi x in patches, then of y. These are NaN if there are several objects. (0, NaN, ...) if
+  cell holds an object: 1; its middle, x and y, in tenths of the cell's sides from its centre; and
+  the six numbers of an aim there. These are NaN if there are several objects. (0, NaN, ...) if
   there is none; all NaN where nobody described the image.
   """
 
   inputs: Inputs
   loss_mask: Bool[Array, "B T"]
-  aims: Float[Array, "B T 2"]
+  aims: Float[Array, "B T 6"]
   sights: Float[Array, "N M O 9"]
 
 
@@ -81,7 +81,7 @@ class Row:
   images: tuple[Patches, ...]
   loss_mask: Bool[np.ndarray, " T"]
   logps: Float32[np.ndarray, " T"]
-  aims: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  aims: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
   sights: Mapping[str, tuple[Sight, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -110,12 +110,14 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
   """The demonstration's tokens with the loss on its supervised turns."""
   parts, aims, sights, length = [], {}, {}, 0
   context: Segment = chat.prompt(demo.task)
+  grids = [image.grid for image in context.images]
   shown = demo.sights[: len(demo.task.images)]
   for turn in demo.turns:
     target = chat.target(turn.text)
     if turn.supervised and turn.result is not None and turn.result.images:
       asked = np.flatnonzero(context.tokens == chat.image_id).max(initial=-1) + 1
-      aim = _aim(turn.result.images[0], demo.task)
+      picture = turn.result.images[0]
+      aim = _aim(picture, demo.task.images[picture.source].shape, grids[picture.source])
       aims |= {length + int(t): aim for t in range(asked, len(context.tokens) + len(target) - 1)}
     parts.append((context.tokens, False, None, context.images))
     parts.append((target, turn.supervised, None, ()))
@@ -127,16 +129,22 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
   return _join(parts, aims, sights)
 
 
-def _aim(picture: Picture, task: Task) -> tuple[float, float]:
-  """The middle of what was shown, in tenths of the source image's sides from its centre."""
-  height, width = task.images[picture.source].shape[:2]
+def _aim(picture: Picture, shape: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[float, ...]:
+  """Where the middle of what was shown is in its source image of that shape and grid of patches."""
   x, y = picture.box.center
-  return 10 * (x / width - 0.5), 10 * (y / height - 0.5)
+  return _place(x / shape[1], y / shape[0], grid)
+
+
+def _place(x: float, y: float, grid: tuple[int, int, int]) -> tuple[float, ...]:
+  """The `AIMS` numbers of a point in parts of an image of (1, height, width) patches."""
+  turns = 2 * np.pi * x * grid[2], 2 * np.pi * y * grid[1]
+  phases = (3 * wave(turn) for turn in turns for wave in (np.cos, np.sin))
+  return 10 * (x - 0.5), 10 * (y - 0.5), *phases
 
 
 def _join(
   parts: Sequence[tuple],
-  aims: Mapping[int, tuple[float, float]],
+  aims: Mapping[int, tuple[float, ...]],
   sights: Mapping[str, tuple[Sight, ...]],
 ) -> Row:
   return Row(
@@ -231,7 +239,7 @@ def pack_sft(
 ) -> SftBatch:
   """Rows of demonstrations as one batch; sights have labels 0 to `labels` - 1, with 0 none."""
   inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
-  aims = np.full((*inputs.tokens.shape, 2), np.nan, np.float32)
+  aims = np.full((*inputs.tokens.shape, AIMS), np.nan, np.float32)
   for b, row in enumerate(rows):
     for t, aim in row.aims.items():
       aims[b, t] = aim
@@ -262,14 +270,11 @@ def pack_sights(
       columns = _shares(box.x0 * width, box.x1 * width, width)
       lines = _shares(box.y0 * height, box.y1 * height, height)
       x, y = box.center
-      place = 10 * (x - 0.5), 10 * (y - 0.5)
-      turns = (2 * np.pi * config.vision.merge * cells for cells in (x * width, y * height))
-      phase = [3 * wave(turn) for turn in turns for wave in (np.cos, np.sin)]
       for row, column in np.argwhere(lines[:, None] * columns[None, :] >= _HELD):
         target_P = grid[row, column, sight.label]
         offset = 10 * (x * width - column - 0.5), 10 * (y * height - row - 0.5)
         several = target_P[0] == 1.0
-        target_P[:] = (1.0, *place, *offset, *phase)
+        target_P[:] = (1.0, *offset, *_place(x, y, image.grid))
         if several:
           target_P[1:] = np.nan
   return packed

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
-from pixelis_jax.batch import PLACES, GrpoBatch, Inputs, SftBatch
+from pixelis_jax.batch import AIMS, PLACES, GrpoBatch, Inputs, SftBatch
 from pixelis_jax.model.qwen2_5_vl import Model
 from pixelis_jax.sharding import replicated
 
@@ -123,7 +123,7 @@ def with_heads(model: Model, params: Params, key: PRNGKeyArray, *, labels: int) 
   start random, not at zero: at zero nothing of their errors would reach the policy.
   """
   D, keys = model.config.text.width, jax.random.split(key)
-  aim = 0.3 * jax.random.normal(keys[0], (D, 2), jnp.float32)
+  aim = 0.3 * jax.random.normal(keys[0], (D, AIMS), jnp.float32)
   sight = 0.3 * jax.random.normal(keys[1], (D, labels, PLACES), jnp.float32)
   bias = jnp.zeros((labels, PLACES), jnp.float32)
   return {"policy": params, "aim": aim, "sight": sight, "sight_bias": bias}
@@ -156,11 +156,12 @@ def sft_loss(
     likely = (taken > -jnp.log(2.0)).astype(jnp.float32)
     known = ~jnp.isnan(batch.aims[:, :, 0])
     calling = known & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-    missed = states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims)
-    missed = jnp.square(missed).mean(-1)
-    aim = losses.token_mean(missed, calling)
-    measured = {**aux, "likely_tokens": losses.token_mean(likely, mask), "aim_error": jnp.sqrt(aim)}
-    value = value + aim_weight * (aim + losses.token_mean(missed, known))
+    missed = jnp.square(states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims))
+    aim, phase = (losses.token_mean(m.mean(-1), calling) for m in jnp.split(missed, [2], axis=-1))
+    measured = {**aux, "likely_tokens": losses.token_mean(likely, mask)}
+    measured |= {"aim_error": jnp.sqrt(aim), "aim_phase_error": jnp.sqrt(phase)}
+    everywhere = losses.token_mean(missed.mean(-1), known)
+    value = value + aim_weight * (losses.token_mean(missed.mean(-1), calling) + everywhere)
     if sight_weight:
       sight, measured["sight_error"] = sight_loss(params, features, batch.sights)
       value, measured["sight_loss"] = value + sight_weight * sight, sight

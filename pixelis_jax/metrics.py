@@ -29,6 +29,7 @@ METRICS: dict[str, str] = {
   "token_accuracy": "Share of supervised tokens that are the policy's first choice, 0 to 1.",
   "likely_tokens": "Share of supervised tokens the policy gives more than half the probability.",
   "aim_error": "Root mean square miss of the auxiliary aim, in tenths of an image's side.",
+  "aim_phase_error": "Root mean square miss of its place in a patch: cosine and sine, times 3.",
   "sight_loss": "Auxiliary loss of what image features show, nats, and where, squared tenths.",
   "sight_error": "Root mean square miss of where in its cell a feature sees an object, in tenths.",
   "skipped": "1 where the loss or gradient was not finite and the parameters stayed, else 0.",

@@ -93,17 +93,22 @@ def test_a_demonstration_is_tokenised_as_it_would_be_played(policy):
   assert row.loss_mask.tolist() == expected
   assert len(row.images) == 3
   # The aim stands from behind the last image before the supervised look up to that turn's token
-  # before the last; at no other look. It is the middle of the box, in tenths.
+  # before the last; at no other look. It is the middle of the box, in tenths, and its phase in a
+  # patch.
   height, width = task.images[0].shape[:2]
   x, y = result.images[0].box.center
   start, end = sum(map(len, pieces[:2])), sum(map(len, pieces[:4]))
   after = np.flatnonzero(shown.tokens == policy.model.config.image_token)[-1] + 1
   places = range(start + after, end - 1)
-  aim = (10 * (x / width - 0.5), 10 * (y / height - 0.5))
-  assert row.aims == dict.fromkeys(places, aim)
+  _, rows, columns = chat.prompt(task).images[0].grid
+  turns = 2 * np.pi * x / width * columns, 2 * np.pi * y / height * rows
+  phases = [3 * wave(turn) for turn in turns for wave in (np.cos, np.sin)]
+  aim = (10 * (x / width - 0.5), 10 * (y / height - 0.5), *phases)
+  assert list(row.aims) == list(places)
+  np.testing.assert_allclose(list(row.aims.values()), [aim] * len(places), atol=1e-6)
   packed = batch.pack_sft([row], policy.model.config, max_tokens=512)
-  np.testing.assert_allclose(packed.aims[0, end - 2], aim, rtol=1e-6)
-  assert np.isnan(packed.aims).sum() == packed.aims.size - 2 * len(places)
+  np.testing.assert_allclose(packed.aims[0, end - 2], aim, rtol=1e-6, atol=1e-6)
+  assert np.isnan(packed.aims).sum() == packed.aims.size - 6 * len(places)
   ends = [chat.target("")[-1]] * 2
   assert row.tokens[row.loss_mask & (row.tokens == ends[0])].tolist() == ends  # Ends are learned.
 
@@ -129,10 +134,10 @@ def test_sights_stand_at_the_cells_that_hold_them(config, pictures):
   expected[0, 0, 2] = 1.0
   np.testing.assert_array_equal(described[..., 0], expected)
   # Middles are (0.35, 0.6), (0.2, 0.9), (0.84, 0.15): in cells (1.4, 2.4), (0.8, 3.6), (3.36, 0.6).
-  np.testing.assert_allclose(described[2, 1, 1, 1:5], (-1.5, 1.0, -1.0, -1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[3, 0, 0, 1:5], (-3.0, 4.0, 3.0, 1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[3, 1, 0, 1:5], (-3.0, 4.0, -7.0, 1.0), rtol=1e-5)
-  np.testing.assert_allclose(described[0, 3, 2, 1:5], (3.4, -3.5, -1.4, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[2, 1, 1, 1:5], (-1.0, -1.0, -1.5, 1.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 0, 0, 1:5], (3.0, 1.0, -3.0, 4.0), rtol=1e-5)
+  np.testing.assert_allclose(described[3, 1, 0, 1:5], (-7.0, 1.0, -3.0, 4.0), rtol=1e-5)
+  np.testing.assert_allclose(described[0, 3, 2, 1:5], (-1.4, 1.0, 3.4, -3.5), rtol=1e-5)
   # In patches, two to a cell: 2.8 and 4.8; cosine and sine of that many turns.
   turns = 2 * np.pi * np.array([2.8, 4.8])
   phases = 3 * np.stack([np.cos(turns), np.sin(turns)], axis=1)

@@ -1,0 +1,40 @@
+"""The shipped weights: they answer by looking, and they are small enough to ship."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import evaluate as config
+from pixelis_jax import agent, evaluate, sampler
+
+ASSETS = Path(__file__).parents[1] / "assets" / "tiny-vl"
+N = 60
+
+
+@pytest.fixture(scope="module")
+def arms():
+  c = config.get_config()
+  c.unlock()
+  c.model.path, c.eval.n = str(ASSETS), N
+  policy = sampler.load_policy(c.model)
+  asked = evaluate.tasks(c.eval)
+  return evaluate.arms(policy, c.model, asked, limits=agent.Limits(**c.limits), seed=0)
+
+
+def test_the_weights_fit_a_repository():
+  assert sum(file.stat().st_size for file in ASSETS.iterdir()) < 10e6
+
+
+def test_looking_is_why_it_is_right(arms):
+  # A policy that is right 90% of the time gets 47 of 60 or fewer once in 600 draws. One that does
+  # not see the digit has a tenth of the two kinds and half of `parity`: 14 of 60 expected.
+  assert arms["tools"].accuracy > 47 / N
+  assert arms["oracle_crop"].accuracy > 47 / N
+  assert arms["tools"].tool_calls >= 1 and arms["tools"].tool_errors < 0.05
+  assert arms["tools"].hit_rate > 0.8
+  # 24 of 60 or more by chance: less than once in 200 draws.
+  assert arms["random_crop"].accuracy < 24 / N + 0.05
+  assert arms["no_tools"].tool_calls == 0
+  kinds = [arms["no_tools"].by_kind[kind] for kind in ("framed", "beside")]
+  # 40 questions at a chance of a tenth: 12 or more right less than once in 1,000 draws.
+  assert sum(kinds) / 2 < 0.3

@@ -38,7 +38,12 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   c.vote.rule = "entropy_weighted"
   c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
-  c.vote.prior_decay = 0.99
+  c.vote.view_temperature = (
+    0.15  # Nats that a view tells less than the best at which it weighs 1/e.
+  )
+  c.vote.decay = (
+    0.99  # What an old request keeps, at each new one, in what the stream is known for.
+  )
   c.gate = ConfigDict({"share": 0.4, "margin": 0.15})
   c.memory = ConfigDict()
   c.memory.backend = "auto"

@@ -26,7 +26,7 @@ from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import METRICS_FILE, Metrics, TrajectoryLog, interval, read_lines
-from pixelis_jax.ttrl import Answerer, Inbox, Learner, Probe, Published, make_probe
+from pixelis_jax.ttrl import Answerer, History, Inbox, Learner, Probe, Published, make_probe
 from pixelis_jax.types import Experience, Vote
 
 
@@ -59,13 +59,13 @@ def run(
   dim = c.memory.embedding_size or 2 * policy.model.config.text.width
   path = workdir / "memory.sqlite"
   with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
-    start = {"next": 0, "prior": {"decay": c.vote.prior_decay}}
+    start = {"next": 0, "history": History.start(c.vote).to_dict()}
     state = memory.get_state("stream") or start
     learn = Learner(c, policy, published, probe, workdir)
     answer = Answerer(c, policy, published, memory)
     inbox = Inbox()
     _refill(inbox, memory, learn.learned, policy, c)
-    prior = voting.AnswerPrior(**state["prior"])
+    history = History.from_dict(state["history"])
     trajectories = TrajectoryLog(workdir, resume=state["next"])
     with (
       Metrics(workdir, resume=state["next"]) as metrics,
@@ -82,10 +82,11 @@ def run(
           started = time.monotonic()
           key = jax.random.fold_in(jax.random.key(c.seed), at)
           tasks = [request.task for request in arrived]
-          experiences, prior = answer(tasks, key, prior, _keys(arrived, c.memory.embedding_size))
+          keys = _keys(arrived, c.memory.embedding_size)
+          experiences, history = answer(tasks, key, history, keys)
           seconds = {"answer_seconds": time.monotonic() - started}
           done = at + len(arrived)
-          after = {"next": done, "prior": prior.to_dict()}
+          after = {"next": done, "history": history.to_dict()}
           memory.add_all(experiences, state={"stream": after})
           admitted = [e for e in experiences if passes(e.vote, c)]
           for experience in admitted:

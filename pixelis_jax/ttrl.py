@@ -21,6 +21,7 @@ from jaxtyping import Float32, PRNGKeyArray
 from pixelis_jax import agent, batch, learner, sampler, sharding
 from pixelis_jax.algo import grpo, rewards, voting
 from pixelis_jax.algo.answers import equal
+from pixelis_jax.algo.information import Information
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
@@ -72,6 +73,28 @@ class Inbox:
       return taken or None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+  """What the requests so far say, without labels: which answers come up, whose answers tell."""
+
+  prior: voting.AnswerPrior
+  views: Information
+
+  @classmethod
+  def start(cls, c: Any) -> "History":
+    """Before any request."""
+    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values that `from_dict` takes back; JSON can hold them."""
+    return {"prior": self.prior.to_dict(), "views": self.views.to_dict()}
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> "History":
+    prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
+    return cls(prior=prior, views=views)
+
+
 @dataclasses.dataclass(frozen=True)
 class Answerer:
   """The serving path. `reference` casts the votes; it never learns, so no vote can chase itself."""
@@ -85,10 +108,10 @@ class Answerer:
     self,
     tasks: Sequence[Task],
     key: PRNGKeyArray,
-    prior: voting.AnswerPrior,
+    history: History,
     keys: Float32[np.ndarray, "N E"] | None = None,
-  ) -> tuple[list[Experience], voting.AnswerPrior]:
-    """Answers the tasks, none of which may carry a label; the prior after them.
+  ) -> tuple[list[Experience], History]:
+    """Answers the tasks, none of which may carry a label; the history after them.
 
     `keys` are unit vectors to remember the tasks by; the reference makes them where there are none.
     """
@@ -105,9 +128,12 @@ class Answerer:
     voters = self._voters(tasks, groups)
     if keys is None:
       keys = sampler.embed(self.policy, tasks, [group[0][1].steps for group in voters])
+    prior, views = history.prior, history.views
+    for task, voted in zip(tasks, voters, strict=True):
+      views = views.update(task.kind, [(v.name, t.answer, entropy(t)) for v, t in voted])
     experiences = []
     for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
-      ballots = [ballot(t, view, self.c.vote) for view, t in voted]
+      ballots = _ballots(voted, views, self.c.vote)
       remembered = self._remembered(task, vector)
       vote = voting.RULES[self.c.vote.rule]([*ballots, *remembered], prior)
       prior = prior.update(voting.majority(ballots).counts)
@@ -116,7 +142,7 @@ class Answerer:
           id=task.id, key=vector, trajectories=tuple(group), vote=vote, policy_version=version
         )
       )
-    return experiences, prior
+    return experiences, History(prior=prior, views=views)
 
   def _play(self, tasks, generate, views) -> list[Trajectory]:
     limits = agent.Limits(**self.c.limits)
@@ -156,11 +182,19 @@ class Answerer:
     ]
 
 
-def ballot(trajectory: Trajectory, view: View, c: Any) -> Ballot:
-  """A voter's answer; the more uncertain its last turn was, the less it weighs."""
-  entropy = float(trajectory.steps[-1].completion.entropies.sum())
-  weight = voting.entropy_weight(entropy, temperature=c.entropy_temperature)
-  return Ballot(answer=trajectory.answer, weight=weight, view=view.name)
+def entropy(trajectory: Trajectory) -> float:
+  """How unsure the answer is: nats over the last turn."""
+  return float(trajectory.steps[-1].completion.entropies.sum())
+
+
+def _ballots(voted: Sequence[tuple[View, Trajectory]], views: Information, c: Any) -> list[Ballot]:
+  """One task's voters, weighed by how sure each is here and by how much its view tells anywhere."""
+  names = [view.name for view, _ in voted]
+  tells = views.weights(names, temperature=c.view_temperature)
+  sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
+  return [
+    Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name) for view, t in voted
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

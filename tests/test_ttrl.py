@@ -1,6 +1,7 @@
 """Votes without labels, a learner that may refuse, and nothing lost between the two."""
 
 import dataclasses
+import json
 import threading
 
 import jax
@@ -14,6 +15,8 @@ from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Box, Experience, Status, Step, Trajectory, Vote
 from tests import episodes, fakes
 from tests.episodes import max_difference
+
+START = ttrl.History.start(demo.get_config().vote)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +61,12 @@ def answerer(config, policy, tmp_path):
 def test_a_label_cannot_reach_the_loop(answerer, label):
   task = dataclasses.replace(unlabelled("a"), **label)
   with pytest.raises(ValueError, match="'a' carries a label"):
-    answerer([task], jax.random.key(0), ttrl.voting.AnswerPrior())
+    answerer([task], jax.random.key(0), START)
 
 
 def test_an_answer_is_samples_votes_and_a_unit_key(answerer, config):
   tasks = [unlabelled("a"), unlabelled("b", seed=1)]
-  got, _ = answerer(tasks, jax.random.key(0), ttrl.voting.AnswerPrior())
+  got, _ = answerer(tasks, jax.random.key(0), START)
   assert [e.id for e in got] == ["a", "b"]
   for e in got:
     assert len(e.trajectories) == config.samples
@@ -75,18 +78,41 @@ def test_an_answer_is_samples_votes_and_a_unit_key(answerer, config):
 def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy):
   """Published weights that never stop writing change the samples, and no ballot."""
   tasks = [unlabelled("a")]
-  before, _ = answerer(tasks, jax.random.key(0), ttrl.voting.AnswerPrior())
+  before, _ = answerer(tasks, jax.random.key(0), START)
   token = int(policy.chat.target("a")[0])
   answerer.published.publish(8, episodes.tilted(policy.params, {token: 30.0}))
-  after, _ = answerer(tasks, jax.random.key(0), ttrl.voting.AnswerPrior())
+  after, _ = answerer(tasks, jax.random.key(0), START)
   assert before[0].vote.ballots[0].weight == after[0].vote.ballots[0].weight
   sampled = [t.steps[0].completion.tokens.tolist() for t in after[0].trajectories]
   assert all(set(tokens) == {token} for tokens in sampled)
 
 
+def test_views_that_told_more_before_weigh_more(answerer):
+  """The same ballots, but for what earlier requests say of their views."""
+  views = START.views
+  for i in range(64):
+    others = [(v.name, "1", 0.0) for v in VIEWS if v.name != "stretch"]
+    views = views.update("digit", [("stretch", str(i % 8), 0.0), *others])
+  heard = dataclasses.replace(START, views=views)
+  task = unlabelled("a")
+  weights = []
+  for history in (START, heard):
+    got, after = answerer([task], jax.random.key(0), history)
+    weights.append({b.view: b.weight for b in got[0].vote.ballots})
+    assert after.views.tallies["stretch"][task.kind].asked >= 1.0  # It has heard this one, too.
+  plain, informed = ({k: w[k] / w["identity"] for k in w} for w in weights)
+  assert informed["stretch"] > 2 * plain["stretch"]
+  np.testing.assert_allclose(informed["wide"], plain["wide"], rtol=1e-6)
+
+
+def test_a_history_survives_json(answerer):
+  _, history = answerer([unlabelled("a")], jax.random.key(0), START)
+  assert ttrl.History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
 def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, config):
   task = unlabelled("a")
-  first, _ = answerer([task], jax.random.key(0), ttrl.voting.AnswerPrior())
+  first, _ = answerer([task], jax.random.key(0), START)
   vote = dataclasses.replace(experience(policy, task, {0}).vote, confidence=0.5)
   twin = dataclasses.replace(first[0], id="twin", vote=vote)
   answerer.memory.add(twin)

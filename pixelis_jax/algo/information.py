@@ -1,0 +1,127 @@
+"""How much each voter's answers tell of what was asked, judged from unlabelled requests alone.
+
+A voter that cannot read the pictures may still be sure of its answers: then it says the same ones
+whatever it is shown, or is unsure. The mutual information between picture and answer is low in both
+cases: the entropy of its answers over many requests minus the mean entropy of one of them (Bridle,
+Heading and MacKay, "Unsupervised Classifiers, Mutual Information and 'Phantom Targets'", 1991; the
+objective of SHOT, https://arxiv.org/abs/2002.08546).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+from pixelis_jax.algo import answers
+
+FORGET = 1e-4  # Weight under which a tally or an answer is dropped.
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+  """Decayed sums over one voter's requests of one kind; replaced, never changed.
+
+  Attributes:
+    asked: requests.
+    entropy: nats, over requests with an answer: how unsure it was of each.
+    counts: requests by canonical answer.
+  """
+
+  asked: float = 0.0
+  entropy: float = 0.0
+  counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def decayed(self, decay: float) -> "Tally":
+    counts = {a: w * decay for a, w in self.counts.items() if w * decay >= FORGET}
+    return Tally(asked=self.asked * decay, entropy=self.entropy * decay, counts=counts)
+
+  def add(self, answer: str | None, entropy: float) -> "Tally":
+    """One more request; an empty answer is none."""
+    asked = self.asked + 1.0
+    canonical = answers.canonical(answer) if answer is not None else ""
+    if not canonical:
+      return dataclasses.replace(self, asked=asked)
+    counts = {**self.counts, canonical: self.counts.get(canonical, 0.0) + 1.0}
+    return Tally(asked=asked, entropy=self.entropy + entropy, counts=counts)
+
+  @property
+  def told(self) -> float:
+    """Nats told in all: 0 for requests without an answer; below 0 for a voter all but guessing."""
+    total = math.fsum(self.counts.values())
+    return -math.fsum(w * math.log(w / total) for w in self.counts.values()) - self.entropy
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Information:
+  """The tallies of all voters by name and kind of question; replaced, never changed.
+
+  Attributes:
+    tallies: voter -> kind -> `Tally`. Kinds are kept apart: that questions of one kind get other
+      answers than those of another tells nothing.
+    decay: what an old request of a kind keeps at each new one; 0.99 remembers about 100.
+    smoothing: requests before differences between voters count half.
+  """
+
+  tallies: Mapping[str, Mapping[str, Tally]] = dataclasses.field(default_factory=dict)
+  decay: float = 0.99
+  smoothing: float = 16.0
+
+  def __post_init__(self):
+    if not (0 < self.decay < 1 and 0 < self.smoothing < math.inf):
+      raise ValueError(
+        f"decay {self.decay} must lie in (0, 1) and smoothing {self.smoothing} be positive"
+      )
+
+  def update(self, kind: str, voters: Iterable[tuple[str, str | None, float]]) -> "Information":
+    """After one request.
+
+    Args:
+      kind: of the question.
+      voters: (name, answer, entropy in nats of the answer) of each; a name may come up repeatedly.
+    """
+    tallies = {name: dict(kinds) for name, kinds in self.tallies.items()}
+    heard = set()
+    for name, answer, entropy in voters:
+      if not 0 <= entropy < math.inf:
+        raise ValueError(f"entropy {entropy} of voter {name!r} must be finite and not negative")
+      kinds = tallies.setdefault(name, {})
+      tally = kinds.get(kind, Tally())
+      kinds[kind] = (tally if name in heard else tally.decayed(self.decay)).add(answer, entropy)
+      heard.add(name)
+    return dataclasses.replace(self, tallies=tallies)
+
+  def told(self, name: str) -> float:
+    """Nats that an answer of this voter tells on average; 0 before any request."""
+    kinds = self.tallies.get(name, {}).values()
+    asked = math.fsum(t.asked for t in kinds)
+    return math.fsum(t.told for t in kinds) / asked if asked else 0.0
+
+  def weights(self, names: Iterable[str], *, temperature: float) -> dict[str, float]:
+    """Each voter's weight, 1 on average; a voter that tells `temperature` nats less has 1/e of it.
+
+    Before there are many requests the weights are closer to 1; infinite temperature makes all 1.
+    """
+    if not temperature > 0:
+      raise ValueError(f"temperature {temperature} must be positive")
+    told = {name: self.told(name) for name in names}
+    most = max(told.values(), default=0.0)
+    # One factor for all, or a voter heard less often than others would gain by that.
+    asked = max((self._asked(name) for name in told), default=0.0)
+    sure = asked / (asked + self.smoothing)
+    raw = {name: math.exp(sure * (told[name] - most) / temperature) for name in told}
+    total = math.fsum(raw.values())
+    return {name: len(raw) * weight / total for name, weight in raw.items()}
+
+  def _asked(self, name: str) -> float:
+    return math.fsum(tally.asked for tally in self.tallies.get(name, {}).values())
+
+  def to_dict(self) -> dict[str, object]:
+    """Plain values that `from_dict` takes back; JSON can hold them."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values: Mapping) -> "Information":
+    tallies = {
+      name: {kind: Tally(**tally) for kind, tally in kinds.items()}
+      for name, kinds in values.get("tallies", {}).items()
+    }
+    return cls(**{**values, "tallies": tallies})

@@ -1,0 +1,105 @@
+"""Voters that see tell more than voters that guess, however sure these are of it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pixelis_jax.algo.information import Information, Tally
+
+
+def after(requests, **more) -> Information:
+  """Requests of one kind: (answer of the seeing voter, ...) with the entropies given beside."""
+  state = Information(**more)
+  for voters in requests:
+    state = state.update("digit", voters)
+  return state
+
+
+def test_what_is_told_is_the_answers_entropy_minus_the_mean_of_each():
+  # No forgetting to speak of: four answers equally often, each given with 0.3 nats.
+  state = after([[("v", str(i % 4), 0.3)] for i in range(8)], decay=1 - 1e-12)
+  assert state.told("v") == pytest.approx(math.log(4) - 0.3)
+  assert state.told("unheard") == 0.0
+
+
+def test_always_the_same_answer_tells_nothing_and_guessing_tells_nothing():
+  rng = np.random.default_rng(0)
+  seen = rng.integers(10, size=400)
+  state = after(
+    [
+      [("sees", str(digit), 0.2), ("stuck", "1", 0.0), ("guesses", str(guess), math.log(10))]
+      for digit, guess in zip(seen, rng.integers(10, size=400), strict=True)
+    ],
+    decay=0.995,
+  )
+  assert state.told("stuck") == pytest.approx(0.0, abs=1e-9)
+  # The entropy of what about 200 draws of ten answers show is up to 9 / 400 below ln 10.
+  assert -0.1 < state.told("guesses") <= 1e-9
+  assert state.told("sees") == pytest.approx(math.log(10) - 0.2, abs=0.1)
+  weights = state.weights(["sees", "stuck", "guesses"], temperature=0.2)
+  assert weights["sees"] > 2.99 and sum(weights.values()) == pytest.approx(3.0)
+
+
+def test_kinds_are_kept_apart():
+  """A voter that always says 1 to one kind and odd to the other knows the kind and nothing else."""
+  state = Information()
+  for _ in range(50):
+    state = state.update("digit", [("v", "1", 0.0)]).update("parity", [("v", "odd", 0.0)])
+  assert state.told("v") == pytest.approx(0.0, abs=1e-9)
+
+
+def test_requests_without_an_answer_dilute_what_is_told():
+  spoken = [[("v", str(i % 2), 0.0)] for i in range(4)]
+  silent = [[("v", None, 5.0)], [("v", "", 5.0)]] * 2
+  state = after(spoken + silent, decay=1 - 1e-12)
+  assert state.told("v") == pytest.approx(math.log(2) / 2)
+
+
+def test_spellings_of_one_answer_are_one_answer():
+  assert Tally().add("0.5", 0.1).add("1/2", 0.1).told == pytest.approx(-0.2)
+
+
+def test_weights_begin_equal_and_part_with_requests():
+  assert after([]).weights(["a", "b"], temperature=0.1) == {"a": 1.0, "b": 1.0}
+  requests = [[("a", str(i % 8), 0.0), ("b", "1", 0.0)] for i in range(64)]
+  few, many = after(requests[:8]), after(requests)
+  shares = [s.weights(["a", "b"], temperature=1.0)["a"] for s in (few, many)]
+  assert 1.0 < shares[0] < shares[1] < 2.0
+  assert many.weights(["a", "b"], temperature=math.inf) == {"a": 1.0, "b": 1.0}
+  # With n requests behind it, a difference counts n / (n + smoothing): here half.
+  half = after(requests[:16], decay=1 - 1e-12).weights(["a", "b"], temperature=1.0)
+  assert half["b"] / half["a"] == pytest.approx(math.exp(-math.log(8) / 2))
+
+
+def test_old_requests_fade():
+  blind = [[("v", "1", 0.0)]] * 100
+  seeing = [[("v", str(i % 4), 0.0)] for i in range(100)]
+  assert after(blind + seeing, decay=0.9).told("v") == pytest.approx(math.log(4), abs=0.01)
+
+
+def test_samples_share_one_name():
+  """Repeats within a request fade nothing: three samples of one request count three times."""
+  state = after([[("self", "1", 0.5)] * 3], decay=0.5)
+  assert state.tallies["self"]["digit"] == Tally(asked=3.0, entropy=1.5, counts={"1": 3.0})
+
+
+def test_it_survives_json():
+  state = after([[("v", str(i % 3), 0.3), ("w", None, 0.0)] for i in range(5)], smoothing=3.0)
+  assert Information.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+  assert Information.from_dict({"decay": 0.5}) == Information(decay=0.5)
+
+
+@pytest.mark.parametrize("entropy", [-0.1, math.nan, math.inf])
+def test_impossible_entropies_are_refused(entropy):
+  with pytest.raises(ValueError, match="entropy .* of voter 'v' must be finite"):
+    Information().update("digit", [("v", "1", entropy)])
+
+
+@pytest.mark.parametrize("bad", [{"decay": 1.0}, {"decay": 0.0}, {"smoothing": 0.0}])
+def test_impossible_constants_are_refused(bad):
+  with pytest.raises(ValueError, match="must lie in|must be"):
+    Information(**bad)
+  with pytest.raises(ValueError, match="temperature 0.0 must be positive"):
+    Information().weights(["a"], temperature=0.0)

@@ -18,6 +18,7 @@ from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_position
 from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
 
 AIMS, PLACES = 6, 9  # Numbers of an aim and of a sight, see `SftBatch`.
+LENGTHS = 64  # Rows are padded to a multiple of this: few lengths, few programs.
 _HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 
@@ -208,7 +209,10 @@ def pack_inputs(
   longest = max(len(row.tokens) for row in rows)
   if longest > max_tokens:
     raise ValueError(f"a row of {longest} tokens exceeds max_tokens={max_tokens}")
-  B, T = round_up(len(rows), multiple_of=multiple_of), min(-(-longest // 32) * 32, max_tokens)
+  B, T = (
+    round_up(len(rows), multiple_of=multiple_of),
+    min(-(-longest // LENGTHS) * LENGTHS, max_tokens),
+  )
   tokens, sources, segments = (np.full((B, T), fill, np.int32) for fill in (0, -1, 0))
   positions = np.zeros((B, 3, T), np.int32)
   vision, first = pack_images([i for r in rows for i in r.images], config, multiple_of=multiple_of)

@@ -227,7 +227,9 @@ def score(args: argparse.Namespace) -> int:
     loss_mask=np.ones(count, bool),
     logps=np.zeros(count, np.float32),
   )
-  packed = batch.pack_inputs([row], model.config, max_tokens=-(-count // 32) * 32)
+  packed = batch.pack_inputs(
+    [row], model.config, max_tokens=-(-count // batch.LENGTHS) * batch.LENGTHS
+  )
   with jax.default_matmul_precision("highest"):  # Accelerators would round float32 factors.
     logps = learner.make_logps(model)(params, packed)
   logps = np.asarray(logps)[0, 1:count]

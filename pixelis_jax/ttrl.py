@@ -307,11 +307,12 @@ class Learner:
     if not kept.any():
       self.refused += 1
       return measured
-    chosen = [t for e, keep in zip(taken, kept, strict=True) if keep for t in e.trajectories]
+    # Unanimous groups stay in, though all they do is be held by the KL: each update has one shape.
+    chosen = [t for e in taken for t in e.trajectories]
     rehearsed = self._rehearsed()
     packed = batch.pack_grpo(
       [*chosen, *rehearsed],
-      np.concatenate([advantages[kept].reshape(-1), np.zeros(len(rehearsed), np.float32)]),
+      np.concatenate([advantages.reshape(-1), np.zeros(len(rehearsed), np.float32)]),
       self.policy.model.config,
       max_tokens=self.c.max_row,
       multiple_of=sharding.rows_multiple(self.mesh),

@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vote.decay = (
     0.99  # What an old request keeps, at each new one, in what the stream is known for.
   )
-  c.gate = ConfigDict({"share": 0.4, "margin": 0.15})
+  c.gate = ConfigDict({"share": 0.6, "margin": 0.3})
   c.memory = ConfigDict()
   c.memory.backend = "auto"
   c.memory.capacity = 100_000

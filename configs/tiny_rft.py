@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.n = 1_000_000
   c.data.kinds = ("framed", "beside", "parity")
   c.grpo = ConfigDict()
-  c.grpo.questions = 16
+  c.grpo.questions = 32
   c.grpo.group = 8
   c.grpo.temperature = 1.0
   c.grpo.clip_low, c.grpo.clip_high = 0.2, 0.28
@@ -35,12 +35,12 @@ def get_config(arg: str = "") -> ConfigDict:
     {"task": 1.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0, "tool_cost": 0.0}
   )
   c.max_row = 384
-  c.optimizer = common.optimizer(lr=2e-4, steps=150, warmup=5)
+  c.optimizer = common.optimizer(lr=5e-5, steps=60, warmup=5)
   c.optimizer.patch_scale = 0.1
   c.eval = common.evaluation(n=200)
-  c.eval.every = 50
+  c.eval.every = 20
   c.log_every = 5
-  c.save_every = 25
+  c.save_every = 20
   c.keep = 2
   if arg == "debug":
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4

@@ -117,7 +117,9 @@ def by_transformers(model: Path, messages: list, images: list[Path]) -> tuple[li
   return tokens[0].tolist(), logps.numpy()
 
 
-def test_score_equals_transformers(model, tmp_path, capsys):
+@pytest.mark.parametrize("weights", ["random", "embedded"])
+def test_score_equals_transformers(weights, model, tmp_path, capsys):
+  model = {"random": model, "embedded": ASSETS}[weights]
   images = [picture(tmp_path / "a.png", 448, 448), picture(tmp_path / "pictures" / "b.png", 60, 90)]
   file = write(tmp_path / "messages.json", CONVERSATION)
   out = tmp_path / "made" / "out.json"

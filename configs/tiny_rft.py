@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.grpo.group = 8
   c.grpo.temperature = 1.0
   c.grpo.clip_low, c.grpo.clip_high = 0.2, 0.28
-  c.grpo.normalize = "std"
+  c.grpo.normalize = "mean"
   c.grpo.kl_coef = 0.0  # k3 KL to the starting weights; 0 leaves the reference out.
   c.grpo.entropy_weight = 0.0
   c.reward = ConfigDict()
@@ -35,8 +35,9 @@ def get_config(arg: str = "") -> ConfigDict:
     {"task": 1.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0, "tool_cost": 0.0}
   )
   c.max_row = 384
-  c.optimizer = common.optimizer(lr=5e-5, steps=60, warmup=5)
+  c.optimizer = common.optimizer(lr=2e-5, steps=60, warmup=5)
   c.optimizer.patch_scale = 0.1
+  c.optimizer.b2 = 0.99
   c.eval = common.evaluation(n=200)
   c.eval.every = 20
   c.log_every = 5

@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.baseline = True  # Also learn by plain majority vote from the same stream, to compare.
   c.arrivals = 16  # Requests that arrive together.
   c.pace = "learner"  # The load generator waits for learning ("learner") or for nothing ("none").
-  c.samples = 8
+  c.samples = 6
   c.temperature = 1.0
   c.vote = ConfigDict()
   c.vote.voters = (
@@ -54,6 +54,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.memory.bandwidth = 0.05
   c.learn = ConfigDict()
   c.learn.requests = 12  # Experiences an update.
+  c.learn.corrections = 2  # Samples an experience that are also shown with the voted answer.
+  c.learn.correction_weight = (
+    4.0  # Of their advantage, which is the share of samples that disagree.
+  )
   c.learn.lr = 1e-4
   c.learn.b1, c.learn.b2 = 0.9, 0.95
   c.learn.weight_decay = 0.0
@@ -68,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.probe.tasks = common.evaluation("train", "none", n=192, seed=4000)
   c.probe.canary = 64  # Of the probe's tasks; the others are rehearsed.
   c.probe.tolerance = 0.06
-  c.probe.rehearse = 32  # Rows an update: 128 with those of 12 experiences.
+  c.probe.rehearse = 32  # Rows an update: 128 with 6 + 2 of each experience.
   c.probe.weight = 10.0
   c.max_row = 384
   c.keep = 2

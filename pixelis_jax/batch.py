@@ -59,9 +59,10 @@ class SftBatch:
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
 @flax.struct.dataclass
 class GrpoBatch:
-  """`loss_mask` is True on sampled tokens; `old_logps` are the sampler's, 0 off the mask.
+  """`loss_mask` is True on trained tokens; `old_logps` are the sampler's, 0 off the mask.
 
-  `kl_weights` scale each row's part in the KL term; padding rows have 0 in both.
+  NaN in `old_logps` is a token that nobody sampled: its ratio starts at 1. `kl_weights` scale each
+  row's part in the KL term; padding rows have 0 in both.
   """
 
   inputs: Inputs
@@ -104,6 +105,19 @@ def trajectory_row(trajectory: Trajectory) -> Row:
     completion = step.completion
     parts.append((completion.context.tokens, False, None, completion.context.images))
     parts.append((completion.tokens, True, completion.logps, ()))
+  return _join(parts, {}, {})
+
+
+def corrected_row(trajectory: Trajectory, tokens: Int[np.ndarray, " T"]) -> Row:
+  """The trajectory with other tokens for its last turn, and the loss on these alone.
+
+  Nobody sampled them: their log-probabilities are NaN, see `GrpoBatch`.
+  """
+  parts = []
+  for step in trajectory.steps:
+    parts.append((step.completion.context.tokens, False, None, step.completion.context.images))
+    parts.append((step.completion.tokens, False, None, ()))
+  parts[-1] = (tokens, True, np.full(len(tokens), np.nan, np.float32), ())
   return _join(parts, {}, {})
 
 
@@ -291,7 +305,7 @@ def _shares(start: float, end: float, cells: int) -> Float[np.ndarray, " cells"]
 
 
 def pack_grpo(
-  trajectories: Sequence[Trajectory],
+  rows: Sequence[Row],
   advantages: Float[np.ndarray, " B"],
   config: ModelConfig,
   *,
@@ -299,15 +313,14 @@ def pack_grpo(
   multiple_of: int = 1,
   kl_weights: Float[np.ndarray, " B"] | None = None,
 ) -> GrpoBatch:
-  """Trajectories and their advantages as one batch.
+  """Rows (`trajectory_row`, `corrected_row`) and their advantages as one batch.
 
   Rows with zero advantage still count in the token mean.
   """
-  weights = np.ones(len(trajectories), np.float32) if kl_weights is None else kl_weights
-  if not len(trajectories) == len(advantages) == len(weights):
+  weights = np.ones(len(rows), np.float32) if kl_weights is None else kl_weights
+  if not len(rows) == len(advantages) == len(weights):
     sizes = f"{len(advantages)} advantages and {len(weights)} KL weights"
-    raise ValueError(f"{len(trajectories)} trajectories for {sizes}")
-  rows = [trajectory_row(t) for t in trajectories]
+    raise ValueError(f"{len(rows)} rows for {sizes}")
   inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
   shape = inputs.tokens.shape
   column = lambda x: np.pad(x.astype(np.float32), (0, shape[0] - len(rows)))[:, None]

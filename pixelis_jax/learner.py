@@ -214,9 +214,10 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
     params: Params, batch: GrpoBatch, ref_logps: Float[Array, "B T"], kl_coef: Float[Array, ""]
   ) -> tuple[Array, Metrics]:
     taken, entropies = logps(model, params, batch.inputs)
+    unsampled = jnp.isnan(batch.old_logps)
     value, aux = losses.clipped_surrogate(
       taken,
-      batch.old_logps,
+      jnp.where(unsampled, jax.lax.stop_gradient(taken), batch.old_logps),
       batch.advantages,
       batch.loss_mask,
       clip_low=clip_low,
@@ -234,8 +235,11 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
 def pushing_kl(
   taken: Float[Array, "B T"], ref_logps: Float[Array, "B T"], batch: GrpoBatch
 ) -> Float[Array, ""]:
-  """k3 estimate of the KL from the reference, nats a token, over rows whose advantage is not 0."""
-  pushing = batch.loss_mask & (batch.advantages != 0.0)
+  """k3 estimate of the KL from the reference, nats a token, over sampled rows with an advantage.
+
+  On tokens that nobody sampled it would estimate nothing.
+  """
+  pushing = batch.loss_mask & (batch.advantages != 0.0) & (batch.kl_weights != 0.0)
   return losses.token_mean(losses.kl_k3(taken, ref_logps), pushing)
 
 

@@ -69,7 +69,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     kept = np.repeat(grpo.keep_groups(totals_QG), G)
     measured = {"zero_variance": 1.0 - float(kept.mean())}
     if kept.any():
-      chosen = [t for t, keep in zip(played, kept, strict=True) if keep]
+      chosen = [batch.trajectory_row(t) for t, keep in zip(played, kept, strict=True) if keep]
       packed = batch.pack_grpo(
         chosen,
         advantages_QG.reshape(-1)[kept],

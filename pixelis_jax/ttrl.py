@@ -24,6 +24,7 @@ from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.information import Information
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
 from pixelis_jax.tools.views import IDENTITY, View, views_for
@@ -304,19 +305,25 @@ class Learner:
     advantages = grpo.group_advantages(targets, normalize=c.normalize)
     kept = grpo.keep_groups(targets)
     measured = {"agreement": float(targets.mean()), "zero_variance": 1.0 - float(kept.mean())}
-    if not kept.any():
-      self.refused += 1
+    if targets.all():
+      self.refused += 1  # Nothing to learn.
       return measured
     # Unanimous groups stay in, though all they do is be held by the KL: each update has one shape.
-    chosen = [t for e in taken for t in e.trajectories]
-    rehearsed = self._rehearsed()
+    sampled = [batch.trajectory_row(t) for e in taken for t in e.trajectories]
+    corrected, pushes = [], []
+    for experience, mean in zip(taken, targets.mean(1), strict=True):
+      rows = self._corrections(experience)
+      corrected += rows
+      pushes += [c.correction_weight * (1.0 - mean)] * len(rows)
+    rehearsed = [batch.trajectory_row(t) for t in self._rehearsed()]
+    held = [1.0] * len(sampled) + [0.0] * len(corrected) + [self.c.probe.weight] * len(rehearsed)
     packed = batch.pack_grpo(
-      [*chosen, *rehearsed],
-      np.concatenate([advantages.reshape(-1), np.zeros(len(rehearsed), np.float32)]),
+      [*sampled, *corrected, *rehearsed],
+      np.array([*advantages.flat, *pushes, *[0.0] * len(rehearsed)], np.float32),
       self.policy.model.config,
       max_tokens=self.c.max_row,
       multiple_of=sharding.rows_multiple(self.mesh),
-      kl_weights=np.array([1.0] * len(chosen) + [self.c.probe.weight] * len(rehearsed), np.float32),
+      kl_weights=np.array(held, np.float32),
     )
     packed = jax.device_put(packed, sharding.batch_sharding(self.mesh))
     ref = self.logps(self.policy.params, packed.inputs)
@@ -364,6 +371,22 @@ class Learner:
     self.checkpoints.wait()  # On disk first, served second.
     self.published.publish(version, self.average)
     return {"canary": score, "policy_version": float(version)}
+
+  def _corrections(self, experience: Experience) -> list[batch.Row]:
+    """What the first samples saw, with the voted answer in the place of theirs.
+
+    A vote says what every answer earns, not only the sampled ones. Where the policy all but never
+    samples the right one, as in a new domain, sampled rewards alone would take very long to say so
+    (cf. off-policy guidance in the group, LUFFY, https://arxiv.org/abs/2504.14945).
+    """
+    rows = []
+    for trajectory in experience.trajectories:
+      last = trajectory.steps[-1].completion
+      before, box, after = last.text.rpartition(ANSWER.format(trajectory.answer))
+      if len(rows) < self.c.learn.corrections and trajectory.answer is not None and box:
+        text = before + ANSWER.format(experience.vote.answer) + after
+        rows.append(batch.corrected_row(trajectory, self.policy.chat.target(text)))
+    return rows
 
   def _rehearsed(self) -> list[Trajectory]:
     rng = np.random.default_rng((self.c.seed, self.updates))

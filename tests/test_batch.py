@@ -68,6 +68,14 @@ def test_a_trajectory_is_its_contexts_and_tokens_in_order():
   assert row.logps.tolist() == [0] * 4 + [-1, -2, -3] + [0] * 6 + [-4, -5]
 
 
+def test_a_corrected_row_keeps_what_was_seen_and_trains_the_other_ending():
+  row = batch.corrected_row(scripted_trajectory(), np.array([100, 120, 121], np.int32))
+  contexts = [list(range(10, 14)), list(range(20, 26))]
+  assert row.tokens.tolist() == contexts[0] + list(b"abc") + contexts[1] + [100, 120, 121]
+  assert row.loss_mask.tolist() == [False] * 13 + [True] * 3
+  assert np.isnan(row.logps[13:]).all() and not row.logps[:13].any()
+
+
 def test_a_demonstration_is_tokenised_as_it_would_be_played(policy):
   chat, result = policy.chat, episodes.crop(1)
   turns = (
@@ -233,7 +241,13 @@ def test_sft_batch_has_the_rows_masks(config):
 def test_grpo_batch_pads_with_nothing(config):
   trajectories = [scripted_trajectory()] * 3
   advantages = np.array([1.0, 0.0, -1.0], np.float32)
-  packed = pack_grpo(trajectories, advantages, config, max_tokens=32, multiple_of=4)
+  packed = pack_grpo(
+    [batch.trajectory_row(t) for t in trajectories],
+    advantages,
+    config,
+    max_tokens=32,
+    multiple_of=4,
+  )
   row = batch.trajectory_row(trajectories[0])
   t = len(row.tokens)
   for b in range(3):
@@ -245,11 +259,17 @@ def test_grpo_batch_pads_with_nothing(config):
   assert not packed.loss_mask[3].any() and not packed.inputs.segments[3].any()
   assert not packed.old_logps[~packed.loss_mask].any()
   weights = np.array([10.0, 1.0, 0.5], np.float32)
-  packed = pack_grpo(trajectories, advantages, config, max_tokens=32, kl_weights=weights)
+  packed = pack_grpo(
+    [batch.trajectory_row(t) for t in trajectories],
+    advantages,
+    config,
+    max_tokens=32,
+    kl_weights=weights,
+  )
   assert packed.kl_weights.tolist() == [[10.0], [1.0], [0.5]]
 
 
 def test_every_trajectory_has_an_advantage_and_a_weight(config):
   advantages = np.zeros(2, np.float32)
   with pytest.raises(ValueError, match="1 trajectories for 2 advantages and 1 KL weights"):
-    pack_grpo([scripted_trajectory()], advantages, config, max_tokens=32)
+    pack_grpo([batch.trajectory_row(scripted_trajectory())], advantages, config, max_tokens=32)

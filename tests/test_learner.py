@@ -119,6 +119,19 @@ def test_kl_weights_scale_each_rows_hold(policy, table_policy):
   np.testing.assert_allclose(measured["kl"], down, rtol=1e-5)
 
 
+def test_tokens_that_nobody_sampled_start_at_ratio_one(policy, table_policy):
+  """The table's sampled tokens are at ratio 1, too: the same value and the same gradient."""
+  sampled = table_batch()
+  given = table_batch(old=[[np.nan, np.nan, 0.0], [np.log(0.25), 0.0, 0.0]], kl_weights=[0.0, 1.0])
+  value = lambda b: jax.grad(lambda p: grpo(policy.model)(p, b, sampled.old_logps, ZERO)[0])
+  assert max_difference(value(sampled)(table_policy), value(given)(table_policy)) < 1e-7
+  assert max_difference(value(given)(table_policy), jax.tree.map(jnp.zeros_like, table_policy)) > 0
+  # They are not held, and tell nothing of the KL: here that of row 1 alone.
+  ref = sampled.old_logps + np.log(np.array([[2.0], [0.5]], np.float32))
+  _, measured = grpo(policy.model)(table_policy, given, ref, np.float32(0.5))
+  np.testing.assert_allclose(measured["kl"], np.log(2.0) - 0.5, rtol=1e-5)
+
+
 def test_clip_bounds_are_the_configured_ones(policy, table_policy):
   # Token 0 was sampled at probability 1/8: ratio 2, cut at 1.28 where the advantage is positive.
   packed = grpo_batch([[0]], [[True]], [[np.log(0.125)]], [1.0])
@@ -259,7 +272,8 @@ ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5], np.float32)
 
 
 def pack(policy, trajectories, advantages, **options):
-  return batch.pack_grpo(trajectories, advantages, policy.model.config, max_tokens=512, **options)
+  rows = [batch.trajectory_row(t) for t in trajectories]
+  return batch.pack_grpo(rows, advantages, policy.model.config, max_tokens=512, **options)
 
 
 def test_one_step_makes_rewarded_tokens_likelier(policy, played, sgd_step, state):

@@ -28,8 +28,9 @@ def reread(policy):
   program = jax.jit(lambda params, inputs: learner.logps(policy.model, params, inputs))
 
   def read(trajectories, params=None):
+    rows = [batch.trajectory_row(t) for t in trajectories]
     packed = batch.pack_grpo(
-      trajectories, np.zeros(len(trajectories), np.float32), policy.model.config, max_tokens=512
+      rows, np.zeros(len(rows), np.float32), policy.model.config, max_tokens=512
     )
     params = policy.params if params is None else params
     return packed, *map(np.asarray, program(params, packed.inputs))
@@ -87,7 +88,12 @@ def test_tokens_in_are_tokens_out(policy, reads):
   results = [episodes.crop(7), FAILED, episodes.crop(8)]
   tasks = three_tasks()
   played = two_turns(bind(policy), tasks, results)
-  packed = batch.pack_grpo(played, np.zeros(3, np.float32), policy.model.config, max_tokens=512)
+  packed = batch.pack_grpo(
+    [batch.trajectory_row(t) for t in played],
+    np.zeros(3, np.float32),
+    policy.model.config,
+    max_tokens=512,
+  )
   first, second = reads
   for row, trajectory in enumerate(played):
     one, two = (step.completion for step in trajectory.steps)

@@ -166,6 +166,31 @@ def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(config,
   )
 
 
+def test_corrections_are_the_samples_with_the_voted_answer_in_place_of_theirs(policy, learner):
+  """Of four, one answered in a box, one in no box, one not at all; at most two are taken."""
+  task, chat = unlabelled("a"), policy.chat
+
+  def sample(text, answer):
+    completion = fakes.completion(text, context=chat.prompt(task))
+    return Trajectory(
+      task=task, steps=(Step(completion=completion),), status=Status.ANSWERED, answer=answer
+    )
+
+  samples = (
+    sample("it is 2", "2"),
+    sample("who knows", None),
+    sample(r"a \boxed{2}, no \boxed{2}.", "2"),
+    sample(r"\boxed{1}", "1"),
+    sample(r"\boxed{3}", "3"),
+  )
+  e = dataclasses.replace(experience(policy, task, {0}), trajectories=samples)
+  rows = learner(learn__corrections=2)._corrections(e)
+  taught = [chat.decode(row.tokens[row.loss_mask]) for row in rows]
+  ends = chat.decode(chat.target("")) if len(chat.target("")) else ""
+  assert taught == [rf"a \boxed{{2}}, no \boxed{{1}}.{ends}", rf"\boxed{{1}}{ends}"]
+  assert learner(learn__corrections=0)._corrections(e) == []
+
+
 def test_a_group_that_agrees_teaches_nothing(policy, learner):
   learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0, 1, 2, 3})])

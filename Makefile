@@ -5,7 +5,7 @@
 # Everything is installed into .venv. PYTHON=/path/to/python3.12 chooses the interpreter.
 
 SEED ?= 0
-SHIFT ?= rotate
+SHIFT ?= blur
 # Of its own for each setting: a workdir continues what began in it.
 WORKDIR ?= runs/demo-$(SHIFT)-$(SEED)
 TINY ?= runs/tiny

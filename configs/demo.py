@@ -1,6 +1,6 @@
 """The online loop on the embedded model and a stream of a shifted domain: what `make demo` runs.
 
-    python -m pixelis_jax.online --config=configs/demo.py:rotate --workdir=runs/demo
+    python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
 
 The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer.
 """
@@ -16,7 +16,7 @@ OPTIONS = ("", "debug", *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
 def get_config(arg: str = "") -> ConfigDict:
   if arg not in OPTIONS:
     raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
-  shift, _, skewed = (arg if arg not in ("", "debug") else "rotate").partition("-")
+  shift, _, skewed = (arg if arg not in ("", "debug") else "blur").partition("-")
   c = ConfigDict()
   c.seed = 0
   c.model = common.model()
@@ -33,17 +33,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.samples = 6
   c.temperature = 1.0
   c.vote = ConfigDict()
-  c.vote.voters = (
-    "views"  # "views": the reference, once a view; "samples": the policy's own samples.
-  )
+  c.vote.voters = "views"  # The reference, once a view; "samples": the policy's own samples.
   c.vote.rule = "entropy_weighted"
   c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
-  c.vote.view_temperature = (
-    0.15  # Nats that a view tells less than the best at which it weighs 1/e.
-  )
-  c.vote.decay = (
-    0.99  # What an old request keeps, at each new one, in what the stream is known for.
-  )
+  c.vote.view_temperature = 0.1  # Nats that a view tells less than the best where it weighs 1/e.
+  c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
   c.gate = ConfigDict({"share": 0.6, "margin": 0.3})
   c.memory = ConfigDict()
   c.memory.backend = "auto"
@@ -55,25 +49,23 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn = ConfigDict()
   c.learn.requests = 12  # Experiences an update.
   c.learn.corrections = 2  # Samples an experience that are also shown with the voted answer.
-  c.learn.correction_weight = (
-    4.0  # Of their advantage, which is the share of samples that disagree.
-  )
+  c.learn.correction_weight = 3.0  # Of their advantage: the share of samples that disagree.
   c.learn.lr = 1e-4
-  c.learn.b1, c.learn.b2 = 0.9, 0.95
+  c.learn.b1, c.learn.b2 = 0.9, 0.99
   c.learn.weight_decay = 0.0
   c.learn.clip_norm = 1.0
   c.learn.patch_scale = 0.1
   c.learn.clip_low, c.learn.clip_high = 0.2, 0.28
   c.learn.normalize = "mean"
   c.learn.publish_every = 2
-  c.learn.ema = 0.8  # 0.999 over 30,000 updates, scaled to a run of about 80.
-  c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.3})
+  c.learn.ema = 0.9  # 0.999 over 30,000 updates, scaled to a run of about 70.
+  c.kl = ConfigDict({"coef": 0.1, "target": 0.2, "horizon": 5.0, "limit": 1.0})
   c.probe = ConfigDict()
-  c.probe.tasks = common.evaluation("train", "none", n=192, seed=4000)
-  c.probe.canary = 64  # Of the probe's tasks; the others are rehearsed.
-  c.probe.tolerance = 0.06
+  c.probe.tasks = common.evaluation("stream", "none", n=512, seed=4000)
+  c.probe.canary = 96  # Of the probe's tasks; the others are rehearsed.
+  c.probe.tolerance = 0.08
   c.probe.rehearse = 32  # Rows an update: 128 with 6 + 2 of each experience.
-  c.probe.weight = 10.0
+  c.probe.weight = 300.0
   c.max_row = 384
   c.keep = 2
   if arg == "debug":

@@ -1,6 +1,6 @@
 """Online test-time RL: unlabelled requests are answered, and teach the policy where it is sure.
 
-    python -m pixelis_jax.online --config=configs/demo.py:rotate --workdir=runs/demo
+    python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
 
 Killed at any point, the same command continues: answered requests are in the memory in one
 transaction with the stream's position, and what is published was on disk before it was served.

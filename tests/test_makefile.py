@@ -34,7 +34,7 @@ def test_demos_of_different_settings_share_no_workdir(tmp_path):
     (workdir,) = re.findall(r"--workdir=(\S+)", done.stdout)
     assert f"pixelis view {workdir}\n" in done.stdout
     workdirs.add(workdir)
-  assert workdirs == {"runs/demo-rotate-0", "runs/demo-rotate-7", "runs/demo-dim-0"}
+  assert workdirs == {"runs/demo-blur-0", "runs/demo-blur-7", "runs/demo-dim-0"}
 
 
 def test_tiny_hands_each_model_to_the_next_step(tmp_path):

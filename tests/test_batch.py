@@ -269,7 +269,7 @@ def test_grpo_batch_pads_with_nothing(config):
   assert packed.kl_weights.tolist() == [[10.0], [1.0], [0.5]]
 
 
-def test_every_trajectory_has_an_advantage_and_a_weight(config):
+def test_every_row_has_an_advantage_and_a_weight(config):
   advantages = np.zeros(2, np.float32)
-  with pytest.raises(ValueError, match="1 trajectories for 2 advantages and 1 KL weights"):
+  with pytest.raises(ValueError, match="1 rows for 2 advantages and 1 KL weights"):
     pack_grpo([batch.trajectory_row(scripted_trajectory())], advantages, config, max_tokens=32)

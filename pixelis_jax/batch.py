@@ -113,12 +113,15 @@ def corrected_row(trajectory: Trajectory, tokens: Int[np.ndarray, " T"]) -> Row:
 
   Nobody sampled them: their log-probabilities are NaN, see `GrpoBatch`.
   """
-  parts = []
-  for step in trajectory.steps:
-    parts.append((step.completion.context.tokens, False, None, step.completion.context.images))
-    parts.append((step.completion.tokens, False, None, ()))
-  parts[-1] = (tokens, True, np.full(len(tokens), np.nan, np.float32), ())
-  return _join(parts, {}, {})
+  row, last = trajectory_row(trajectory), trajectory.steps[-1].completion
+  start = len(row.tokens) - len(last.tokens)
+  mask = np.arange(start + len(tokens)) >= start
+  return Row(
+    tokens=np.concatenate([row.tokens[:start], tokens]).astype(np.int32),
+    images=row.images,
+    loss_mask=mask,
+    logps=np.where(mask, np.nan, 0.0).astype(np.float32),
+  )
 
 
 def demo_row(demo: Demo, chat: Chat) -> Row:

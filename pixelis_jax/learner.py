@@ -160,8 +160,9 @@ def sft_loss(
     aim, phase = (losses.token_mean(m.mean(-1), calling) for m in jnp.split(missed, [2], axis=-1))
     measured = {**aux, "likely_tokens": losses.token_mean(likely, mask)}
     measured |= {"aim_error": jnp.sqrt(aim), "aim_phase_error": jnp.sqrt(phase)}
-    everywhere = losses.token_mean(missed.mean(-1), known)
-    value = value + aim_weight * (losses.token_mean(missed.mean(-1), calling) + everywhere)
+    missed = missed.mean(-1)
+    misses = losses.token_mean(missed, calling) + losses.token_mean(missed, known)
+    value = value + aim_weight * misses
     if sight_weight:
       sight, measured["sight_error"] = sight_loss(params, features, batch.sights)
       value, measured["sight_loss"] = value + sight_weight * sight, sight

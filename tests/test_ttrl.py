@@ -167,7 +167,7 @@ def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(config,
 
 
 def test_corrections_are_the_samples_with_the_voted_answer_in_place_of_theirs(policy, learner):
-  """Of four, one answered in a box, one in no box, one not at all; at most two are taken."""
+  """Of five, one answered in no box and one not at all; of the others the first two are taken."""
   task, chat = unlabelled("a"), policy.chat
 
   def sample(text, answer):
@@ -186,7 +186,7 @@ def test_corrections_are_the_samples_with_the_voted_answer_in_place_of_theirs(po
   e = dataclasses.replace(experience(policy, task, {0}), trajectories=samples)
   rows = learner(learn__corrections=2)._corrections(e)
   taught = [chat.decode(row.tokens[row.loss_mask]) for row in rows]
-  ends = chat.decode(chat.target("")) if len(chat.target("")) else ""
+  ends = chat.decode(chat.target(""))
   assert taught == [rf"a \boxed{{2}}, no \boxed{{1}}.{ends}", rf"\boxed{{1}}{ends}"]
   assert learner(learn__corrections=0)._corrections(e) == []
 

@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from pixelis_jax.algo import answers
-
-FORGET = 1e-4  # Weight under which a tally or an answer is dropped.
+from pixelis_jax.algo.voting import FORGET, check_fading
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +65,7 @@ class Information:
   smoothing: float = 16.0
 
   def __post_init__(self):
-    if not (0 < self.decay < 1 and 0 < self.smoothing < math.inf):
-      raise ValueError(
-        f"decay {self.decay} must lie in (0, 1) and smoothing {self.smoothing} be positive"
-      )
+    check_fading(self.decay, self.smoothing)
 
   def update(self, kind: str, voters: Iterable[tuple[str, str | None, float]]) -> "Information":
     """After one request.

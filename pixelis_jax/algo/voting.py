@@ -18,9 +18,13 @@ from pixelis_jax.algo import answers
 from pixelis_jax.types import Ballot, Vote
 
 TIE = 1e-9  # Shares closer than this differ by rounding only.
-FORGET = (
-  1e-4  # Weight under which a prior drops an answer: open vocabularies must not grow for ever.
-)
+FORGET = 1e-4  # Weight under which an answer is dropped: open vocabularies must not grow for ever.
+
+
+def check_fading(decay: float, smoothing: float) -> None:
+  """Raises ValueError where counts with these constants would not fade, or not be smoothed."""
+  if not (0 < decay < 1 and 0 < smoothing < math.inf):
+    raise ValueError(f"decay {decay} must lie in (0, 1) and smoothing {smoothing} be positive")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +44,7 @@ class AnswerPrior:
   smoothing: float = 5.0
 
   def __post_init__(self):
-    if not (0 < self.decay < 1 and 0 < self.smoothing < math.inf):
-      raise ValueError(
-        f"decay {self.decay} must lie in (0, 1) and smoothing {self.smoothing} be positive"
-      )
+    check_fading(self.decay, self.smoothing)
     for answer, weight in self.counts.items():
       if not 0 <= weight < math.inf:
         raise ValueError(f"weight {weight} of answer {answer!r} must be finite and not negative")

@@ -15,6 +15,7 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.guidelines = ""  # Appended to the user's question.
   c.max_tokens = 32  # Sampled tokens a turn.
   c.max_rows = 256  # Episodes decoded together.
+  c.rows_multiple = 1  # Rows are padded to multiples of this; see sampler.Sampler.
   return c
 
 

@@ -1,6 +1,6 @@
 """The only place where parameters change: TrainState, and a loss made into a jitted step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, no_type_check
 
 import flax.struct
@@ -64,8 +64,10 @@ def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule
   return adamw(c, schedule), schedule
 
 
-def adamw(c: Any, rate: float | optax.Schedule) -> optax.GradientTransformation:
-  """AdamW, clipped by global norm.
+def adamw(
+  c: Any, rate: float | optax.Schedule, *, freeze: Sequence[str] = ()
+) -> optax.GradientTransformation:
+  """AdamW, clipped by global norm; the parts of the parameters named in `freeze` do not move.
 
   Adam moves each weight by about the rate, whatever its gradient. The pixels of a patch move
   together, so the same rate moves the patch embedding's output by far more than other layers': its
@@ -74,10 +76,16 @@ def adamw(c: Any, rate: float | optax.Schedule) -> optax.GradientTransformation:
   Args:
     c: fields b1, b2, weight_decay, clip_norm, patch_scale.
     rate: Of learning.
+    freeze: Top-level names, as for `frozen`.
   """
   adam = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
-  slower = lambda path, u: c.patch_scale * u if _is_patch(path) else u
-  scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(slower, updates))
+
+  def scale(path: tuple[Any, ...], update: Array) -> Array:
+    if path[0].key in freeze:
+      return jnp.zeros_like(update)  # Weight decay would move them.
+    return c.patch_scale * update if _is_patch(path) else update
+
+  scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam, scaled)
 
 
@@ -231,6 +239,21 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
     return value + kl_coef * held - entropy_weight * entropy, measured
 
   return loss
+
+
+def frozen(loss: Loss, names: Sequence[str]) -> Loss:
+  """The loss without gradients for the parts of the parameters with these top-level names.
+
+  Raises ValueError, when called, for a name that the parameters do not have.
+  """
+
+  def partial(params: Params, *rest: Any) -> tuple[Array, Metrics]:
+    if unknown := [name for name in names if name not in params]:
+      raise ValueError(f"cannot freeze {unknown[0]!r}: the parameters have {sorted(params)}")
+    held = {name: jax.lax.stop_gradient(params[name]) for name in names}
+    return loss({**params, **held}, *rest)
+
+  return partial
 
 
 def pushing_kl(

@@ -138,7 +138,7 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
 
 def passes(vote: Vote, c: Any) -> bool:
   """Whether the policy may learn from this vote."""
-  return voting.gate(vote, share=c.gate.share, margin=c.gate.margin)
+  return voting.gate(vote, confidence=c.gate.confidence, margin=c.gate.margin)
 
 
 def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -> None:
@@ -166,6 +166,7 @@ def _signals(
 ) -> dict[str, float]:
   return {
     "vote_share": float(np.mean([e.vote.share for e in experiences])),
+    "vote_confidence": float(np.mean([e.vote.confidence for e in experiences])),
     "vote_margin": float(np.mean([e.vote.margin for e in experiences])),
     "gate_rate": admitted / len(experiences),
     "memory_size": float(size),

@@ -29,7 +29,7 @@ from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_position
 from pixelis_jax.model.load import load, load_config
 from pixelis_jax.model.qwen2_5_vl import Cache, Model
 from pixelis_jax.tools import Toolbox
-from pixelis_jax.types import Completion, Generate, Segment, Task, Turns
+from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 
 Params = Any
 
@@ -60,14 +60,24 @@ class Sampler:
   """Turns parameters into `Generate`. Programs are compiled once a shape; `bind`s share them."""
 
   def __init__(
-    self, model: Model, chat: Chat, *, max_tokens: int, max_rows: int, dtype=jnp.float32
+    self,
+    model: Model,
+    chat: Chat,
+    *,
+    max_tokens: int,
+    max_rows: int,
+    rows_multiple: int = 1,
+    dtype=jnp.float32,
   ):
     """Args:
     max_tokens: sampled tokens a turn at most; a turn that reaches it is not `finished`.
     max_rows: rows decoded together at most; more requests are served in several batches.
+    rows_multiple: rows and images are padded to multiples of this: the larger, the fewer programs
+      are compiled and the more is computed for nothing.
     """
     self.model, self.chat, self.dtype = model, chat, dtype
     self.max_tokens, self.max_rows = max_tokens, max_rows
+    self.rows_multiple = rows_multiple
     banned = np.zeros(model.config.text.vocab_size, bool)
     banned[list(chat.banned_ids)] = True
     banned[chat.vocab_size :] = True  # Padding rows of the embedding are no tokens.
@@ -100,7 +110,7 @@ class Sampler:
     positions = np.zeros((rows, 3, T), np.int32)
     last, nexts = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     images = tuple(image for s in segments for image in s.images)
-    vision, first = pack_images(images, config) if images else (None, {})
+    vision, first = self.pack(images) if images else (None, {})
     for b, (segment, start) in enumerate(zip(segments, starts, strict=True)):
       t = len(segment.tokens)
       tokens[b, :t], flags[b, :t], last[b] = segment.tokens, 1, t - 1
@@ -109,6 +119,14 @@ class Sampler:
         segment.tokens, [i.grid for i in segment.images], config, start=start
       )
     return Block(tokens, positions, sources, flags, last, nexts, vision)
+
+  def pack(self, images: Sequence[Patches]) -> tuple[VisionInputs, dict[str, int]]:
+    """`pack_images` in this sampler's shapes."""
+    return pack_images(images, self.model.config, multiple_of=self.rows_multiple)
+
+  def rows(self, n: int) -> int:
+    """n rounded up to one of few numbers of rows."""
+    return round_up(n, multiple_of=self.rows_multiple)
 
   def read(self, params: Params, cache: Cache, block: Block) -> tuple[Float[Array, "B D"], Cache]:
     """Appends a block to the cache; the hidden state at each row's last token."""
@@ -151,7 +169,7 @@ class _Bound:
 
   def _turn(self, requests: list[tuple[Task, Turns]], old: dict) -> list[Completion]:
     segments = [self._segment(task, steps) for task, steps in requests]
-    rows = round_up(len(requests))
+    rows = self.sampler.rows(len(requests))
     _, steps = requests[0]
     known = old.get(id(steps[-1].completion)) if steps else None
     if known is None:
@@ -188,7 +206,8 @@ class _Bound:
       for request, segment in zip(requests, segments, strict=True)
     }
     at = {key: row for row, key in enumerate(whole)}
-    block = self.sampler.block(list(whole.values()), [0] * len(whole), round_up(len(whole)))
+    segments = list(whole.values())
+    block = self.sampler.block(segments, [0] * len(whole), self.sampler.rows(len(whole)))
     capacity = round_up(block.tokens.shape[1] + self.sampler.max_tokens, multiple_of=16)
     cache = self.sampler.model.init_cache(
       len(block.tokens), block.tokens.shape[1], self.sampler.dtype
@@ -343,8 +362,8 @@ def load_policy(c: Any) -> Policy:
   """Opens the Hugging Face directory `c.path`, or what `c.loader` makes.
 
   Args:
-    c: fields path, loader, random_seed, tools, preset, guidelines, dtype, max_tokens, max_rows. A
-      loader "package.module:function" is called with `c` and returns objects with
+    c: fields path, loader, random_seed, tools, preset, guidelines, dtype, max_tokens, max_rows,
+      rows_multiple. A loader "package.module:function" is called with `c` and returns objects with
       `save_pretrained`, as the torch project's `load_model` returns (model, tokenizer, processor);
       it replaces the path.
   """
@@ -366,7 +385,12 @@ def with_tools(c: Any, model: Model, params: Params, tools: Sequence[str]) -> Po
   toolbox = Toolbox(tuple(tools), shown_size=images.shown_size, preset=c.preset)
   chat = Chat.from_directory(c.path, tools=toolbox.schemas, guidelines=c.guidelines)
   sampler = Sampler(
-    model, chat, max_tokens=c.max_tokens, max_rows=c.max_rows, dtype=jnp.dtype(c.dtype)
+    model,
+    chat,
+    max_tokens=c.max_tokens,
+    max_rows=c.max_rows,
+    rows_multiple=c.rows_multiple,
+    dtype=jnp.dtype(c.dtype),
   )
   return Policy(
     model=model, params=params, images=images, chat=chat, sampler=sampler, tools=toolbox
@@ -399,7 +423,7 @@ def embed(
   for task, turns in zip(tasks, steps, strict=True):
     pictures = [image for turn in turns for image in turn.completion.context.images]
     shown.append((pictures or list(policy.chat.prompt(task).images))[-1:])
-  vision, first = pack_images([i for images in shown for i in images], config)
+  vision, first = policy.sampler.pack([i for images in shown for i in images])
   features = np.asarray(policy.sampler.encode(params, vision), np.float32)
   asked = [policy.chat.target(task.question) for task in tasks]
   # The rows that are asked about only: the whole table of a large model is gigabytes.

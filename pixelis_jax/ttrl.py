@@ -6,6 +6,7 @@ refuses a task that carries one.
 """
 
 import dataclasses
+import math
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
@@ -28,7 +30,7 @@ from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
 from pixelis_jax.tools.views import IDENTITY, View, views_for
-from pixelis_jax.types import Ballot, Experience, Task, Trajectory
+from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
 
 class Published:
@@ -137,6 +139,9 @@ class Answerer:
       ballots = _ballots(voted, views, self.c.vote)
       remembered = self._remembered(task, vector)
       vote = voting.RULES[self.c.vote.rule]([*ballots, *remembered], prior)
+      # Voters who agree on what they cannot see are not to be believed.
+      trust = views.trust([view.name for view, _ in voted], half=self.c.vote.trust_half)
+      vote = dataclasses.replace(vote, confidence=vote.share * trust)
       prior = prior.update(voting.majority(ballots).counts)
       experiences.append(
         Experience(
@@ -245,9 +250,11 @@ class Learner:
     """Restores what was last published from `workdir`, and publishes it."""
     self.c, self.policy, self.published, self.probe = c, policy, published, probe
     model, o = policy.model, c.learn
-    tx = learner.adamw(o, o.lr)
+    # Adam's first steps are all of full size, whatever the gradients say: they start small.
+    rate = optax.linear_schedule(o.lr / o.warmup, o.lr, o.warmup - 1)
+    tx = learner.adamw(o, rate, freeze=o.freeze)
     loss = learner.grpo_loss(model, clip_low=o.clip_low, clip_high=o.clip_high, entropy_weight=0.0)
-    self.step = learner.make_step(loss, tx, donate=False)
+    self.step = learner.make_step(learner.frozen(loss, o.freeze), tx, donate=False)
     self.logps = learner.make_logps(model)
     self.mesh = sharding.make_mesh(**c.mesh)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
@@ -256,6 +263,7 @@ class Learner:
     self.applied = self.refused = 0
     self.unpublished = 0  # Updates applied since what is served now.
     self.learned: str | None = None  # The id of the last experience read.
+    self.taught = voting.AnswerPrior(decay=c.vote.decay)  # Answers of the experiences read.
     self.latest_kl = 0.0
     self.checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
     if restored := self.checkpoints.restore({"state": self.state, "average": self.average}):
@@ -264,6 +272,7 @@ class Learner:
       self.kl = dataclasses.replace(self.kl, coef=extra["kl_coef"])
       self.applied, self.refused = extra["applied"], extra["refused"]
       self.learned = extra["learned"]
+      self.taught = voting.AnswerPrior(**extra["taught"])
       published.publish(self.updates, self.average)
     self.stable = (self.state, self.average)  # What is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates)
@@ -308,22 +317,32 @@ class Learner:
     if targets.all():
       self.refused += 1  # Nothing to learn.
       return measured
-    # Unanimous groups stay in, though all they do is be held by the KL: each update has one shape.
-    sampled = [batch.trajectory_row(t) for e in taken for t in e.trajectories]
-    corrected, pushes = [], []
-    for experience, mean in zip(taken, targets.mean(1), strict=True):
-      rows = self._corrections(experience)
-      corrected += rows
-      pushes += [c.correction_weight * (1.0 - mean)] * len(rows)
+    for experience in taken:
+      self.taught = self.taught.update({experience.vote.answer: 1.0})
+    rows, pushes, held = [], [], []
+    for experience, target_G, advantage_G in zip(taken, targets, advantages, strict=True):
+      # What is asked most must not teach most: a skewed stream would make a skewed policy.
+      weight = self.taught.balance(experience.vote.answer)
+      # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
+      chosen = [experience.trajectories[i] for i in grpo.contrast(target_G, c.contrast)]
+      earned = [advantage_G[i] for i in grpo.contrast(target_G, c.contrast)]
+      corrected = self._corrections(chosen, experience.vote)
+      rows += [*map(batch.trajectory_row, chosen), *corrected]
+      correction = c.correction_weight * (1.0 - target_G.mean())
+      pushes += [weight * push for push in (*earned, *[correction] * len(corrected))]
+      held += [1.0] * len(chosen) + [0.0] * len(corrected)
     rehearsed = [batch.trajectory_row(t) for t in self._rehearsed()]
-    held = [1.0] * len(sampled) + [0.0] * len(corrected) + [self.c.probe.weight] * len(rehearsed)
+    rows += rehearsed
+    pushes += [0.0] * len(rehearsed)
+    held += [self.c.probe.weight / self.kl.coef] * len(rehearsed)  # Whatever the coefficient is.
+    fit = [i for i, row in enumerate(rows) if len(row.tokens) <= c.max_tokens]
     packed = batch.pack_grpo(
-      [*sampled, *corrected, *rehearsed],
-      np.array([*advantages.flat, *pushes, *[0.0] * len(rehearsed)], np.float32),
+      [rows[i] for i in fit],
+      np.array(pushes, np.float32)[fit],
       self.policy.model.config,
-      max_tokens=self.c.max_row,
-      multiple_of=sharding.rows_multiple(self.mesh),
-      kl_weights=np.array(held, np.float32),
+      max_tokens=c.max_tokens,
+      multiple_of=math.lcm(c.rows_multiple, sharding.rows_multiple(self.mesh)),
+      kl_weights=np.array(held, np.float32)[fit],
     )
     packed = jax.device_put(packed, sharding.batch_sharding(self.mesh))
     ref = self.logps(self.policy.params, packed.inputs)
@@ -365,6 +384,7 @@ class Learner:
       "applied": self.applied,
       "refused": self.refused,
       "learned": self.learned,
+      "taught": self.taught.to_dict(),
     }
     version = self.updates
     self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
@@ -372,7 +392,7 @@ class Learner:
     self.published.publish(version, self.average)
     return {"canary": score, "policy_version": float(version)}
 
-  def _corrections(self, experience: Experience) -> list[batch.Row]:
+  def _corrections(self, samples: Sequence[Trajectory], vote: Vote) -> list[batch.Row]:
     """What the first samples saw, with the voted answer in the place of theirs.
 
     A vote says what every answer earns, not only the sampled ones. Where the policy all but never
@@ -380,11 +400,11 @@ class Learner:
     (cf. off-policy guidance in the group, LUFFY, https://arxiv.org/abs/2504.14945).
     """
     rows = []
-    for trajectory in experience.trajectories:
+    for trajectory in samples:
       last = trajectory.steps[-1].completion
       before, box, after = last.text.rpartition(ANSWER.format(trajectory.answer))
       if len(rows) < self.c.learn.corrections and trajectory.answer is not None and box:
-        text = before + ANSWER.format(experience.vote.answer) + after
+        text = before + ANSWER.format(vote.answer) + after
         rows.append(batch.corrected_row(trajectory, self.policy.chat.target(text)))
     return rows
 

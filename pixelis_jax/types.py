@@ -249,7 +249,11 @@ class Ballot:
 
 @value
 class Vote:
-  """The consensus. `share`, `margin` in [0, 1]; `counts`: each canonical answer's weight share."""
+  """The consensus; `counts` are the shares of weight of each canonical answer.
+
+  `share` and `margin` of the winner, in [0, 1], say how far the voters agree; `confidence`, at most
+  the share, how far they are to be believed.
+  """
 
   answer: str | None
   confidence: float

@@ -122,7 +122,7 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command = [sys.executable, "-m", "pixelis_jax.online", "--config=configs/demo.py:debug"]
   command += [f"--workdir={workdir}", "--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
-  command += ["--config.gate.share=0.0", "--config.gate.margin=0.0"]
+  command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
   child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   metrics = workdir / "metrics.jsonl"
   deadline = time.monotonic() + 240

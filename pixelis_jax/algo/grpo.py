@@ -33,6 +33,20 @@ def group_advantages(
   return np.where(keep, centred, np.float32(0))
 
 
+def contrast(rewards: Float32[np.ndarray, " G"], n: int) -> list[int]:
+  """Indices of the n of a group's samples whose rewards vary most: so many best, so many worst.
+
+  Max-variance down-sampling (PODS, https://arxiv.org/abs/2504.13818), which for rewards of two
+  values takes half of n from either end; an odd one is a best. n of at least G takes all.
+  """
+  if n < 0:
+    raise ValueError(f"n {n} must not be negative")
+  order = np.argsort(-rewards, kind="stable").tolist()
+  worst = min(n, len(order)) // 2
+  best = min(n, len(order)) - worst
+  return sorted([*order[:best], *order[len(order) - worst :]])
+
+
 def keep_groups(rewards: Float32[np.ndarray, "Q G"]) -> Bool[np.ndarray, " Q"]:
   """Which groups can teach anything: rewards not all equal (DAPO, arXiv 2503.14476)."""
   if not np.isfinite(rewards).all():

@@ -107,6 +107,17 @@ class Information:
     total = math.fsum(raw.values())
     return {name: len(raw) * weight / total for name, weight in raw.items()}
 
+  def trust(self, names: Iterable[str], *, half: float) -> float:
+    """How far to believe these voters at all, in [0, 1): m / (m + half), m what the best one tells.
+
+    It is 0 where none tells anything, as where there is nothing to see, and 1/2 where the best
+    tells `half` nats.
+    """
+    if not half > 0:
+      raise ValueError(f"half {half} must be positive")
+    most = max((self.told(name) for name in names), default=0.0)
+    return max(most, 0.0) / (max(most, 0.0) + half)
+
   def _asked(self, name: str) -> float:
     return math.fsum(tally.asked for tally in self.tallies.get(name, {}).values())
 

@@ -1,10 +1,10 @@
 """From a table of ballots to one answer: each rule is one function over the table.
 
 Ballots are grouped by what they mean (`answers.canonical`), so "1/2" and "0.5" do not split a vote.
-A ballot without an answer counts in every share's denominator and can never win. `Vote.confidence`
-is the winner's share of all the weight, `Vote.margin` its share minus the runner-up's. A tie has
-margin 0 and goes to the alphabetically first answer, so that it is the same everywhere; `gate`
-refuses it.
+A ballot without an answer counts in every share's denominator and can never win. `Vote.share` is
+the winner's part of all the weight, `Vote.margin` that minus the runner-up's. `Vote.confidence` is
+the share, unless the caller knows a reason to lower it. A tie has margin 0 and goes to the
+alphabetically first answer, so that it is the same everywhere; `gate` refuses it.
 
 Memory neighbours are ballots too: `source` is the experience's id, `weight` comes from
 `similarity_weight`.
@@ -68,6 +68,13 @@ class AnswerPrior:
     total = math.fsum(self.counts.values())
     return (seen + self.smoothing) / (total + self.smoothing * (len(self.counts) + 1))
 
+  def balance(self, answer: str) -> float:
+    """The weight under which all answers count equally often: 1 / (their number * `expected`).
+
+    Smoothed like `expected`: 1 before any request, and bounded for answers hardly seen.
+    """
+    return 1.0 / ((len(self.counts) + 1) * self.expected(answer))
+
   def to_dict(self) -> dict[str, object]:
     """Plain values that `AnswerPrior(**values)` takes back; JSON can hold them."""
     return {"counts": dict(self.counts), "decay": self.decay, "smoothing": self.smoothing}
@@ -105,17 +112,16 @@ RULES: dict[str, Callable[[Sequence[Ballot], AnswerPrior], Vote]] = {
 }
 
 
-def gate(vote: Vote, *, share: float, margin: float) -> bool:
-  """Whether a vote may be learned from: an answer, with at least `share` and `margin`, and no tie.
+def gate(vote: Vote, *, confidence: float, margin: float) -> bool:
+  """Whether a vote may be learned from: an answer, sure enough, by enough of a margin, and no tie.
 
   Both thresholds lie in [0, 1]. SCRL (https://arxiv.org/abs/2603.19880) trusts share 0.375 and
   margin 0.125.
   """
-  if not (0 <= share <= 1 and 0 <= margin <= 1):
-    raise ValueError(f"share {share} and margin {margin} must lie in [0, 1]")
-  return (
-    vote.answer is not None and vote.margin > 0 and vote.share >= share and vote.margin >= margin
-  )
+  if not (0 <= confidence <= 1 and 0 <= margin <= 1):
+    raise ValueError(f"confidence {confidence} and margin {margin} must lie in [0, 1]")
+  sure = vote.confidence >= confidence and vote.margin >= margin
+  return vote.answer is not None and vote.margin > 0 and sure
 
 
 def entropy_weight(entropy: float, *, temperature: float) -> float:

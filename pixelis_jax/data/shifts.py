@@ -70,10 +70,10 @@ def static(
 # Name -> shift, strengths included.
 SHIFTS: dict[str, Shift] = {
   "none": Shift(),
-  "rotate": Shift(ink=functools.partial(rotate, degrees=25.0)),
-  "dim": Shift(plate=functools.partial(dim, contrast=0.25)),
+  "rotate": Shift(ink=functools.partial(rotate, degrees=30.0)),
+  "dim": Shift(plate=functools.partial(dim, contrast=0.45)),
   "invert": Shift(plate=invert),
-  "noise": Shift(plate=functools.partial(noise, sigma=60.0)),
-  "blur": Shift(plate=functools.partial(blur, sigma=1.0)),
+  "noise": Shift(plate=functools.partial(noise, sigma=40.0)),
+  "blur": Shift(plate=functools.partial(blur, sigma=0.85)),
   "static": Shift(image=static),
 }

@@ -10,6 +10,9 @@ SHIFT ?= blur
 WORKDIR ?= runs/demo-$(SHIFT)-$(SEED)
 TINY ?= runs/tiny
 
+# Compiled programs are kept: what is run again starts at once.
+CACHED := JAX_COMPILATION_CACHE_DIR=.cache/jax
+
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -43,7 +46,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT) --workdir=$(WORKDIR) --config.seed=$(SEED)
+	$(CACHED) $(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT) --workdir=$(WORKDIR) --config.seed=$(SEED)
 	$(BIN)/pixelis view $(WORKDIR)
 
 lint: $(VENV)/.installed-test

@@ -23,7 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model.rows_multiple = 16
   c.limits = common.limits()
   c.mesh = common.mesh()
-  c.stream = common.evaluation("stream", shift, n=480, seed=2000)
+  c.stream = common.evaluation("stream", shift, n=384)
+  c.stream.seed = 2000 + c.get_ref("seed")  # Other seeds are other requests.
   c.stream.skew = 8 if skewed else -1
   c.requests = ""  # A JSON or JSONL file of requests in place of the stream.
   c.shifted = common.evaluation("held_out", shift, n=400, seed=3000)
@@ -53,7 +54,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.contrast = 2  # Samples an experience that enter an update: of the best and the worst.
   c.learn.corrections = 1  # Of these samples, shown with the voted answer also.
   c.learn.correction_weight = 3.0  # Of their advantage: the share of samples that disagree.
-  c.learn.max_tokens = 128  # Rows longer than this are left out: an update has one shape.
+  c.learn.max_tokens = 128  # Rows that are longer, or have images of more patches, are left out of
+  c.learn.max_patches = 64  # an update, so that all have one shape.
   c.learn.rows_multiple = 32
   c.learn.freeze = ("text",)  # What is seen has changed, not what is asked and said of it.
   c.learn.lr = 1e-4
@@ -65,10 +67,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.clip_low, c.learn.clip_high = 0.2, 0.28
   c.learn.normalize = "mean"
   c.learn.publish_every = 4
-  c.learn.ema = 0.9  # 0.999 over 30,000 updates, scaled to a run of about 40.
+  c.learn.ema = 0.9  # 0.999 over 30,000 updates, scaled to a run of about 30.
   c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.5})
   c.probe = ConfigDict()
-  c.probe.tasks = common.evaluation("stream", "none", n=512, seed=4000)
+  c.probe.tasks = common.evaluation("stream", "none", n=384, seed=4000)
   c.probe.canary = 96  # Of the probe's tasks; the others are rehearsed.
   c.probe.tolerance = 0.08
   c.probe.rehearse = 28  # Rows an update: 64 with 2 + 1 of each experience.

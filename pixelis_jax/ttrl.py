@@ -335,7 +335,7 @@ class Learner:
     rows += rehearsed
     pushes += [0.0] * len(rehearsed)
     held += [self.c.probe.weight / self.kl.coef] * len(rehearsed)  # Whatever the coefficient is.
-    fit = [i for i, row in enumerate(rows) if len(row.tokens) <= c.max_tokens]
+    fit = [i for i, row in enumerate(rows) if self._fits(row)]
     packed = batch.pack_grpo(
       [rows[i] for i in fit],
       np.array(pushes, np.float32)[fit],
@@ -407,6 +407,12 @@ class Learner:
         text = before + ANSWER.format(vote.answer) + after
         rows.append(batch.corrected_row(trajectory, self.policy.chat.target(text)))
     return rows
+
+  def _fits(self, row: batch.Row) -> bool:
+    """Whether the row leaves the update's shape as it is: a longer one is a program to compile."""
+    c = self.c.learn
+    patches = max((len(image.patches) for image in row.images), default=0)
+    return len(row.tokens) <= c.max_tokens and patches <= c.max_patches
 
   def _rehearsed(self) -> list[Trajectory]:
     rng = np.random.default_rng((self.c.seed, self.updates))

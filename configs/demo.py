@@ -67,14 +67,14 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.clip_low, c.learn.clip_high = 0.2, 0.28
   c.learn.normalize = "mean"
   c.learn.publish_every = 4
-  c.learn.ema = 0.9  # 0.999 over 30,000 updates, scaled to a run of about 30.
+  c.learn.ema = 0.8  # 0.999 over 6,000 updates, scaled to a run of about 30.
   c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.5})
   c.probe = ConfigDict()
   c.probe.tasks = common.evaluation("stream", "none", n=384, seed=4000)
   c.probe.canary = 96  # Of the probe's tasks; the others are rehearsed.
   c.probe.tolerance = 0.08
   c.probe.rehearse = 28  # Rows an update: 64 with 2 + 1 of each experience.
-  c.probe.weight = 60.0  # Of their KL.
+  c.probe.weight = 80.0  # Of their KL.
   c.keep = 2
   if arg == "debug":
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4

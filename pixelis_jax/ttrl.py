@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
 from pixelis_jax.tools.views import IDENTITY, View, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
+
+Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, its weight in the KL.
 
 
 class Published:
@@ -317,34 +319,8 @@ class Learner:
     if targets.all():
       self.refused += 1  # Nothing to learn.
       return measured
-    for experience in taken:
-      self.taught = self.taught.update({experience.vote.answer: 1.0})
-    rows, pushes, held = [], [], []
-    for experience, target_G, advantage_G in zip(taken, targets, advantages, strict=True):
-      # What is asked most must not teach most: a skewed stream would make a skewed policy.
-      weight = self.taught.balance(experience.vote.answer)
-      # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
-      chosen = [experience.trajectories[i] for i in grpo.contrast(target_G, c.contrast)]
-      earned = [advantage_G[i] for i in grpo.contrast(target_G, c.contrast)]
-      corrected = self._corrections(chosen, experience.vote)
-      rows += [*map(batch.trajectory_row, chosen), *corrected]
-      correction = c.correction_weight * (1.0 - target_G.mean())
-      pushes += [weight * push for push in (*earned, *[correction] * len(corrected))]
-      held += [1.0] * len(chosen) + [0.0] * len(corrected)
-    rehearsed = [batch.trajectory_row(t) for t in self._rehearsed()]
-    rows += rehearsed
-    pushes += [0.0] * len(rehearsed)
-    held += [self.c.probe.weight / self.kl.coef] * len(rehearsed)  # Whatever the coefficient is.
-    fit = [i for i, row in enumerate(rows) if self._fits(row)]
-    packed = batch.pack_grpo(
-      [rows[i] for i in fit],
-      np.array(pushes, np.float32)[fit],
-      self.policy.model.config,
-      max_tokens=c.max_tokens,
-      multiple_of=math.lcm(c.rows_multiple, sharding.rows_multiple(self.mesh)),
-      kl_weights=np.array(held, np.float32)[fit],
-    )
-    packed = jax.device_put(packed, sharding.batch_sharding(self.mesh))
+    rows = [*self._pushing(taken, targets, advantages), *self._rehearsing()]
+    packed = jax.device_put(self._pack(rows), sharding.batch_sharding(self.mesh))
     ref = self.logps(self.policy.params, packed.inputs)
     proposed, update = self.step(self.state, packed, ref, jnp.float32(self.kl.coef))
     after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), ref, packed))
@@ -392,6 +368,28 @@ class Learner:
     self.published.publish(version, self.average)
     return {"canary": score, "policy_version": float(version)}
 
+  def _pushing(
+    self,
+    taken: Sequence[Experience],
+    targets: Float32[np.ndarray, "Q G"],
+    advantages: Float32[np.ndarray, "Q G"],
+  ) -> list[Weighted]:
+    """What these experiences teach: their most telling samples, and corrections of these."""
+    c, rows = self.c.learn, []
+    for experience in taken:
+      self.taught = self.taught.update({experience.vote.answer: 1.0})
+    for experience, target_G, advantage_G in zip(taken, targets, advantages, strict=True):
+      # What is asked most must not teach most: a skewed stream would make a skewed policy.
+      weight = self.taught.balance(experience.vote.answer)
+      chosen = grpo.contrast(target_G, c.contrast)
+      samples = [experience.trajectories[i] for i in chosen]
+      # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
+      for i, sample in zip(chosen, samples, strict=True):
+        rows.append((batch.trajectory_row(sample), weight * float(advantage_G[i]), 1.0))
+      push = weight * c.correction_weight * (1.0 - float(target_G.mean()))
+      rows += [(row, push, 0.0) for row in self._corrections(samples, experience.vote)]
+    return rows
+
   def _corrections(self, samples: Sequence[Trajectory], vote: Vote) -> list[batch.Row]:
     """What the first samples saw, with the voted answer in the place of theirs.
 
@@ -408,17 +406,43 @@ class Learner:
         rows.append(batch.corrected_row(trajectory, self.policy.chat.target(text)))
     return rows
 
-  def _fits(self, row: batch.Row) -> bool:
-    """Whether the row leaves the update's shape as it is: a longer one is a program to compile."""
-    c = self.c.learn
-    patches = max((len(image.patches) for image in row.images), default=0)
-    return len(row.tokens) <= c.max_tokens and patches <= c.max_patches
-
-  def _rehearsed(self) -> list[Trajectory]:
+  def _rehearsing(self) -> list[Weighted]:
+    """Some of the probe's episodes, which push nowhere and are held to the reference."""
+    c = self.c.probe
     rng = np.random.default_rng((self.c.seed, self.updates))
-    n = min(self.c.probe.rehearse, len(self.probe.rehearsed))
+    n = min(c.rehearse, len(self.probe.rehearsed))
     picked = rng.choice(len(self.probe.rehearsed), size=n, replace=False)
-    return [self.probe.rehearsed[i] for i in picked]
+    held = c.weight / self.kl.coef  # The same whatever the coefficient is now.
+    return [(batch.trajectory_row(self.probe.rehearsed[i]), 0.0, held) for i in picked]
+
+  def _pack(self, rows: Sequence[Weighted]) -> batch.GrpoBatch:
+    """The rows that leave the update's shape as it is: any other is a program to compile.
+
+    Raises ValueError, naming the sizes, where none does: then nothing would ever be learned.
+    """
+    c = self.c.learn
+    tokens = [len(row.tokens) for row, *_ in rows]
+    patches = [max((len(i.patches) for i in row.images), default=0) for row, *_ in rows]
+    fit = [
+      row
+      for row, t, p in zip(rows, tokens, patches, strict=True)
+      if t <= c.max_tokens and p <= c.max_patches
+    ]
+    if not fit:
+      raise ValueError(
+        f"no row of an update fits learn.max_tokens={c.max_tokens} and "
+        f"learn.max_patches={c.max_patches}: the shortest has {min(tokens)} tokens, the one with "
+        f"the smallest images {min(patches)} patches"
+      )
+    chosen, pushes, held = zip(*fit, strict=True)
+    return batch.pack_grpo(
+      chosen,
+      np.array(pushes, np.float32),
+      self.policy.model.config,
+      max_tokens=c.max_tokens,
+      multiple_of=math.lcm(c.rows_multiple, sharding.rows_multiple(self.mesh)),
+      kl_weights=np.array(held, np.float32),
+    )
 
 
 _average = jax.jit(learner.ema)

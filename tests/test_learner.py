@@ -242,6 +242,27 @@ def test_optimizer_warms_up_and_decays():
   np.testing.assert_allclose(found, [-0.25e-3, 1e-3], rtol=1e-4)
 
 
+def test_what_is_frozen_neither_moves_nor_decays():
+  c = SimpleNamespace(b1=0.9, b2=0.99, weight_decay=0.5, clip_norm=1.0, patch_scale=1.0)
+  params = {"text": {"w": jnp.asarray([2.0])}, "visual": {"w": jnp.asarray([3.0])}}
+  loss = lambda p, batch: (p["text"]["w"][0] * p["visual"]["w"][0], {})
+  held = learner.frozen(loss, ("text",))
+  packed = table_batch()
+  assert held(params, packed)[0] == loss(params, packed)[0] == 6.0
+  grads = jax.grad(lambda p: held(p, packed)[0])(params)
+  # d(2 * 3)/d visual = 2; through the frozen factor comes nothing (it would be 3).
+  assert (float(grads["text"]["w"][0]), float(grads["visual"]["w"][0])) == (0.0, 2.0)
+  tx = learner.adamw(c, 0.1, freeze=("text",))
+  step = learner.make_step(held, tx, donate=False)
+  state, _ = step(learner.init_state(params, tx, seed=0), packed)
+  assert float(state.params["text"]["w"][0]) == 2.0  # Weight decay alone would take 0.1.
+  assert float(state.params["visual"]["w"][0]) < 2.9
+  with pytest.raises(
+    ValueError, match=r"cannot freeze 'tower': the parameters have \['text', 'vis"
+  ):
+    learner.frozen(loss, ("tower",))(params, packed)
+
+
 def test_ema_keeps_its_share():
   average, params = {"a": jnp.asarray([1.0, 2.0])}, {"a": jnp.asarray([3.0, 2.0])}
   np.testing.assert_allclose(learner.ema(average, params, 0.75)["a"], [1.5, 2.0], rtol=1e-6)

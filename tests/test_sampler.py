@@ -253,6 +253,21 @@ def test_more_requests_than_rows_are_served_in_parts(policy, reads, monkeypatch)
     )
 
 
+def test_padding_rows_and_images_change_nothing_but_the_shapes(policy, reads, monkeypatch):
+  tasks, results = three_tasks(), [episodes.crop(7), FAILED, episodes.crop(8)]
+  plain = two_turns(bind(policy, temperature=0.0), tasks, results)
+  assert [len(block.tokens) for block in reads] == [3, 3]
+  monkeypatch.setattr(policy.sampler, "rows_multiple", 4)
+  reads.clear()
+  padded = two_turns(bind(policy, temperature=0.0), tasks, results)
+  assert [len(block.tokens) for block in reads] == [4, 4]
+  assert [len(block.vision.patches) for block in reads] == [4, 4]  # Of 3 and of 2 pictures.
+  for turn in range(2):
+    assert_same(
+      [t.steps[turn].completion for t in plain], [t.steps[turn].completion for t in padded]
+    )
+
+
 def test_a_text_only_episode_needs_no_image(policy, reread):
   blind = fakes.task("a", images=[])
   played = two_turns(bind(policy), [blind], [FAILED])

@@ -105,6 +105,21 @@ def test_views_that_told_more_before_weigh_more(answerer):
   np.testing.assert_allclose(informed["wide"], plain["wide"], rtol=1e-6)
 
 
+def test_votes_of_voters_who_tell_nothing_are_not_believed(answerer):
+  """Everything the views said so far was one answer: they may agree, and teach nothing."""
+  views, seen = START.views, START.views
+  for i in range(64):
+    views = views.update("", [(v.name, "1", 0.0) for v in VIEWS])
+    seen = seen.update("", [(v.name, str(i % 8), 0.0) for v in VIEWS])
+  for history, believed in ((views, False), (seen, True)):
+    got, _ = answerer(
+      [unlabelled("a")], jax.random.key(0), dataclasses.replace(START, views=history)
+    )
+    vote = got[0].vote
+    assert (vote.confidence > 0.0) == (believed and vote.share > 0.0)
+    assert vote.confidence <= vote.share
+
+
 def test_a_history_survives_json(answerer):
   _, history = answerer([unlabelled("a")], jax.random.key(0), START)
   assert ttrl.History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
@@ -183,12 +198,79 @@ def test_corrections_are_the_samples_with_the_voted_answer_in_place_of_theirs(po
     sample(r"\boxed{1}", "1"),
     sample(r"\boxed{3}", "3"),
   )
-  e = dataclasses.replace(experience(policy, task, {0}), trajectories=samples)
-  rows = learner(learn__corrections=2)._corrections(e)
+  vote = experience(policy, task, {0}).vote
+  rows = learner(learn__corrections=2)._corrections(samples, vote)
   taught = [chat.decode(row.tokens[row.loss_mask]) for row in rows]
   ends = chat.decode(chat.target(""))
   assert taught == [rf"a \boxed{{2}}, no \boxed{{1}}.{ends}", rf"\boxed{{1}}{ends}"]
-  assert learner(learn__corrections=0)._corrections(e) == []
+  assert learner(learn__corrections=0)._corrections(samples, vote) == []
+
+
+def pushing(learn, *experiences):
+  """(row, advantage, KL weight) of the experiences, one group a row of rewards."""
+  targets = np.array([[float(t.answer == "1") for t in e.trajectories] for e in experiences])
+  targets = targets.astype(np.float32)
+  return learn._pushing(experiences, targets, targets - targets.mean(1, keepdims=True))
+
+
+def test_an_experience_teaches_its_most_telling_samples(policy, learner):
+  """Of samples 0 to 3 only 2 agrees: it and the last of the others are shown, each once."""
+  learn = learner(learn__contrast=2, learn__corrections=0)
+  e = experience(policy, unlabelled("a"), {2})
+  rows = pushing(learn, e)
+  # One agrees of four: advantages 3/4 and -1/4. The answer came up once: (1 + 5) / (1 + 10) of two
+  # places, so its weight is 11 / 12.
+  assert [push for _, push, _ in rows] == pytest.approx([0.75 * 11 / 12, -0.25 * 11 / 12])
+  for (row, _, held), sample in zip(rows, (e.trajectories[2], e.trajectories[3]), strict=True):
+    assert held == 1.0
+    np.testing.assert_array_equal(row.tokens, ttrl.batch.trajectory_row(sample).tokens)
+
+
+def test_an_answer_voted_often_pushes_less_each_time(policy, learner):
+  learn = learner(learn__contrast=1, learn__corrections=0)
+  common = experience(policy, unlabelled("a"), {0})
+  rare = dataclasses.replace(common, vote=dataclasses.replace(common.vote, answer="7"))
+  rows = pushing(learn, *[common] * 9, rare)
+  pushes = [push for _, push, _ in rows]
+  assert pushes[0] == pushes[8] and pushes[9] > 1.5 * pushes[0]
+
+
+def test_rehearsal_is_held_the_same_whatever_the_coefficient(config, learner):
+  learn = learner()
+  for coef in (0.1, 2.0):
+    learn.kl = dataclasses.replace(learn.kl, coef=coef)
+    rows = learn._rehearsing()
+    assert len(rows) == config.probe.rehearse
+    for _, push, held in rows:
+      assert push == 0.0
+      assert held * coef == pytest.approx(config.probe.weight)
+
+
+def test_rows_that_would_need_another_program_are_left_out(policy, learner):
+  rows = pushing(learner(), experience(policy, unlabelled("a"), {0}))
+  tokens = len(rows[0][0].tokens)
+  short = batch_row(rows[0][0], tokens - 1)
+  # The multiple is the config's; the longer row is not among the packed.
+  packed = learner(learn__max_tokens=tokens - 1)._pack([*rows, (short, 0.5, 1.0)])
+  assert packed.advantages.ravel().tolist().count(0.0) == len(packed.advantages) - 1
+  with pytest.raises(ValueError, match=rf"learn.max_tokens=8 .* shortest has {tokens} tokens"):
+    learner(learn__max_tokens=8)._pack(rows)
+  with pytest.raises(ValueError, match="learn.max_patches=1: .* smallest images"):
+    learner(learn__max_patches=1)._pack(rows)
+
+
+def batch_row(row, n):
+  """The row's first n tokens."""
+  cut = {name: getattr(row, name)[:n] for name in ("tokens", "loss_mask", "logps")}
+  return ttrl.batch.Row(images=row.images, **cut)
+
+
+def test_only_what_is_not_frozen_learns(policy, learner):
+  learn = learner(learn__freeze=("text",))
+  learn.update([experience(policy, unlabelled("a"), {0})])
+  assert learn.applied == 1
+  assert max_difference(learn.state.params["text"], policy.params["text"]) == 0.0
+  assert max_difference(learn.state.params["visual"], policy.params["visual"]) > 0.0
 
 
 def test_a_group_that_agrees_teaches_nothing(policy, learner):

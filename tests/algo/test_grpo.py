@@ -43,3 +43,25 @@ def test_keep_groups_keeps_any_difference():
 def test_wrong_arguments_are_named():
   with pytest.raises(ValueError, match="rewards must be finite, got nan"):
     grpo.group_advantages(np.float32([[1, np.nan]]), normalize="mean")
+
+
+@pytest.mark.parametrize(
+  ("n", "chosen"),
+  [(0, []), (1, [1]), (2, [1, 4]), (3, [1, 3, 4]), (4, [1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])],
+)
+def test_contrast_takes_half_of_the_best_and_half_of_the_worst(n, chosen):
+  """In the order 1, 3 (reward 1), 0, 2, 4 (reward 0): from the front, and one fewer if odd from
+  the back. The first two, 0 and 1, would do; the first three would hold one best only."""
+  assert grpo.contrast(np.float32([0, 1, 0, 1, 0]), n) == chosen
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_contrast_names_nobody_twice(n):
+  for rewards in ([1, 1, 1], [0, 0, 0], [0.5, 1, 0]):
+    chosen = grpo.contrast(np.float32(rewards), n)
+    assert len(chosen) == len(set(chosen)) == min(n, 3)
+
+
+def test_contrast_of_a_negative_number_is_refused():
+  with pytest.raises(ValueError, match="n -1 must not be negative"):
+    grpo.contrast(np.float32([0, 1]), -1)

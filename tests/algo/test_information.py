@@ -73,6 +73,29 @@ def test_weights_begin_equal_and_part_with_requests():
   assert half["b"] / half["a"] == pytest.approx(math.exp(-math.log(8) / 2))
 
 
+def test_voters_are_trusted_by_the_best_of_them():
+  # "sees" tells ln 4 = 1.386 nats: trust 1.386 / (1.386 + 0.5). One blind voter takes nothing away.
+  requests = [[("sees", str(i % 4), 0.0), ("stuck", "1", 0.0)] for i in range(64)]
+  state = after(requests, decay=1 - 1e-12)
+  half = 0.5
+  assert state.trust(["sees", "stuck"], half=half) == pytest.approx(
+    math.log(4) / (math.log(4) + half)
+  )
+  assert state.trust(["stuck"], half=half) == pytest.approx(0.0, abs=1e-9)
+  assert state.trust([], half=half) == 0.0 == after([]).trust(["sees"], half=half)
+
+
+def test_noise_is_not_trusted_however_the_voters_agree():
+  """Shown noise, a voter that answers at all answers alike, or guesses: below 0 is 0, not more."""
+  rng = np.random.default_rng(1)
+  guesses = [[("v", str(rng.integers(10)), math.log(10))] for _ in range(50)]
+  state = after(guesses)
+  assert state.told("v") < 0.0
+  assert state.trust(["v"], half=0.1) == 0.0
+  with pytest.raises(ValueError, match="half 0.0 must be positive"):
+    state.trust(["v"], half=0.0)
+
+
 def test_old_requests_fade():
   blind = [[("v", "1", 0.0)]] * 100
   seeing = [[("v", str(i % 4), 0.0)] for i in range(100)]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import random
@@ -56,13 +57,13 @@ class TestEveryRule:
   def test_unanimous(self, rule):
     vote = rule(heads(a=5), prior({"a": 60.0, "b": 4.0}))
     assert (vote.answer, vote.confidence, vote.margin) == ("a", 1.0, 1.0)
-    assert voting.gate(vote, share=1.0, margin=1.0)
+    assert voting.gate(vote, confidence=1.0, margin=1.0)
 
   @pytest.mark.parametrize("table", [[], ballots((None, 1.0)), ballots(("", 1.0), (None, 2.0))])
   def test_no_answers_abstain(self, rule, table):
     vote = rule(table, AnswerPrior())
     assert (vote.answer, vote.confidence, vote.share, vote.margin) == (None, 0.0, 0.0, 0.0)
-    assert not voting.gate(vote, share=0.0, margin=0.0)
+    assert not voting.gate(vote, confidence=0.0, margin=0.0)
 
   def test_missing_answers_lower_the_share_and_never_win(self, rule):
     vote = rule(heads(none=6, a=3, b=1), AnswerPrior())
@@ -75,7 +76,7 @@ class TestEveryRule:
     for table in (heads(b=2, a=2, c=1), heads(c=1, a=2, b=2)):
       vote = rule(table, AnswerPrior())
       assert (vote.answer, vote.margin) == ("a", 0.0)
-      assert not voting.gate(vote, share=0.0, margin=0.0)
+      assert not voting.gate(vote, confidence=0.0, margin=0.0)
 
   @settings(deadline=None, max_examples=50)
   @given(TABLES, st.randoms(use_true_random=False))
@@ -154,6 +155,17 @@ def test_prior_is_a_decayed_frequency():
   assert first.expected("anything") == 1.0
 
 
+def test_balance_makes_answers_count_equally_often():
+  """Of a stream with 60% of one answer, what is left of it weighs no more than the others."""
+  state = AnswerPrior(counts={"8": 600.0, **{str(d): 50.0 for d in range(8)}}, smoothing=1.0)
+  # Nine answers, one place for unseen ones: expected (600 + 1) / 1010 and (50 + 1) / 1010.
+  assert state.balance("8") == pytest.approx(1010 / (10 * 601))
+  assert state.balance("3") == pytest.approx(1010 / (10 * 51))
+  weighed = [state.counts[a] * state.balance(a) for a in ("8", "3")]
+  assert weighed[0] == pytest.approx(weighed[1], rel=0.02)  # But for the smoothing.
+  assert AnswerPrior().balance("anything") == 1.0
+
+
 def test_prior_forgets_what_it_no_longer_hears():
   state = AnswerPrior(decay=0.5).update({"old": 1.0})
   for _ in range(20):
@@ -169,7 +181,7 @@ def test_prior_survives_json():
 
 
 @pytest.mark.parametrize(
-  ("share", "margin", "passes"),
+  ("confidence", "margin", "passes"),
   [
     (0.5, 0.25, True),
     (0.51, 0.25, False),
@@ -178,14 +190,21 @@ def test_prior_survives_json():
     (0.0, 0.0, True),
   ],
 )
-def test_gate_needs_share_and_margin(share, margin, passes):
+def test_gate_needs_confidence_and_margin(confidence, margin, passes):
   vote = voting.majority(heads(a=2, b=1, c=1))  # share 0.5, margin 0.25, both exact in binary
-  assert voting.gate(vote, share=share, margin=margin) == passes
+  assert voting.gate(vote, confidence=confidence, margin=margin) == passes
+
+
+def test_gate_refuses_agreement_that_is_not_believed():
+  """The share is 1."""
+  vote = dataclasses.replace(voting.majority(heads(a=4)), confidence=0.25)
+  assert voting.gate(vote, confidence=0.25, margin=1.0)
+  assert not voting.gate(vote, confidence=0.26, margin=0.0)
 
 
 def test_gate_thresholds_are_fractions():
-  with pytest.raises(ValueError, match="share 60.0 and margin 0.1 must lie in"):
-    voting.gate(voting.majority(heads(a=1)), share=60.0, margin=0.1)
+  with pytest.raises(ValueError, match="confidence 60.0 and margin 0.1 must lie in"):
+    voting.gate(voting.majority(heads(a=1)), confidence=60.0, margin=0.1)
 
 
 def test_near_ties_by_rounding_are_ties():

@@ -2,7 +2,8 @@
 
     python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
 
-The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer.
+The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer; or
+"own" for a model of your own, whose turns, images and updates are larger than the embedded one's.
 """
 
 from ml_collections import ConfigDict
@@ -10,13 +11,13 @@ from ml_collections import ConfigDict
 from configs import common
 
 SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
-OPTIONS = ("", "debug", *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
+OPTIONS = ("", "debug", "own", *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
 
 
 def get_config(arg: str = "") -> ConfigDict:
   if arg not in OPTIONS:
     raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
-  shift, _, skewed = (arg if arg not in ("", "debug") else "blur").partition("-")
+  shift, _, skewed = (arg if arg not in ("", "debug", "own") else "blur").partition("-")
   c = ConfigDict()
   c.seed = 0
   c.model = common.model()
@@ -80,5 +81,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
+  if arg == "own":
+    c.model.max_tokens, c.model.rows_multiple = 1024, 1
+    c.limits.tokens = 16_384
+    c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1
+    c.learn.lr, c.learn.patch_scale = 1e-6, 1.0
   c.lock()
   return c

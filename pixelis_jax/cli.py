@@ -104,6 +104,7 @@ def ask(args: argparse.Namespace) -> int:
       guidelines=args.guidelines,
       max_tokens=args.max_tokens,
       max_rows=1,
+      rows_multiple=1,
     )
   )
   generate = policy.sampler.bind(

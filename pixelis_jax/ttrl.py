@@ -32,6 +32,7 @@ from pixelis_jax.metrics import Metrics
 from pixelis_jax.tools.views import IDENTITY, View, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
+Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, its weight in the KL.
 
 
@@ -90,6 +91,47 @@ class History:
     """Before any request."""
     return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
 
+  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]]) -> "History":
+    """After these requests, as far as it concerns what each view tells."""
+    views = self.views
+    for task, voted in zip(tasks, voters, strict=True):
+      views = views.update(task.kind, [(v.name, t.answer, entropy(t)) for v, t in voted])
+    return dataclasses.replace(self, views=views)
+
+  def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
+    """One task's voters, weighed by how sure each is here and by how much its view tells anywhere.
+
+    Args:
+      voted: the task's voters.
+      c: fields view_temperature and entropy_temperature, in nats.
+    """
+    tells = self.views.weights([view.name for view, _ in voted], temperature=c.view_temperature)
+    sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
+    return [
+      Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name)
+      for view, t in voted
+    ]
+
+  def vote(self, voted: Sequence[Voter], remembered: Sequence[Ballot], c: Any) -> Vote:
+    """What the voters and the memory's ballots come to.
+
+    Its confidence is its share times how far the voters are to be believed: those who agree on what
+    they cannot see teach nothing.
+
+    Args:
+      voted: the task's voters.
+      remembered: ballots of similar experiences.
+      c: fields rule and trust_half, and those of `ballots`.
+    """
+    vote = voting.RULES[c.rule]([*self.ballots(voted, c), *remembered], self.prior)
+    trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
+    return dataclasses.replace(vote, confidence=vote.share * trust)
+
+  def voted(self, voted: Sequence[Voter]) -> "History":
+    """After one request, as far as it concerns which answers come up."""
+    ballots = [Ballot(answer=t.answer, weight=1.0, view=view.name) for view, t in voted]
+    return dataclasses.replace(self, prior=self.prior.update(voting.majority(ballots).counts))
+
   def to_dict(self) -> dict[str, Any]:
     """Plain values that `from_dict` takes back; JSON can hold them."""
     return {"prior": self.prior.to_dict(), "views": self.views.to_dict()}
@@ -124,41 +166,40 @@ class Answerer:
     if labelled:
       raise ValueError(f"task {labelled[0]!r} carries a label: drop labels before the online loop")
     version, params = self.published.latest()
-    asked = [task for task in tasks for _ in range(self.c.samples)]
-    generate = self.policy.sampler.bind(
-      params, key=key, version=version, temperature=self.c.temperature
-    )
-    played = self._play(asked, generate, None)
-    groups = [played[i : i + self.c.samples] for i in range(0, len(played), self.c.samples)]
-    voters = self._voters(tasks, groups)
+    groups = self.sample(tasks, params, key, version)
+    voters = self.voters(tasks, groups)
     if keys is None:
       keys = sampler.embed(self.policy, tasks, [group[0][1].steps for group in voters])
-    prior, views = history.prior, history.views
-    for task, voted in zip(tasks, voters, strict=True):
-      views = views.update(task.kind, [(v.name, t.answer, entropy(t)) for v, t in voted])
+    history = history.heard(tasks, voters)
     experiences = []
     for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
-      ballots = _ballots(voted, views, self.c.vote)
-      remembered = self._remembered(task, vector)
-      vote = voting.RULES[self.c.vote.rule]([*ballots, *remembered], prior)
-      # Voters who agree on what they cannot see are not to be believed.
-      trust = views.trust([view.name for view, _ in voted], half=self.c.vote.trust_half)
-      vote = dataclasses.replace(vote, confidence=vote.share * trust)
-      prior = prior.update(voting.majority(ballots).counts)
+      vote = history.vote(voted, self._remembered(task, vector), self.c.vote)
+      history = history.voted(voted)
       experiences.append(
         Experience(
           id=task.id, key=vector, trajectories=tuple(group), vote=vote, policy_version=version
         )
       )
-    return experiences, History(prior=prior, views=views)
+    return experiences, history
+
+  def sample(
+    self, tasks: Sequence[Task], params: learner.Params, key: PRNGKeyArray, version: int
+  ) -> list[list[Trajectory]]:
+    """`samples` episodes of each task by the policy with these parameters."""
+    c = self.c
+    generate = self.policy.sampler.bind(params, key=key, version=version, temperature=c.temperature)
+    played = self._play([task for task in tasks for _ in range(c.samples)], generate, None)
+    return [played[i : i + c.samples] for i in range(0, len(played), c.samples)]
 
   def _play(self, tasks, generate, views) -> list[Trajectory]:
     limits = agent.Limits(**self.c.limits)
     run = self.policy.tools.run
     return agent.play(tasks, generate=generate, run=run, limits=limits, views=views)
 
-  def _voters(self, tasks, groups) -> list[list[tuple[View, Trajectory]]]:
-    """Each task's (view, trajectory) pairs: a reference episode a view, or the samples."""
+  def voters(
+    self, tasks: Sequence[Task], groups: Sequence[Sequence[Trajectory]]
+  ) -> list[list[Voter]]:
+    """Each task's voters: a reference episode a view, or the samples in `groups`."""
     if self.c.vote.voters == "samples":
       return [[(IDENTITY, t) for t in group] for group in groups]
     if self.c.vote.voters != "views":
@@ -193,16 +234,6 @@ class Answerer:
 def entropy(trajectory: Trajectory) -> float:
   """How unsure the answer is: nats over the last turn."""
   return float(trajectory.steps[-1].completion.entropies.sum())
-
-
-def _ballots(voted: Sequence[tuple[View, Trajectory]], views: Information, c: Any) -> list[Ballot]:
-  """One task's voters, weighed by how sure each is here and by how much its view tells anywhere."""
-  names = [view.name for view, _ in voted]
-  tells = views.weights(names, temperature=c.view_temperature)
-  sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
-  return [
-    Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name) for view, t in voted
-  ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,20 @@ def test_config_refuses_an_unknown_argument(name):
     get_config("no-such-argument")
 
 
+@pytest.mark.parametrize(
+  ("name", "option"), [(n, o) for n in NAMES for o in getattr(load(n), "OPTIONS", ())]
+)
+def test_every_option_of_a_config_has_its_fields(name, option):
+  """An option changes values; it neither adds fields nor takes any away."""
+  config, usual = load(name).get_config(option), load(name).get_config()
+  assert nested(config.to_dict()) == nested(usual.to_dict()) and config.is_locked
+
+
+def nested(value: dict) -> dict:
+  """The keys of a config, and those in them, without values."""
+  return {k: nested(v) if isinstance(v, dict) else None for k, v in value.items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_config_says_how_to_run_it(name):
   assert f"--config=configs/{name}.py" in inspect.getdoc(load(name))

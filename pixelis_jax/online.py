@@ -38,6 +38,7 @@ class Outcome:
   applied: int
   refused: int
   latencies: list[float]  # Seconds from requests' arrival to their answers, one an arrival.
+  learning: list[float]  # Seconds an update took, beside the answering.
 
 
 def run(
@@ -105,8 +106,14 @@ def run(
       learning.result()
   _, params = published.latest()
   # From the log: it remembers those of a run that was stopped and continued.
-  latencies = [line["answer_seconds"] for line in read_lines(workdir / METRICS_FILE)]
-  return Outcome(params=params, applied=learn.applied, refused=learn.refused, latencies=latencies)
+  seconds = lambda path, name: [line[name] for line in read_lines(path / METRICS_FILE)]
+  return Outcome(
+    params=params,
+    applied=learn.applied,
+    refused=learn.refused,
+    latencies=seconds(workdir, "answer_seconds"),
+    learning=seconds(workdir / "learn", "learn_seconds"),
+  )
 
 
 def _keys(arrived: Sequence[Request], size: int) -> Float32[np.ndarray, "N E"] | None:
@@ -208,6 +215,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     "updates_refused": outcome.refused,
     "answer_p50_s": float(np.percentile(outcome.latencies, 50)),
     "answer_p95_s": float(np.percentile(outcome.latencies, 95)),
+    "update_p50_s": float(np.median(outcome.learning)) if outcome.learning else None,
   }
   if c.baseline:
     plain = c.copy_and_resolve_references()
@@ -241,6 +249,8 @@ def table(result: dict[str, Any]) -> str:
     f"updates applied {result['updates_applied']}, refused {result['updates_refused']}",
     f"answers took {result['answer_p50_s']:.2f} s (median), {result['answer_p95_s']:.2f} s (p95)",
   ]
+  if result["update_p50_s"] is not None:
+    facts.append(f"updates took {result['update_p50_s']:.2f} s (median), beside the answers")
   return "\n".join([*(f"{a:<34} {b:<24} {d}" for a, b, d in rows), *facts])
 
 

@@ -20,7 +20,7 @@ from tests import fakes
 ROOT = Path(__file__).parents[1]
 KEYS = (
   "shift seed n shifted_before shifted_after original_before original_after majority_after"
-  " tool_calls_per_question updates_applied updates_refused answer_p50_s answer_p95_s"
+  " tool_calls_per_question updates_applied updates_refused answer_p50_s answer_p95_s update_p50_s"
 ).split()
 
 

@@ -46,7 +46,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
   page = environment.from_string(_PAGE).render(
     result=result,
     rows=headline(result),
-    facts={k: v for k, v in result.items() if k not in _IN_TABLE},
+    facts={k: v for k, v in result.items() if k not in _IN_TABLE and v is not None},
     sections=_curve_sections(workdir),
     trajectories=[
       _card(workdir, t) for t in choose(read_lines(workdir / TRAJECTORIES_FILE), SHOWN)

@@ -20,4 +20,15 @@ def test_what_is_missing_or_unknown_is_named():
   missing = run("--config=configs/evaluate.py")
   assert missing.returncode != 0 and "--workdir" in missing.stderr
   unknown = run("--config=configs/evaluate.py", "--workdir=d", "--config.eval.shfit=dim")
-  assert unknown.returncode != 0 and "shift" in unknown.stderr.splitlines()[-1]
+  assert unknown.returncode != 0 and "Traceback" not in unknown.stderr
+  assert 'Did you mean "shift"' in unknown.stderr
+
+
+def test_an_unknown_config_argument_is_said_without_a_traceback():
+  done = run("--config=configs/demo.py:dimm", "--workdir=d")
+  assert done.returncode != 0 and "Traceback" not in done.stderr
+  assert "configs/demo.py:dimm" in done.stderr
+  assert "config argument 'dimm' must be one of ('', 'debug'" in done.stderr
+  lost = run("--config=configs/none.py", "--workdir=d")
+  assert lost.returncode != 0 and "Traceback" not in lost.stderr
+  assert "No such file or directory: 'configs/none.py'" in lost.stderr

@@ -1,6 +1,7 @@
 """The sampler and the learner see the same tokens and give them the same probabilities."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from pixelis_jax import batch, learner, sampler
 from pixelis_jax.types import ToolResult
 from tests import episodes, fakes
-from tests.episodes import asked, continued, ended, task, tilted, two_turns
+from tests.episodes import asked, continued, ended, max_difference, task, tilted, two_turns
 
 # Two float32 evaluations of three layers, in other orders of summation: some 1e-6 of a log-prob.
 CLOSE = 1e-5
@@ -295,6 +296,61 @@ def test_memory_keys_are_unit_and_tell_what_was_seen_and_asked(policy):
   half = len(looked) // 2
   assert np.abs(looked[:half] - keys[0][:half]).max() > 1e-3
   np.testing.assert_allclose(looked[half:], keys[0][half:], atol=1e-6)
+
+
+def test_bfloat16_log_probs_are_near_the_learners(model_config):
+  """One program samples, another reads whole rows: in bfloat16 their rounding differs.
+
+  Steps of 2^-8 of each value. verl calls a mean difference of the probabilities under 0.005 fine
+  and one over 0.01 a bug (docs/algo/rollout_corr.md).
+  """
+  c = model_config.copy_and_resolve_references().unlock()
+  c.dtype = "bfloat16"
+  policy = sampler.load_policy(c)
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(policy.params)} == {"bfloat16"}
+  results = [episodes.crop(i) for i in range(3)]
+  played = two_turns(bind(policy), three_tasks(), results)
+  rows = [batch.trajectory_row(t) for t in played]
+  packed = batch.pack_grpo(rows, np.zeros(3, np.float32), policy.model.config, max_tokens=512)
+  logps = learner.make_logps(policy.model)(policy.params, packed.inputs)
+  ours, theirs = np.exp(sampled(played)), np.exp(np.asarray(logps)[packed.loss_mask])
+  assert ours.dtype == np.float32 and len(ours) > 20
+  assert 0.0 < np.abs(ours - theirs).mean() < 0.005
+
+
+def load_model(c):
+  """What a user's loader may return: objects with `save_pretrained`, as torch projects have."""
+  import transformers
+
+  directory = Path(__file__).parents[1] / "assets" / "tiny-vl"
+  # The image processor without torch: the default one wants torchvision.
+  return (
+    transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(directory),
+    transformers.AutoTokenizer.from_pretrained(directory),
+    transformers.Qwen2VLImageProcessorPil.from_pretrained(directory),
+  )
+
+
+def test_a_loader_replaces_the_path(model_config, monkeypatch, tmp_path):
+  """The user's module gives model, tokenizer and processor; the policy is that of the directory."""
+  (tmp_path / "users_module.py").write_text("from tests.test_sampler import load_model")
+  monkeypatch.syspath_prepend(tmp_path)
+  c = model_config.copy_and_resolve_references().unlock()
+  c.random_seed = -1
+  direct = sampler.load_policy(c)
+  c.path, c.loader = "no/such/model", "users_module:load_model"
+  loaded = sampler.load_policy(c)
+  assert max_difference(loaded.params, direct.params) == 0.0
+  ours, theirs = (bind(p, temperature=0.0)(asked([task("a")])) for p in (loaded, direct))
+  assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("loader", ["no_such_module:load", "json:no_such_function", "json"])
+def test_a_loader_that_is_not_there_is_named(model_config, loader):
+  c = model_config.copy_and_resolve_references().unlock()
+  c.loader = loader
+  with pytest.raises(ValueError, match=f"model.loader '{loader}' must be 'package.module:func"):
+    sampler.load_policy(c)
 
 
 def test_a_missing_model_is_named(model_config, tmp_path):

@@ -1,4 +1,4 @@
-# make demo   the online test-time RL loop on the embedded model, about 10 minutes on 2 cores after installation
+# make demo   the online test-time RL loop on the embedded model, about 5 minutes on 2 cores after installation
 # make test   linter, format check and the whole test suite
 # make tiny   trains the embedded model assets/tiny-vl again from scratch (SFT, then RFT)
 #

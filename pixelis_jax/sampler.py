@@ -206,8 +206,8 @@ class _Bound:
       for request, segment in zip(requests, segments, strict=True)
     }
     at = {key: row for row, key in enumerate(whole)}
-    segments = list(whole.values())
-    block = self.sampler.block(segments, [0] * len(whole), self.sampler.rows(len(whole)))
+    distinct = list(whole.values())
+    block = self.sampler.block(distinct, [0] * len(whole), self.sampler.rows(len(whole)))
     capacity = round_up(block.tokens.shape[1] + self.sampler.max_tokens, multiple_of=16)
     cache = self.sampler.model.init_cache(
       len(block.tokens), block.tokens.shape[1], self.sampler.dtype

@@ -63,11 +63,25 @@ class Box:
 
 
 @value
-class Task:
-  """A question about images. `answer` is None where nobody knows it (the online stream).
+class Video:
+  """Frames of one size and when each is shown: seconds from the start, rising."""
 
-  `boxes` are the evidence in source pixels of `images[0]`, in the order one would look; empty if
-  unknown.
+  frames: UInt8[np.ndarray, "F height width 3"]
+  times: Float32[np.ndarray, " F"]
+
+  def __post_init__(self):
+    count = len(self.frames)
+    rising = bool(np.all(np.diff(self.times) > 0)) and bool(np.all(self.times >= 0))
+    if count == 0 or len(self.times) != count or not rising:
+      raise ValueError(f"times {self.times.tolist()} must be {count} >= 1 rising seconds from 0")
+
+
+@value
+class Task:
+  """A question about images and videos. `answer` is None where nobody knows it (online).
+
+  They are shown in this order, images first. `boxes` are the evidence in source pixels of
+  `images[0]`, in the order one would look; empty if unknown.
   """
 
   id: str
@@ -76,6 +90,7 @@ class Task:
   answer: str | None
   kind: str = ""
   boxes: tuple[Box, ...] = ()
+  videos: tuple[Video, ...] = ()
 
 
 @value
@@ -140,16 +155,18 @@ class Demo:
 
 @value
 class Patches:
-  """One image as the vision tower takes it: Qwen's patch order, grid (t, h, w) in patches.
+  """One image or video as the tower takes it: Qwen's patch order, grid (t, h, w) in patches.
 
   `key` is the hash of content and size; equal keys have equal features. `size` is (height, width)
-  in pixels as shown to the model: the frame of its coordinates.
+  in pixels as shown to the model. `interval` is the time between the t steps of a video, in
+  seconds; None for a still image.
   """
 
   patches: Float32[np.ndarray, "P K"]
   grid: tuple[int, int, int]
   size: tuple[int, int]
   key: str
+  interval: float | None = None
 
 
 @value

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from pixelis_jax.types import (
@@ -15,6 +16,7 @@ from pixelis_jax.types import (
   ToolCall,
   ToolResult,
   Trajectory,
+  Video,
   content_key,
 )
 from tests import fakes
@@ -88,3 +90,10 @@ def test_a_box_holds_what_does_not_leave_it():
   for edges in ((-1.0, 2.0, 3.0, 4.0), (1.0, -1.0, 3.0, 4.0), (1.0, 2.0, 11.0, 4.0)):
     assert not box.holds(Box(*edges)), edges
   assert not box.holds(Box(1.0, 2.0, 3.0, 21.0))
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.0], [1.0, 0.5], [-1.0, 0.0], []])
+def test_a_video_has_rising_times(times):
+  frames = np.zeros((len(times), 4, 4, 3), np.uint8)
+  with pytest.raises(ValueError, match=rf"must be {len(times)} >= 1 rising seconds"):
+    Video(frames=frames, times=np.array(times, np.float32))

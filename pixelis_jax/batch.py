@@ -25,13 +25,16 @@ _HELD = 0.2  # Of an object's box, in a cell that holds it.
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
 @flax.struct.dataclass
 class Inputs:
-  """What the policy reads: `sources` are flat feature rows, -1 off images; segment 0 is padding."""
+  """What the policy reads: `sources` are flat feature rows, -1 off images; segment 0 is padding.
+
+  `vision` is None for a model that reads text only.
+  """
 
   tokens: Int[Array, "B T"]
   positions: Int[Array, "B 3 T"]
   sources: Int[Array, "B T"]
   segments: Int[Array, "B T"]
-  vision: VisionInputs
+  vision: VisionInputs | None
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -179,8 +182,13 @@ def _join(
 
 def pack_images(
   images: Sequence[Patches], config: ModelConfig, *, multiple_of: int = 1
-) -> tuple[VisionInputs, dict[str, int]]:
-  """Each distinct image once, one a row; and for each image key its first flat feature row."""
+) -> tuple[VisionInputs | None, dict[str, int]]:
+  """Each distinct image once, one a row; and for each image key its first flat feature row.
+
+  None and no keys for a model that reads text only.
+  """
+  if config.vision is None:
+    return None, {}
   distinct = _distinct(images)
   merge = config.vision.merge**2
   patches = round_up(
@@ -207,7 +215,9 @@ def image_sources(
   Raises ValueError where placeholders and features differ in number.
   """
   sources = np.full(len(tokens), -1, np.int32)
-  places = np.flatnonzero(tokens == config.image_token)
+  if config.vision is None:
+    return sources
+  places = np.flatnonzero((tokens == config.image_token) | (tokens == config.video_token))
   rows = [first[i.key] + np.arange(feature_count(i, config.vision), dtype=np.int32) for i in images]
   expected = sum(map(len, rows))
   if len(places) != expected:
@@ -237,7 +247,7 @@ def pack_inputs(
     t = len(row.tokens)
     tokens[b, :t], segments[b, :t] = row.tokens, 1
     sources[b, :t] = image_sources(row.tokens, row.images, first, config)
-    positions[b, :, :t], _ = mrope_positions(row.tokens, [i.grid for i in row.images], config)
+    positions[b, :, :t], _ = mrope_positions(row.tokens, row.images, config)
   return Inputs(
     tokens=tokens, positions=positions, sources=sources, segments=segments, vision=vision
   )
@@ -265,7 +275,8 @@ def pack_sft(
     for t, aim in row.aims.items():
       aims[b, t] = aim
   mask = _column(rows, "loss_mask", inputs.tokens.shape, bool)
-  sights = pack_sights(rows, config, features=inputs.vision.inverse.shape, labels=labels)
+  features = (0, 0) if inputs.vision is None else inputs.vision.inverse.shape
+  sights = pack_sights(rows, config, features=features, labels=labels)
   return SftBatch(inputs=inputs, loss_mask=mask, aims=aims, sights=sights)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
 from pixelis_jax.batch import AIMS, PLACES, GrpoBatch, Inputs, SftBatch
-from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.model.policy import Model
 from pixelis_jax.sharding import replicated
 
 Params = Any  # A nested dict of arrays, as `Model.init` returns it.
@@ -95,11 +95,18 @@ def _is_patch(path: tuple[Any, ...]) -> bool:
 
 def hidden(model: Model, params: Params, inputs: Inputs) -> Float[Array, "B T D"]:
   """Final hidden states of whole rows, images included."""
-  return decoded(model, params, inputs, model.encode(params, inputs.vision))
+  return decoded(model, params, inputs, encoded(model, params, inputs))
+
+
+def encoded(model: Model, params: Params, inputs: Inputs) -> Float[Array, "N M W"]:
+  """The features of all images; none (M is 0) where the model reads text only."""
+  if inputs.vision is None:
+    return jnp.zeros((1, 0, model.config.feature_width), jnp.float32)
+  return model.encode(params, inputs.vision)
 
 
 def decoded(
-  model: Model, params: Params, inputs: Inputs, features: Float[Array, "N M D"]
+  model: Model, params: Params, inputs: Inputs, features: Float[Array, "N M W"]
 ) -> Float[Array, "B T D"]:
   """`hidden` where the images are encoded already."""
   features = features.reshape(-1, features.shape[-1])
@@ -157,7 +164,7 @@ def sft_loss(
 
   def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
     inputs, mask = batch.inputs, batch.loss_mask
-    features = model.encode(params["policy"], inputs.vision)
+    features = encoded(model, params["policy"], inputs)
     states = decoded(model, params["policy"], inputs, features)
     taken, entropies = taken_logps(model, params["policy"], states, inputs.tokens)
     value, aux = losses.cross_entropy(taken, entropies, mask, entropy_weight=entropy_weight)
@@ -172,7 +179,8 @@ def sft_loss(
     misses = losses.token_mean(missed, calling) + losses.token_mean(missed, known)
     value = value + aim_weight * misses
     if sight_weight:
-      sight, measured["sight_error"] = sight_loss(params, features, batch.sights)
+      entering = features[..., : states.shape[-1]]  # Without DeepStack levels.
+      sight, measured["sight_error"] = sight_loss(params, entering, batch.sights)
       value, measured["sight_loss"] = value + sight_weight * sight, sight
     return value, measured
 
@@ -183,7 +191,7 @@ def see_loss(model: Model) -> Loss:
   """The `sight` part of `sft_loss` alone: the decoder, most of the work, is not run."""
 
   def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
-    features = model.encode(params["policy"], batch.inputs.vision)
+    features = encoded(model, params["policy"], batch.inputs)[..., : model.config.text.width]
     value, error = sight_loss(params, features, batch.sights)
     return value, {"sight_loss": value, "sight_error": error}
 

@@ -27,7 +27,7 @@ from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
 from pixelis_jax.model.load import load, load_config
-from pixelis_jax.model.qwen2_5_vl import Cache, Model
+from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 
@@ -116,11 +116,11 @@ class Sampler:
       tokens[b, :t], flags[b, :t], last[b] = segment.tokens, 1, t - 1
       sources[b, :t] = image_sources(segment.tokens, segment.images, first, config)
       positions[b, :, :t], nexts[b] = mrope_positions(
-        segment.tokens, [i.grid for i in segment.images], config, start=start
+        segment.tokens, segment.images, config, start=start
       )
     return Block(tokens, positions, sources, flags, last, nexts, vision)
 
-  def pack(self, images: Sequence[Patches]) -> tuple[VisionInputs, dict[str, int]]:
+  def pack(self, images: Sequence[Patches]) -> tuple[VisionInputs | None, dict[str, int]]:
     """`pack_images` in this sampler's shapes."""
     return pack_images(images, self.model.config, multiple_of=self.rows_multiple)
 
@@ -424,7 +424,8 @@ def embed(
     pictures = [image for turn in turns for image in turn.completion.context.images]
     shown.append((pictures or list(policy.chat.prompt(task).images))[-1:])
   vision, first = policy.sampler.pack([i for images in shown for i in images])
-  features = np.asarray(policy.sampler.encode(params, vision), np.float32)
+  if vision is not None:
+    features = np.asarray(policy.sampler.encode(params, vision), np.float32)
   asked = [policy.chat.target(task.question) for task in tasks]
   # The rows that are asked about only: the whole table of a large model is gigabytes.
   table = policy.model.embedding(params)
@@ -437,7 +438,7 @@ def embed(
     seen = np.zeros_like(question)
     if images:
       n = feature_count(images[0], config.vision)
-      seen = features[first[images[0].key] // features.shape[1], :n].mean(0)
+      seen = features[first[images[0].key] // features.shape[1], :n, : len(question)].mean(0)
     keys.append(_unit(np.concatenate([_unit(seen), _unit(question)])))
   return np.stack(keys).astype(np.float32)
 

@@ -203,7 +203,7 @@ def test_packed_rows_are_the_rows(config, pictures):
     t = len(row.tokens)
     np.testing.assert_array_equal(packed.tokens[b, :t], row.tokens)
     assert packed.segments[b].tolist() == [1] * t + [0] * (64 - t)
-    positions, _ = mrope_positions(row.tokens, [i.grid for i in row.images], config)
+    positions, _ = mrope_positions(row.tokens, row.images, config)
     np.testing.assert_array_equal(packed.positions[b, :, :t], positions)
     assert (packed.sources[b, t:] == -1).all() and not packed.tokens[b, t:].any()
   firsts = [packed.sources[b][packed.tokens[b] == config.image_token][-1] for b in range(2)]

@@ -19,7 +19,7 @@ from pixelis_jax import cli, sampler
 from pixelis_jax.metrics import Metrics, TrajectoryLog, read_lines
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.load import INDEX, WEIGHTS, load, save
-from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.model.policy import Model
 from pixelis_jax.serve import doctor
 from pixelis_jax.types import Segment, Status, Step, Trajectory
 from tests import fakes

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pixelis_jax import sharding
 from pixelis_jax.model.config import ModelConfig
-from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.model.policy import Model
 
 
 def test_mesh_takes_the_devices_the_other_axes_leave():

@@ -1,7 +1,9 @@
-"""The language model: Qwen2 decoder layers under multimodal rotary positions (m-RoPE).
+"""The language model: Qwen2 and Qwen3 decoder layers under multimodal rotary positions (m-RoPE).
 
 Axes: B rows, T query tokens, S cached tokens, D width, N query heads, K key heads, H head width,
-J = H / 2 rotary pairs, L layers. Facts from transformers 5.23, modeling_qwen2_5_vl.py.
+J = H / 2 rotary pairs, L layers, F feature rows, W their width (D, and D for each DeepStack
+level). Facts from transformers 5.24, modeling_qwen2_5_vl.py, modeling_qwen3_vl.py and
+modeling_qwen3.py.
 """
 
 from typing import no_type_check
@@ -34,15 +36,20 @@ class Cache:
 
 
 class Attention(nnx.Module):
-  """Causal attention with grouped query heads; biases on q, k, v only."""
+  """Causal attention with grouped query heads.
+
+  Qwen2.5 has biases on q, k and v; Qwen3 norms each head of q and k instead.
+  """
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
-    D, H = config.width, config.head_width
+    D, H, bias = config.width, config.head_width, config.qkv_bias
     N, K = config.heads * H, config.kv_heads * H
-    self.q = Linear((D, N), ("embed", "heads"), bias=True, rngs=rngs)
-    self.k = Linear((D, K), ("embed", "kv_heads"), bias=True, rngs=rngs)
-    self.v = Linear((D, K), ("embed", "kv_heads"), bias=True, rngs=rngs)
+    self.q = Linear((D, N), ("embed", "heads"), bias=bias, rngs=rngs)
+    self.k = Linear((D, K), ("embed", "kv_heads"), bias=bias, rngs=rngs)
+    self.v = Linear((D, K), ("embed", "kv_heads"), bias=bias, rngs=rngs)
     self.o = Linear((N, D), ("heads", "embed"), bias=False, rngs=rngs)
+    norm = lambda: Norm(H, None, eps=config.norm_eps) if config.qk_norm else None
+    self.q_norm, self.k_norm = norm(), norm()
     self.head_width = H
 
   def project(
@@ -52,6 +59,8 @@ class Attention(nnx.Module):
     q, k, v = (
       y.reshape(*x.shape[:2], -1, self.head_width) for y in (self.q(x), self.k(x), self.v(x))
     )
+    if self.q_norm is not None:
+      q, k = self.q_norm(q), self.k_norm(k)
     return rotate(q, angles), rotate(k, angles), v
 
   def output(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
@@ -81,51 +90,87 @@ class Decoder(nnx.Module):
   def embed(
     self,
     tokens: Int[Array, "B T"],
-    features: Float[Array, "F D"],
+    features: Float[Array, "F W"],
     sources: Int[Array, "B T"],
   ) -> Float[Array, "B T D"]:
     """Row `sources[b, t]` of `features` where that is not negative, else the token's embedding."""
     x_BTD = jnp.take(self.embedding[...], tokens, axis=0, mode="clip")
     if features.shape[0] == 0:
       return x_BTD
-    shown_BTD = jnp.take(features, sources, axis=0, mode="clip").astype(x_BTD.dtype)
+    shown_BTD = self.shown(features, sources, 0).astype(x_BTD.dtype)
     return jnp.where((sources >= 0)[:, :, None], shown_BTD, x_BTD)
+
+  def shown(
+    self, features: Float[Array, "F W"], sources: Int[Array, "B T"], part: int | Int[Array, ""]
+  ) -> Float[Array, "B T D"]:
+    """Part 0 of a feature enters the decoder, part i + 1 is added after layer i."""
+    parts_FSD = features.reshape(features.shape[0], -1, self.config.width)
+    part_FD = jax.lax.dynamic_index_in_dim(parts_FSD, part, axis=1, keepdims=False)
+    return jnp.take(part_FD, sources, axis=0, mode="clip")
+
+  def deepen(
+    self,
+    x_BTD: Float[Array, "B T D"],
+    features: Float[Array, "F W"],
+    sources: Int[Array, "B T"],
+    layer: Int[Array, ""],
+  ) -> Float[Array, "B T D"]:
+    """What a layer gives, and at image tokens its DeepStack level where there is one."""
+    levels = features.shape[1] // self.config.width - 1
+    if levels == 0 or features.shape[0] == 0:
+      return x_BTD
+
+    def add(x):
+      level = self.shown(features, sources, layer + 1).astype(x.dtype)
+      return x + jnp.where((sources >= 0)[:, :, None], level, 0)
+
+    return jax.lax.cond(layer < levels, add, lambda x: x, x_BTD)
 
   def angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T J"]:
     """Rotary pair j turns with the axis (t, h or w) whose section of `mrope_section` holds j."""
-    axis_J = np.repeat(np.arange(3), self.config.mrope_section)
+    axis_J = np.array(self.config.rotary_axes)
     inverse_J = jnp.asarray(frequencies(self.config.head_width, self.config.rope_theta))
     turned_BTJ = positions.swapaxes(1, 2)[:, :, axis_J].astype(jnp.float32)
     return turned_BTJ * inverse_J[None, None, :]
 
   def __call__(
     self,
-    x_BTD: Float[Array, "B T D"],
-    angles_BTJ: Float[Array, "B T J"],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B 3 T"],
+    features: Float[Array, "F W"],
+    sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     *,
     remat: bool,
   ) -> Float[Array, "B T D"]:
     """Whole sequences at once, causal within a row's segments."""
+    angles_BTJ = self.angles(positions)
     graphdef, layers = nnx.split(self.layers)
 
-    def body(x, params):
+    def body(x, scanned):
+      params, index = scanned
       layer = nnx.merge(graphdef, params)
       q, k, v = layer.attn.project(layer.norm1(x), angles_BTJ)
       seen = attention(q, k, v, causal=True, q_segments=segments, kv_segments=segments)
-      return layer.feed(x + layer.attn.output(seen)), None
+      x = layer.feed(x + layer.attn.output(seen))
+      return self.deepen(x, features, sources, index), None
 
-    x_BTD, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x_BTD, layers)
+    x_BTD = self.embed(tokens, features, sources)
+    step = jax.checkpoint(body) if remat else body
+    x_BTD, _ = jax.lax.scan(step, x_BTD, (layers, self.indices()))
     return self.norm(x_BTD)
 
   def extend(
     self,
     cache: Cache,
-    x_BTD: Float[Array, "B T D"],
-    angles_BTJ: Float[Array, "B T J"],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B 3 T"],
+    features: Float[Array, "F W"],
+    sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
   ) -> tuple[Float[Array, "B T D"], Cache]:
     """T more tokens a row, written to slots [end, end + T) and attending to all slots so far."""
+    angles_BTJ = self.angles(positions)
     graphdef, layers = nnx.split(self.layers)
     zero = jnp.zeros_like(cache.end)
     kv_segments = jax.lax.dynamic_update_slice(cache.segments, segments, (zero, cache.end))
@@ -148,10 +193,13 @@ class Decoder(nnx.Module):
         kv_segments=kv_segments,
         q_offset=cache.end,
       )
-      return (layer.feed(x + layer.attn.output(seen)), keys, values), None
+      x = layer.feed(x + layer.attn.output(seen))
+      return (self.deepen(x, features, sources, index), keys, values), None
 
-    indices = jnp.arange(self.config.layers, dtype=cache.end.dtype)
-    carry = (x_BTD, cache.keys, cache.values)
-    (x_BTD, keys, values), _ = jax.lax.scan(body, carry, (layers, indices))
-    end = cache.end + jnp.asarray(x_BTD.shape[1], cache.end.dtype)
+    carry = (self.embed(tokens, features, sources), cache.keys, cache.values)
+    (x_BTD, keys, values), _ = jax.lax.scan(body, carry, (layers, self.indices()))
+    end = cache.end + jnp.asarray(tokens.shape[1], cache.end.dtype)
     return self.norm(x_BTD), Cache(keys=keys, values=values, segments=kv_segments, end=end)
+
+  def indices(self) -> Int[Array, " L"]:
+    return jnp.arange(self.config.layers, dtype=jnp.int32)

@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
   """RMS norm, computed in float32."""
 
-  def __init__(self, width: int, axis: str, *, eps: float):
+  def __init__(self, width: int, axis: str | None, *, eps: float):
     self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=(axis,))
     self.eps = eps
 
@@ -59,6 +59,37 @@ class Norm(nnx.Module):
     x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + self.eps)
     scale = self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
     return (x32 * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Mean 0 and variance 1, computed in float32, then scale and bias."""
+
+  def __init__(self, width: int, axis: str, *, eps: float):
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=(axis,))
+    self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=(axis,))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - x32.mean(axis=-1, keepdims=True)
+    x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + self.eps)
+    wide = lambda w: w[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x32 * wide(self.scale) + wide(self.bias)).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+  """fc2(act(fc1 x)); `inner` and `outer` are the widths behind fc1 and fc2."""
+
+  def __init__(
+    self, width: int, inner: int, outer: int, axes: Axes, activation: str, *, rngs: nnx.Rngs
+  ):
+    outer_axis, inner_axis = axes
+    self.fc1 = Linear((width, inner), (outer_axis, inner_axis), bias=True, rngs=rngs)
+    self.fc2 = Linear((inner, outer), (inner_axis, outer_axis), bias=True, rngs=rngs)
+    self.activation = activation
+
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch O"]:
+    return self.fc2(ACTIVATION[self.activation](self.fc1(x)))
 
 
 class GatedMlp(nnx.Module):

@@ -1,112 +1,88 @@
-"""Hugging Face checkpoint directories, in and out, through one name table."""
+"""Hugging Face checkpoint directories, in and out, tensor by tensor, through one name table."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from jaxtyping import DTypeLike
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, DTypeLike, Int
 from safetensors.numpy import save_file
 
 from pixelis_jax.model.config import ModelConfig
-from pixelis_jax.model.qwen2_5_vl import Model, Params
+from pixelis_jax.model.names import TABLES, Row, canonical
+from pixelis_jax.model.policy import Model, Params
+from pixelis_jax.sharding import shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One weight: our path, its Hugging Face name ("{}" is the layer), and how the two are laid out.
-
-  "same" is the array as it is; "kernel" is [out, in] there and [in, out] here, any further axes of
-  either flattened. Names are those that `save_pretrained` of transformers 5.23 writes.
-  """
-
-  path: str
-  name: str
-  layout: str
-
-
-def _linear(path: str, name: str, *, bias: bool) -> list[Row]:
-  rows = [Row(f"{path}/kernel", f"{name}.weight", "kernel")]
-  return rows + [Row(f"{path}/bias", f"{name}.bias", "same")] if bias else rows
-
-
-def _norm(path: str, name: str) -> list[Row]:
-  return [Row(f"{path}/scale", f"{name}.weight", "same")]
-
-
-_LAYER, _LAYER_HF = "text/layers", "model.layers.{}"
-_BLOCK, _BLOCK_HF = "visual/blocks", "visual.blocks.{}"
-TABLE: tuple[Row, ...] = (
-  Row("text/embedding", "model.embed_tokens.weight", "same"),
-  *_norm(f"{_LAYER}/norm1", f"{_LAYER_HF}.input_layernorm"),
-  *_linear(f"{_LAYER}/attn/q", f"{_LAYER_HF}.self_attn.q_proj", bias=True),
-  *_linear(f"{_LAYER}/attn/k", f"{_LAYER_HF}.self_attn.k_proj", bias=True),
-  *_linear(f"{_LAYER}/attn/v", f"{_LAYER_HF}.self_attn.v_proj", bias=True),
-  *_linear(f"{_LAYER}/attn/o", f"{_LAYER_HF}.self_attn.o_proj", bias=False),
-  *_norm(f"{_LAYER}/norm2", f"{_LAYER_HF}.post_attention_layernorm"),
-  *_linear(f"{_LAYER}/mlp/gate", f"{_LAYER_HF}.mlp.gate_proj", bias=False),
-  *_linear(f"{_LAYER}/mlp/up", f"{_LAYER_HF}.mlp.up_proj", bias=False),
-  *_linear(f"{_LAYER}/mlp/down", f"{_LAYER_HF}.mlp.down_proj", bias=False),
-  *_norm("text/norm", "model.norm"),
-  Row("head", "lm_head.weight", "same"),
-  *_linear("visual/patch", "visual.patch_embed.proj", bias=False),
-  *_norm(f"{_BLOCK}/norm1", f"{_BLOCK_HF}.norm1"),
-  *_linear(f"{_BLOCK}/attn/qkv", f"{_BLOCK_HF}.attn.qkv", bias=True),
-  *_linear(f"{_BLOCK}/attn/proj", f"{_BLOCK_HF}.attn.proj", bias=True),
-  *_norm(f"{_BLOCK}/norm2", f"{_BLOCK_HF}.norm2"),
-  *_linear(f"{_BLOCK}/mlp/gate", f"{_BLOCK_HF}.mlp.gate_proj", bias=True),
-  *_linear(f"{_BLOCK}/mlp/up", f"{_BLOCK_HF}.mlp.up_proj", bias=True),
-  *_linear(f"{_BLOCK}/mlp/down", f"{_BLOCK_HF}.mlp.down_proj", bias=True),
-  *_norm("visual/merger/norm", "visual.merger.ln_q"),
-  *_linear("visual/merger/fc1", "visual.merger.mlp.0", bias=True),
-  *_linear("visual/merger/fc2", "visual.merger.mlp.2", bias=True),
-)
-# The module paths of transformers >= 4.52 in memory, which some exporters write to disk.
-_ALIASES = {"model.language_model.": "model.", "model.visual.": "visual."}
+SHARD_BYTES = 5_000_000_000  # As Hugging Face shards by default.
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:
   """The model described by `path`/config.json; FileNotFoundError or ValueError naming the file."""
-  return ModelConfig.from_hf(_json(Path(path) / "config.json"))
+  file = Path(path) / "config.json"
+  raw = _json(file)
+  try:
+    return ModelConfig.from_hf(raw)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
 
 
-def load(path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32) -> tuple[Model, Params]:
-  """(model, params) of a Qwen2.5-VL directory: config.json and one or several safetensors files.
+def load(
+  path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+) -> tuple[Model, Params]:
+  """(model, params) of a directory: config.json and one or several safetensors files.
 
+  Tensors are read one at a time and go straight to where they are kept: the default device, or the
+  mesh's devices by the weights' logical axes. Beside the result the host holds one tensor.
   Raises FileNotFoundError for a missing file and ValueError for a damaged one, naming it; and
-  ValueError listing every missing, unexpected and misshaped tensor.
+  ValueError listing every missing, unexpected and misshaped tensor, before any is read.
   """
   path = Path(path)
   model = Model(load_config(path))
-  files = _tensor_files(path)
+  entries = _entries(path, model.config.family)
   if model.config.text.tied:
-    files.pop("lm_head.weight", None)  # Some exporters write the copy; transformers ignores it too.
-  shapes = _flatten(model.shapes())
-  wanted = {name: shape for row in _rows(shapes) for name, shape in _names(row, shapes, model)}
-  _check(wanted, {name: entry.shape for name, entry in files.items()}, path)
-  flat = {}
-  for row in _rows(shapes):
-    shape = shapes[row.path].shape
-    parts = [_ours(row, files[name].read()) for name, _ in _names(row, shapes, model)]
-    array = (np.stack(parts) if "{}" in row.name else parts[0]).reshape(shape)
-    flat[row.path] = jnp.asarray(array, dtype)
+    entries.pop("lm_head.weight", None)  # Some exporters write the copy; transformers ignores it.
+  shapes = _flatten(model.shapes(dtype))
+  parts = {part.name: part for row in _rows(model, shapes) for part in _parts(row, shapes, model)}
+  _check(
+    {name: part.shape for name, part in parts.items()},
+    {name: entry.shape for name, entry in entries.items()},
+    path,
+  )
+  kept = _flatten(shardings(model.axes(), mesh)) if mesh is not None else {}
+  flat: dict[str, Array] = {}
+  by_file = sorted(entries.items(), key=lambda item: str(item[1].file))
+  for file, group in itertools.groupby(by_file, key=lambda item: item[1].file):
+    opened = _open(file)
+    for name, entry in group:
+      part = parts[name]
+      ours = _ours(part.row, opened.get_tensor(entry.name))
+      flat[part.row.path] = _placed(flat, part, ours, shapes[part.row.path], kept)
   return model, _unflatten(flat)
 
 
 def save(
-  path: str | os.PathLike, model: Model, params: Params, *, source: str | os.PathLike
+  path: str | os.PathLike,
+  model: Model,
+  params: Params,
+  *,
+  source: str | os.PathLike,
+  shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Writes a directory that transformers loads: our weights, everything else copied from `source`.
 
-  `dtype` in config.json follows the weights. Weights go to one file, complete or not there at all.
+  `dtype` in config.json follows the weights. Weights that exceed `shard_bytes` go to several files
+  and an index. The host holds one file's tensors; all files are there, or none is.
   Raises ValueError if `path` is `source` or params do not have the model's shapes.
   """
   path, source = Path(path), Path(source)
@@ -114,53 +90,93 @@ def save(
     raise ValueError(f"path {path} must differ from source {source}")
   shapes, arrays = _flatten(model.shapes()), _flatten(params)
   _check({k: v.shape for k, v in shapes.items()}, {k: v.shape for k, v in arrays.items()}, "params")
-  tensors = {}
-  for row in _rows(shapes):
-    array = np.asarray(arrays[row.path])
-    for i, (name, shape) in enumerate(_names(row, shapes, model)):
-      tensors[name] = _theirs(row, array[i] if "{}" in row.name else array).reshape(shape)
   path.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
     if file.is_file() and ".safetensors" not in file.name and file.suffix != ".bin":
       shutil.copyfile(file, path / file.name)
   _write_config(path / "config.json", str(arrays["text/embedding"].dtype))
-  partial = path / f"{WEIGHTS}.partial"
-  save_file(tensors, partial, metadata={"format": "pt"})
-  partial.replace(path / WEIGHTS)
+  parts = [part for row in _rows(model, shapes) for part in _parts(row, shapes, model)]
+  shards = _shards(parts, arrays, shard_bytes)
+  names = _file_names(len(shards))
+  for name, shard in zip(names, shards, strict=True):
+    tensors = {part.name: _theirs(part, arrays[part.row.path]) for part in shard}
+    save_file(tensors, path / f"{name}.partial", metadata={"format": "pt"})
+  for stale in path.glob("*.safetensors*"):
+    if stale.suffix != ".partial":
+      stale.unlink()
+  for name in names:
+    (path / f"{name}.partial").replace(path / name)
+  if len(names) > 1:
+    _write_index(path / INDEX, dict(zip(names, shards, strict=True)), arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """One tensor of a checkpoint: its name and shape there, and which layer of the row, -1: all."""
+
+  row: Row
+  layer: int
+  name: str
+  shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  """A tensor in an open file: its shape is known, its bytes are not read yet."""
+  """A tensor in a file, by the name it has there: its shape is known, its bytes are not read."""
 
-  file: safetensors.safe_open
+  file: Path
   name: str
   shape: tuple[int, ...]
 
-  def read(self) -> np.ndarray:
-    return self.file.get_tensor(self.name)
 
-
-def _tensor_files(path: Path) -> dict[str, _Entry]:
-  """Canonical name -> entry, over all files of the checkpoint."""
+def _entries(path: Path, family: str) -> dict[str, _Entry]:
+  """The table's spelling of a name -> entry, over all files of the checkpoint."""
   if (path / INDEX).exists():
     weight_map = _json(path / INDEX)["weight_map"]
-    names = sorted(set(weight_map.values()))
+    files = sorted(set(weight_map.values()))
   else:
-    weight_map, names = {}, [WEIGHTS]
+    weight_map, files = {}, [WEIGHTS]
   entries, located = {}, {}
-  for file_name in names:
-    file = _open(path / file_name)
-    for key in file.keys():
-      located[key] = file_name
-      name = _canonical(key)
+  for file in files:
+    opened = _open(path / file)
+    for key in opened.keys():
+      located[key] = file
+      name = canonical(key, family)
       if name in entries:
         raise ValueError(f"{path} holds {name} twice ({entries[name].name} and {key})")
-      entries[name] = _Entry(file, key, tuple(file.get_slice(key).get_shape()))
-  lost = sorted(k for k, file_name in weight_map.items() if located.get(k) != file_name)
+      entries[name] = _Entry(path / file, key, tuple(opened.get_slice(key).get_shape()))
+  lost = sorted(k for k, file in weight_map.items() if located.get(k) != file)
   if lost:
     raise ValueError(f"{path / INDEX} lists tensors that their files do not hold: {lost}")
   return entries
+
+
+def _placed(
+  flat: Mapping[str, Array],
+  part: _Part,
+  ours: np.ndarray,
+  whole: jax.ShapeDtypeStruct,
+  kept: Mapping[str, NamedSharding],
+) -> Array:
+  """The part as an array, or the stack of layers so far with it written in place."""
+  sharding = kept.get(part.row.path)
+  stacked = part.layer >= 0
+  ours = ours.reshape(whole.shape[1:] if stacked else whole.shape).astype(whole.dtype)
+  if not stacked:
+    return jnp.asarray(ours) if sharding is None else jax.device_put(ours, sharding)
+  stack = flat.get(part.row.path)
+  if stack is None:
+    stack = jnp.zeros(whole.shape, whole.dtype, device=sharding)
+  if sharding is not None:
+    ours = jax.device_put(ours, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])))
+  return _write(stack, ours, np.int32(part.layer))
+
+
+def _write_layer(stack: Array, layer: Array, index: Int[Array, ""]) -> Array:
+  return jax.lax.dynamic_update_index_in_dim(stack, layer, index, axis=0)
+
+
+_write = jax.jit(_write_layer, donate_argnums=(0,))
 
 
 def _open(file: Path) -> safetensors.safe_open:
@@ -181,20 +197,13 @@ def _json(file: Path) -> dict:
     raise ValueError(f"{file} is not JSON: {error}") from error
 
 
-def _canonical(name: str) -> str:
-  for prefix, short in _ALIASES.items():
-    if name.startswith(prefix):
-      return short + name.removeprefix(prefix)
-  return name
+def _rows(model: Model, shapes: Mapping) -> Iterator[Row]:
+  """The family's table, less what this model does not have (the head of a tied one)."""
+  return (row for row in TABLES[model.config.family] if row.path in shapes)
 
 
-def _rows(shapes: Mapping) -> Iterator[Row]:
-  """The table, less what this model does not have (the head of a tied one)."""
-  return (row for row in TABLE if row.path in shapes)
-
-
-def _names(row: Row, shapes: Mapping, model: Model) -> list[tuple[str, tuple[int, ...]]]:
-  """(Hugging Face name, shape there) of each layer's part of a weight."""
+def _parts(row: Row, shapes: Mapping, model: Model) -> list[_Part]:
+  """Each layer's part of a weight, as Hugging Face names and shapes it."""
   shape = shapes[row.path].shape
   stacked = "{}" in row.name
   one = shape[1:] if stacked else shape
@@ -205,17 +214,51 @@ def _names(row: Row, shapes: Mapping, model: Model) -> list[tuple[str, tuple[int
     theirs = (int(np.prod(one[1:])), one[0])
   else:
     theirs = (int(np.prod(one)),) if row.path.endswith("bias") else one
-  return [(row.name.format(i), theirs) for i in range(shape[0] if stacked else 1)]
+  layers = range(shape[0]) if stacked else (-1,)
+  return [_Part(row, layer, row.name.format(layer), theirs) for layer in layers]
 
 
 def _ours(row: Row, array: np.ndarray) -> np.ndarray:
   return array.reshape(array.shape[0], -1).T if row.layout == "kernel" else array
 
 
-def _theirs(row: Row, array: np.ndarray) -> np.ndarray:
-  if row.layout == "kernel":
-    array = array.reshape(array.shape[0], -1).T
-  return np.ascontiguousarray(array)
+def _theirs(part: _Part, array: Array) -> np.ndarray:
+  one = np.asarray(array if part.layer < 0 else array[part.layer])
+  if part.row.layout == "kernel":
+    one = one.reshape(one.shape[0], -1).T
+  return np.ascontiguousarray(one).reshape(part.shape)
+
+
+def _shards(parts: list[_Part], arrays: Mapping[str, Any], limit: int) -> list[list[_Part]]:
+  """Parts in order, as many in each shard as fit `limit` bytes; a larger one is alone."""
+  shards, room = [[]], limit
+  for part in parts:
+    size = _bytes(part, arrays)
+    if shards[-1] and size > room:
+      shards.append([])
+      room = limit
+    shards[-1].append(part)
+    room -= size
+  return shards
+
+
+def _bytes(part: _Part, arrays: Mapping[str, Any]) -> int:
+  return int(np.prod(part.shape)) * arrays[part.row.path].dtype.itemsize
+
+
+def _file_names(count: int) -> list[str]:
+  if count == 1:
+    return [WEIGHTS]
+  return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def _write_index(file: Path, shards: Mapping[str, list[_Part]], arrays: Mapping[str, Any]) -> None:
+  total = sum(_bytes(part, arrays) for shard in shards.values() for part in shard)
+  located = {part.name: name for name, shard in shards.items() for part in shard}
+  index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(located.items()))}
+  partial = file.with_name(f"{file.name}.partial")
+  partial.write_text(json.dumps(index, indent=2) + "\n")
+  partial.replace(file)
 
 
 def _check(wanted: Mapping[str, tuple], found: Mapping[str, tuple], where: Path | str) -> None:

@@ -1,8 +1,9 @@
-"""Every spelling of a Qwen2.5-VL config.json, and the values we refuse."""
+"""Every spelling of the families' config.json, and the values we refuse."""
 
 import copy
 
 import pytest
+from transformers import Qwen2_5_VLConfig, Qwen3Config, Qwen3VLConfig
 
 from pixelis_jax.model.config import ModelConfig
 from tests.model import oracle
@@ -51,6 +52,89 @@ HUB_3B = {
 }
 
 
+# The facts of Qwen/Qwen3-VL-8B-Instruct's and Qwen/Qwen3-8B's config.json.
+HUB_QWEN3_VL_8B = {
+  "architectures": ["Qwen3VLForConditionalGeneration"],
+  "image_token_id": 151655,
+  "model_type": "qwen3_vl",
+  "text_config": {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 262144,
+    "model_type": "qwen3_vl_text",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {
+      "mrope_interleaved": True,
+      "mrope_section": [24, 20, 20],
+      "rope_type": "default",
+    },
+    "rope_theta": 5000000,
+    "use_cache": True,
+    "vocab_size": 151936,
+  },
+  "tie_word_embeddings": False,
+  "transformers_version": "4.57.0.dev0",
+  "video_token_id": 151656,
+  "vision_config": {
+    "deepstack_visual_indexes": [8, 16, 24],
+    "depth": 27,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "in_channels": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 4304,
+    "model_type": "qwen3_vl",
+    "num_heads": 16,
+    "num_position_embeddings": 2304,
+    "out_hidden_size": 4096,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+  },
+  "vision_end_token_id": 151653,
+  "vision_start_token_id": 151652,
+}
+HUB_QWEN3_8B = {
+  "architectures": ["Qwen3ForCausalLM"],
+  "attention_bias": False,
+  "attention_dropout": 0.0,
+  "bos_token_id": 151643,
+  "eos_token_id": 151645,
+  "head_dim": 128,
+  "hidden_act": "silu",
+  "hidden_size": 4096,
+  "initializer_range": 0.02,
+  "intermediate_size": 12288,
+  "max_position_embeddings": 40960,
+  "max_window_layers": 36,
+  "model_type": "qwen3",
+  "num_attention_heads": 32,
+  "num_hidden_layers": 36,
+  "num_key_value_heads": 8,
+  "rms_norm_eps": 1e-06,
+  "rope_scaling": None,
+  "rope_theta": 1000000,
+  "sliding_window": None,
+  "tie_word_embeddings": False,
+  "torch_dtype": "bfloat16",
+  "transformers_version": "4.51.0",
+  "use_cache": True,
+  "use_sliding_window": False,
+  "vocab_size": 151936,
+}
+
+
 def changed(path: str, value: object, base: dict | None = None) -> dict:
   raw = copy.deepcopy(HUB_3B if base is None else base)
   *parents, leaf = path.split("/")
@@ -73,22 +157,47 @@ def test_flat_hub_config():
   assert (config.image_token, config.video_token) == (151655, 151656)
 
 
+def test_qwen3_vl_hub_config():
+  config = ModelConfig.from_hf(HUB_QWEN3_VL_8B)
+  text, vision = config.text, config.vision
+  assert (text.layers, text.heads, text.kv_heads, text.head_width) == (36, 32, 8, 128)
+  assert text.rope_theta == 5e6 and text.qk_norm and not text.qkv_bias and not text.tied
+  # 64 pairs: rows turn 1, 4, ... 58, columns 2, 5, ... 59, time the 24 others, all from 60 on.
+  assert text.rotary_axes[:6] == (0, 1, 2, 0, 1, 2) and text.rotary_axes[57:] == (0, 1, 2, *[0] * 4)
+  assert [text.rotary_axes.count(axis) for axis in range(3)] == [24, 20, 20]
+  assert (vision.head_width, vision.patch_values, vision.position_side) == (72, 1536, 48)
+  assert vision.window_side is None and vision.deepstack == (8, 16, 24)
+  assert config.feature_width == 4 * 4096
+
+
+def test_qwen3_hub_config():
+  config = ModelConfig.from_hf(HUB_QWEN3_8B)
+  assert config.vision is None and config.image_token is None
+  assert config.text.rope_theta == 1e6 and config.text.qk_norm
+  assert config.text.rotary_axes == (0,) * 64
+
+
 def test_the_spellings_mean_the_same():
   """transformers reads the flat file and writes it nested, with rope_parameters."""
-  from transformers import Qwen2_5_VLConfig
-
   nested = Qwen2_5_VLConfig(**copy.deepcopy(HUB_3B)).to_dict()
   assert "rope_parameters" in nested["text_config"] and "rope_scaling" not in nested
   assert ModelConfig.from_hf(nested) == ModelConfig.from_hf(HUB_3B)
+  for hub, made in ((HUB_QWEN3_VL_8B, Qwen3VLConfig), (HUB_QWEN3_8B, Qwen3Config)):
+    assert ModelConfig.from_hf(made(**copy.deepcopy(hub)).to_dict()) == ModelConfig.from_hf(hub)
 
 
+@pytest.mark.parametrize("family", oracle.MODELS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_saved_by_transformers_5(tied):
-  config = ModelConfig.from_hf(oracle.hf_config(tied=tied).to_dict())
+def test_saved_by_transformers_5(family, tied):
+  config = ModelConfig.from_hf(oracle.hf_config(tied=tied, family=family).to_dict())
   assert config.text.tied is tied
   assert config.text.rope_theta == (5e6 if tied else 1e4)
-  assert config.text.mrope_section == ((1, 3, 4) if tied else (2, 3, 3))
-  assert config.vision.full_blocks == (1,)
+  if family == "qwen2_5_vl":
+    assert config.text.mrope_section == ((1, 3, 4) if tied else (2, 3, 3))
+    assert config.vision.full_blocks == (1,)
+  if family == "qwen3_vl":
+    assert config.text.mrope_section == ((5, 4, 3) if tied else (6, 3, 3))
+    assert config.vision.deepstack == ((0, 2) if tied else (1,))
 
 
 def test_tied_flag_in_the_text_config_counts():
@@ -110,6 +219,11 @@ def test_omitted_fields_have_the_classes_defaults():
   "path, value, message",
   [
     ("model_type", "qwen2_vl", "model_type = 'qwen2_vl' is not supported"),
+    ("logit_scale", 2.0, r"config has fields .* does not know: \['logit_scale'\]"),
+    ("vision_config/qk_norm", True, r"vision config has fields .*: \['qk_norm'\]"),
+    ("rope_scaling/beta", 1.0, r"rope_parameters has fields .*: \['beta'\]"),
+    ("rope_scaling/mrope_interleaved", True, "mrope_interleaved = True"),
+    ("vision_config/fullatt_block_indexes", [15, 7], r"\[15, 7\] must rise"),
     ("use_sliding_window", True, "use_sliding_window = True"),
     ("attention_dropout", 0.1, "attention_dropout = 0.1"),
     ("hidden_act", "swish2", "hidden_act = 'swish2'"),
@@ -130,3 +244,26 @@ def test_omitted_fields_have_the_classes_defaults():
 def test_what_we_do_not_compute_is_refused_by_name(path, value, message):
   with pytest.raises(ValueError, match=message):
     ModelConfig.from_hf(changed(path, value))
+
+
+@pytest.mark.parametrize(
+  "path, value, message",
+  [
+    ("text_config/attention_bias", True, "attention_bias = True"),
+    ("text_config/rope_scaling/mrope_interleaved", False, "mrope_interleaved = False"),
+    ("text_config/rope_scaling/mrope_section", [24, 20, 16], "must sum to half the head width 128"),
+    ("text_config/num_hidden_layers", 2, r"\(8, 16, 24\) must not outnumber the decoder's 2"),
+    ("vision_config/num_position_embeddings", 2300, "2300 must be a square"),
+    ("vision_config/deepstack_visual_indexes", [8, 27], r"\[27\] must be in \[0, 27\)"),
+    ("vision_config/window_size", 112, r"does not know: \['window_size'\]"),
+  ],
+)
+def test_what_we_do_not_compute_of_qwen3_vl_is_refused(path, value, message):
+  with pytest.raises(ValueError, match=message):
+    ModelConfig.from_hf(changed(path, value, HUB_QWEN3_VL_8B))
+
+
+def test_a_text_model_has_no_sections():
+  rope = {"rope_type": "default", "mrope_section": [24, 20, 20]}
+  with pytest.raises(ValueError, match="mrope_section is not supported for model_type 'qwen3'"):
+    ModelConfig.from_hf(changed("rope_scaling", rope, HUB_QWEN3_8B))

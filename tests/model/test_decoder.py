@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.decoder import Cache, Decoder
-from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.model.policy import Model
 from tests.model import oracle
 
 MODEL = Model(ModelConfig.from_hf(oracle.hf_config(tied=True).to_dict()))

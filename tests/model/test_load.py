@@ -11,16 +11,19 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from pixelis_jax.model.load import INDEX, TABLE, WEIGHTS, load, save
+from pixelis_jax.model.load import INDEX, WEIGHTS, load, save
+from pixelis_jax.sharding import make_mesh, shardings
 from tests.model import oracle
 
+KINDS = [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_vl", False), ("qwen3", True)]
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
 def checkpoint(request, tmp_path_factory) -> Path:
   path = tmp_path_factory.mktemp("checkpoint")
-  oracle.hf_model(tied=request.param).save_pretrained(path)
+  family, tied = request.param
+  oracle.hf_model(tied=tied, family=family).save_pretrained(path)
   (path / "tokenizer.json").write_text("{}")
   return path
 
@@ -47,13 +50,16 @@ def test_transformers_loads_what_we_save_and_agrees(checkpoint, tmp_path):
   # Changed weights, so that a stale copy of the source cannot pass.
   params = jax.tree.map(lambda w: w * 1.25, params)
   save(tmp_path / "out", model, params, source=checkpoint)
-  theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+  theirs = oracle.MODELS[model.config.family].from_pretrained(
     tmp_path / "out", attn_implementation="eager"
-  ).eval()
+  )
+  theirs = theirs.eval()
   batch = oracle.two_rows(model.config)
   with torch.no_grad():
     expected = theirs(**oracle.hf_inputs(theirs, batch)).logits.numpy()
-  features = model.encode(params, batch.vision).reshape(-1, model.config.text.width)
+  features = jnp.zeros((0, model.config.feature_width))
+  if batch.vision is not None:
+    features = model.encode(params, batch.vision).reshape(-1, model.config.feature_width)
   hidden = model.hidden(params, *batch.arguments(features))
   got = np.asarray(hidden @ model.head(params).T)
   scale = np.abs(expected).max()
@@ -69,11 +75,6 @@ def test_saving_writes_the_tensors_transformers_writes(checkpoint, tmp_path):
   assert theirs.keys() == ours.keys()
   for name, tensor in theirs.items():
     assert_array_equal(ours[name], tensor, err_msg=name)
-
-
-def test_table_holds_each_weight_once():
-  paths, names = [row.path for row in TABLE], [row.name for row in TABLE]
-  assert len(set(paths)) == len(set(names)) == len(TABLE)
 
 
 def test_module_spelling_of_names_is_read(tied):
@@ -100,6 +101,42 @@ def test_sharded_checkpoint(tied, tmp_path):
   save(tmp_path / "out", model, params, source=tmp_path / "sharded")
   assert not (tmp_path / "out" / INDEX).exists()
   same(load(tmp_path / "out")[1], params)
+
+
+def test_saving_in_shards(tied, tmp_path):
+  """No file beyond the limit but one that holds a single tensor; transformers reads the index."""
+  model, params = load(tied)
+  out, limit = tmp_path / "out", 60_000
+  save(out, model, params, source=tied, shard_bytes=limit)
+  files = sorted(out.glob("*.safetensors"))
+  assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 2
+  index, total = json.loads((out / INDEX).read_text()), 0
+  for file in files:
+    tensors = load_file(file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    total += size
+    assert size <= limit or len(tensors) == 1
+    assert {k for k, name in index["weight_map"].items() if name == file.name} == tensors.keys()
+  assert index["metadata"]["total_size"] == total
+  same(load(out)[1], params)
+  theirs = oracle.MODELS["qwen2_5_vl"].from_pretrained(out)
+  expected = dict(oracle.hf_model(tied=True).named_parameters())
+  for name, parameter in theirs.named_parameters():
+    assert torch.equal(parameter, expected[name]), name
+  # Saved whole over the shards: nothing of them is left.
+  save(out, model, params, source=tied)
+  assert [file.name for file in out.glob("*.safetensors*")] == [WEIGHTS]
+
+
+def test_a_mesh_gets_each_weight_in_its_sharding(tied):
+  """Read straight into place: the same weights, split as their logical axes say."""
+  mesh = make_mesh(fsdp=2)
+  model, params = load(tied, mesh=mesh)
+  same(params, load(tied)[1])
+  wanted = shardings(model.axes(), mesh)
+  assert jax.tree.map(lambda w: w.sharding, params) == wanted
+  kernel = params["text"]["layers"]["mlp"]["up"]["kernel"]
+  assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 32, 80)}
 
 
 def test_tied_checkpoint_may_carry_its_head(tied):
@@ -183,6 +220,9 @@ def test_a_missing_shard_and_a_stale_index_are_named(tmp_path):
 def test_a_damaged_config_is_named(tied):
   (tied / "config.json").write_text('{"model_type": ')
   with pytest.raises(ValueError, match="config.json is not JSON"):
+    load(tied)
+  (tied / "config.json").write_text('{"model_type": "llava"}')
+  with pytest.raises(ValueError, match="config.json: .* 'llava' is not supported"):
     load(tied)
 
 

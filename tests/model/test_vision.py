@@ -13,27 +13,29 @@ from numpy.testing import assert_allclose
 
 from pixelis_jax.model import layout
 from pixelis_jax.model.load import load
-from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.model.policy import Model
 from tests.model import oracle
 
 # One frame that fills its windows, one that does not, and a video of three frames.
 GRIDS = ((1, 8, 8), (1, 6, 10), (3, 6, 4))
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> SimpleNamespace:
-  """Both towers, and features of each image by transformers."""
-  theirs = oracle.hf_model(tied=True)
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def pair(request, tmp_path_factory) -> SimpleNamespace:
+  """Both towers, and features of each image by transformers, DeepStack levels beside them."""
+  theirs = oracle.hf_model(tied=True, family=request.param)
   model, params = load(oracle.saved(theirs, tmp_path_factory.mktemp("vision")))
   images = [oracle.image(grid, model.config, i) for i, grid in enumerate(GRIDS)]
   with torch.no_grad():
-    features = [
-      theirs.model.visual(torch.tensor(i.patches), torch.tensor([i.grid])).pooler_output.numpy()
-      for i in images
-    ]
+    outs = [theirs.model.visual(torch.tensor(i.patches), torch.tensor([i.grid])) for i in images]
+  deep = lambda out: getattr(out, "deepstack_features", None) or []
+  features = [torch.cat([out.pooler_output, *deep(out)], dim=-1).numpy() for out in outs]
   return SimpleNamespace(
     theirs=theirs, model=model, params=params, images=images, features=features
   )
+
+
+on_2_5 = pytest.mark.parametrize("pair", ["qwen2_5_vl"], indirect=True)
 
 
 def encode(pair, images, *, rows=4, patches=80, change=lambda v: v, model=None) -> np.ndarray:
@@ -44,12 +46,13 @@ def encode(pair, images, *, rows=4, patches=80, change=lambda v: v, model=None) 
 
 def test_each_image_equals_transformers(pair):
   got = encode(pair, pair.images)
-  assert got.shape == (4, 20, 64)
+  assert got.shape == (4, 20, pair.model.config.feature_width)
   for row, expected in zip(got, pair.features, strict=False):
     assert expected.std() > 0.3
     assert_allclose(row[: len(expected)], expected, atol=1e-4)
 
 
+@on_2_5
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_blocks_equal_transformers_one_by_one(pair, depth):
   """Block 1 is the full one: a flag scanned out of step with its block fails here."""
@@ -116,6 +119,7 @@ def test_remat_changes_nothing(pair):
   assert jax.tree.all(jax.tree.map(lambda g: bool(jnp.abs(g).max() > 0), plain))
 
 
+@on_2_5
 def test_rotary_angles_are_float32_whatever_the_weights_are(pair):
   """bfloat16 rounds 127 * 0.158 = 20.13 to 20.125: angles must not follow the weights' dtype."""
   low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), pair.params)

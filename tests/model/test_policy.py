@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jax
@@ -14,16 +15,22 @@ from numpy.testing import assert_allclose
 from kernels.attention import reference
 from pixelis_jax.model import vision
 from pixelis_jax.model.load import load
-from pixelis_jax.model.qwen2_5_vl import Model
+from pixelis_jax.model.policy import Model
 from tests.model import oracle
 
 # Logits have a spread of 9 (tied) and 1; float32 sums in other orders left 3e-5 and 4e-6.
 TOLERANCE = 1e-4
 
 
-def logits(model: Model, params, batch: oracle.Batch) -> jax.Array:
+def encoded(model: Model, params, batch: oracle.Batch) -> jax.Array:
+  if batch.vision is None:
+    return jnp.zeros((0, model.config.feature_width))
   features = model.encode(params, batch.vision)
-  hidden = model.hidden(params, *batch.arguments(features.reshape(-1, features.shape[-1])))
+  return features.reshape(-1, features.shape[-1])
+
+
+def logits(model: Model, params, batch: oracle.Batch) -> jax.Array:
+  hidden = model.hidden(params, *batch.arguments(encoded(model, params, batch)))
   return hidden @ model.head(params).T
 
 
@@ -32,35 +39,56 @@ def compute(model: Model, params, batch: oracle.Batch) -> np.ndarray:
   return np.asarray(run(params))[batch.valid]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def seen(pair, *, params=None, model=None, batch=None) -> bool:
+  """Whether the logits are wrong by far more than the tolerance."""
+  wrong = jax.jit(lambda p: logits(model or pair.model, p, batch or pair.batch))(
+    pair.params if params is None else params
+  )
+  return np.abs(np.asarray(wrong)[pair.batch.valid] - pair.logits).max() > 30 * TOLERANCE
+
+
+KINDS = [(family, tied) for family in oracle.MODELS for tied in (True, False)]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
 def pair(request, tmp_path_factory) -> SimpleNamespace:
   """Both models and, on the same batch, what transformers says: layers, logits and gradients."""
-  tied = request.param
+  family, tied = request.param
   path = tmp_path_factory.mktemp("pair")
-  theirs = oracle.hf_model(tied=tied)
+  theirs = oracle.hf_model(tied=tied, family=family)
   model, params = load(oracle.saved(theirs, path / "model"))
   batch = oracle.two_rows(model.config)
-  out = theirs(**oracle.hf_inputs(theirs, batch), output_hidden_states=True)
-  valid = torch.tensor(batch.valid)
-  weights = np.random.default_rng(9).standard_normal(out.logits[valid].shape).astype(np.float32)
-  with torch.no_grad():
-    layers = [theirs.model.language_model.norm(h) for h in out.hidden_states[:-1]]
-  layers.append(out.hidden_states[-1])
-  (out.logits[valid] * torch.tensor(weights)).mean().backward()
+  inputs, valid = oracle.hf_inputs(theirs, batch), torch.tensor(batch.valid)
+  logits = theirs(**inputs).logits[valid]
+  weights = np.random.default_rng(9).standard_normal(logits.shape).astype(np.float32)
+  (logits * torch.tensor(weights)).mean().backward()
+  layers = [h[valid].numpy() for h in depths(theirs, inputs)]
   return SimpleNamespace(
-    tied=tied,
     model=model,
     params=params,
     batch=batch,
     weights=jnp.asarray(weights),
-    logits=out.logits[valid].detach().numpy(),
-    layers=[h[valid].detach().numpy() for h in layers],
+    logits=logits.detach().numpy(),
+    layers=layers,
     gradients=load(oracle.saved_gradients(theirs, path / "gradients"))[1],
   )
 
 
-# One of the two is enough where a test compares our model with a changed one of ours.
-on_one = pytest.mark.parametrize("pair", [True], ids=["tied"], indirect=True)
+def depths(theirs, inputs) -> Iterator[torch.Tensor]:
+  """The normed hidden states of transformers' decoder cut off after 1, 2, ... layers."""
+  decoder = oracle.decoder(theirs)
+  whole = decoder.layers
+  for count in range(1, len(whole) + 1):
+    decoder.layers = whole[:count]
+    with torch.no_grad():
+      yield theirs.model(**inputs).last_hidden_state
+  decoder.layers = whole
+
+
+# One is enough where a test compares our model with a changed one of ours.
+on_one = pytest.mark.parametrize("pair", KINDS[:1], ids=str, indirect=True)
+on_3 = pytest.mark.parametrize("pair", [("qwen3_vl", True)], ids=str, indirect=True)
+on_text = pytest.mark.parametrize("pair", [("qwen3", True)], ids=str, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -76,14 +104,19 @@ def test_logits_equal_transformers(pair):
 
 def test_hidden_states_equal_transformers_after_each_layer(pair):
   config, batch = pair.model.config, pair.batch
-  features = pair.model.encode(pair.params, batch.vision)
-  for count in range(1, config.text.layers + 1):
-    short = Model(dataclasses.replace(config, text=dataclasses.replace(config.text, layers=count)))
-    text = dict(pair.params["text"])
-    text["layers"] = jax.tree.map(operator.itemgetter(slice(count)), text["layers"])
-    arguments = batch.arguments(features.reshape(-1, config.text.width))
-    hidden = short.hidden({**pair.params, "text": text}, *arguments)
-    assert_allclose(np.asarray(hidden)[batch.valid], pair.layers[count], atol=TOLERANCE)
+  features = encoded(pair.model, pair.params, batch)
+  for count, expected in enumerate(pair.layers, start=1):
+    vision = config.vision
+    if vision is not None:
+      vision = dataclasses.replace(vision, deepstack=vision.deepstack[:count])
+    text = dataclasses.replace(config.text, layers=count)
+    short = Model(dataclasses.replace(config, text=text, vision=vision))
+    params = dict(pair.params["text"])
+    params["layers"] = jax.tree.map(operator.itemgetter(slice(count)), params["layers"])
+    arguments = batch.arguments(features[:, : short.config.feature_width])
+    # The tower is left out of the parameters: only the decoder's are read here.
+    hidden = short.hidden({**pair.params, "text": params}, *arguments)
+    assert_allclose(np.asarray(hidden)[batch.valid], expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -135,8 +168,7 @@ def other_vision(**changes):
   ids=str,
 )
 def test_a_wrong_config_is_seen(pair, change):
-  wrong = compute(Model(change(pair.model.config)), pair.params, pair.batch)
-  assert np.abs(wrong - pair.logits).max() > 30 * TOLERANCE
+  assert seen(pair, model=Model(change(pair.model.config)))
 
 
 def flat_positions(batch):
@@ -179,9 +211,7 @@ MUTATED_BATCHES = {
 @on_one
 @pytest.mark.parametrize("name", MUTATED_BATCHES)
 def test_a_wrong_layout_is_seen(pair, name):
-  batch = MUTATED_BATCHES[name](pair.batch)
-  wrong = np.asarray(jax.jit(lambda p: logits(pair.model, p, batch))(pair.params))
-  assert np.abs(wrong[pair.batch.valid] - pair.logits).max() > 30 * TOLERANCE
+  assert seen(pair, batch=MUTATED_BATCHES[name](pair.batch))
 
 
 @on_one
@@ -190,50 +220,144 @@ def test_a_sliding_band_instead_of_windows_is_seen(pair, monkeypatch):
     near = np.abs(np.subtract.outer(np.arange(112), np.arange(112))) <= 16
     same = (q_segments[:, :, None] == kv_segments[:, None, :]) & (q_segments > 0)[:, :, None]
     whole = (kv_segments > 0)[:, None, :] & (q_segments > 0)[:, :, None] & near[None]
-    # One segment a row is the full block; elsewhere the band replaces the windows.
-    full = jnp.max(kv_segments) == 1
+    # The full block stays as it is; elsewhere the band replaces the windows.
+    full = jnp.array_equal(kv_segments, pair.batch.vision.frame_segments)
     return reference(q, k, v, jnp.where(full, same, whole))
 
   monkeypatch.setattr(vision, "attention", band)
-  wrong = compute(pair.model, pair.params, pair.batch)
-  assert np.abs(wrong - pair.logits).max() > 30 * TOLERANCE
+  assert seen(pair)
+
+
+def attention_with(params, **changes):
+  """The parameters with parts of the decoder's attention replaced."""
+  text = params["text"]
+  attn = {**text["layers"]["attn"], **changes}
+  return {**params, "text": {**text, "layers": {**text["layers"], "attn": attn}}}
 
 
 def interleaved_heads(params, config):
   """Query heads tiled over key heads (0 1 0 1) instead of grouped (0 0 1 1)."""
-  N, K, H = config.heads, config.kv_heads, config.head_width
-  attn = params["text"]["layers"]["attn"]
-  L, D, _ = attn["q"]["kernel"].shape
-  swap = lambda w, *lead: w.reshape(*lead, K, N // K, H).swapaxes(-3, -2).reshape(*lead, N * H)
-  q = {"kernel": swap(attn["q"]["kernel"], L, D), "bias": swap(attn["q"]["bias"], L)}
-  return {**attn, "q": q}
+  K, R, H = config.kv_heads, config.heads // config.kv_heads, config.head_width
+  swap = lambda w: w.reshape(*w.shape[:-1], K, R, H).swapaxes(-3, -2).reshape(w.shape)
+  return attention_with(params, q=jax.tree.map(swap, params["text"]["layers"]["attn"]["q"]))
 
 
 def without_bias(params, config):
+  k = params["text"]["layers"]["attn"]["k"]
+  return attention_with(params, k={**k, "bias": jnp.zeros_like(k["bias"])})
+
+
+def swapped_norms(params, config):
   attn = params["text"]["layers"]["attn"]
-  return {**attn, "k": {**attn["k"], "bias": jnp.zeros_like(attn["k"]["bias"])}}
+  return attention_with(params, q_norm=attn["k_norm"], k_norm=attn["q_norm"])
+
+
+def without_patch_bias(params, config):
+  patch = params["visual"]["patch"]
+  patch = {**patch, "bias": jnp.zeros_like(patch["bias"])}
+  return {**params, "visual": {**params["visual"], "patch": patch}}
+
+
+def one_deep_merger(params, config):
+  """Both levels through the first level's merger."""
+  deep = jax.tree.map(lambda w: jnp.stack([w[0], w[0]]), params["visual"]["deep"])
+  return {**params, "visual": {**params["visual"], "deep": deep}}
 
 
 @on_one
 @pytest.mark.parametrize("mutate", [interleaved_heads, without_bias])
-def test_wrong_attention_weights_are_seen(pair, mutate):
-  text = pair.params["text"]
-  layers = {**text["layers"], "attn": mutate(pair.params, pair.model.config.text)}
-  wrong = compute(pair.model, {**pair.params, "text": {**text, "layers": layers}}, pair.batch)
+def test_wrong_weights_are_seen(pair, mutate):
+  assert seen(pair, params=mutate(pair.params, pair.model.config.text))
+
+
+@on_3
+@pytest.mark.parametrize("mutate", [swapped_norms, without_patch_bias, one_deep_merger])
+def test_wrong_weights_of_qwen3_vl_are_seen(pair, mutate):
+  assert seen(pair, params=mutate(pair.params, pair.model.config.text))
+
+
+@on_3
+@pytest.mark.parametrize(
+  "change",
+  [
+    other_text(rope_theta=1e6),
+    other_text(interleaved=False),
+    other_text(mrope_section=(4, 4, 4)),
+    other_text(activation="relu"),
+    other_vision(rope_theta=1e5),
+    other_vision(activation="silu"),
+    other_vision(deepstack=(1, 2)),
+    other_vision(deepstack=(0, 1)),
+  ],
+  ids=str,
+)
+def test_a_wrong_config_of_qwen3_vl_is_seen(pair, change):
+  assert seen(pair, model=Model(change(pair.model.config)))
+
+
+@on_3
+@pytest.mark.parametrize(
+  "name, change",
+  [
+    ("1-D positions", flat_positions),
+    ("padding in sight", seen_padding),
+    ("attention across frames", with_vision(frame_segments=lambda v: v.frame_segments.clip(max=1))),
+    ("no places in the table", with_vision(shares=lambda v: v.shares * 0)),
+    ("the nearest place", with_vision(shares=lambda v: v.shares.round())),
+    ("places in raster order", with_vision(corners=lambda v: np.sort(v.corners, axis=1))),
+  ],
+)
+def test_a_wrong_layout_of_qwen3_vl_is_seen(pair, name, change):
+  assert seen(pair, batch=change(pair.batch))
+
+
+@on_3
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda parts: parts.at[:, 1:].set(0),
+    lambda parts: parts[:, [0, 2, 1]],
+    lambda parts: jnp.concatenate([parts[:, :2], parts[:, :1]], axis=1),
+  ],
+  ids=["dropped", "swapped", "one lost"],
+)
+def test_wrong_deepstack_levels_are_seen(pair, change):
+  features = encoded(pair.model, pair.params, pair.batch)
+  parts = features.reshape(len(features), 3, -1)
+  hidden = pair.model.hidden(
+    pair.params, *pair.batch.arguments(change(parts).reshape(features.shape))
+  )
+  wrong = np.asarray(hidden @ pair.model.head(pair.params).T)[pair.batch.valid]
   assert np.abs(wrong - pair.logits).max() > 30 * TOLERANCE
+
+
+@on_text
+def test_wrong_models_of_text_are_seen(pair):
+  config = pair.model.config
+  assert seen(pair, model=Model(other_text(rope_theta=1e6)(config)))
+  assert seen(pair, batch=seen_padding(pair.batch))
+  assert seen(pair, params=swapped_norms(pair.params, config.text))
+  assert seen(pair, params=interleaved_heads(pair.params, config.text))
+
+
+@on_text
+def test_a_text_model_refuses_images(pair):
+  with pytest.raises(ValueError, match="qwen3 model has no vision tower"):
+    pair.model.encode(pair.params, None)
 
 
 def test_head_is_the_embedding_only_when_tied(pair):
   head, embedding = pair.model.head(pair.params), pair.model.embedding(pair.params)
-  assert ("head" not in pair.params) == pair.tied
-  assert (head is embedding) == pair.tied
+  tied = pair.model.config.text.tied
+  assert ("head" not in pair.params) == tied
+  assert (head is embedding) == tied
 
 
 @pytest.mark.parametrize("chunks", [(320,), (200, 7, 113), (300, *[1] * 20)], ids=str)
 def test_extend_equals_hidden(pair, chunks):
   """Prefill at once, in pieces, and 20 tokens one by one: the same float32 states to 1e-5."""
   model, batch = pair.model, pair.batch
-  features = model.encode(pair.params, batch.vision).reshape(-1, model.config.text.width)
+  features = encoded(model, pair.params, batch)
   expected = model.hidden(pair.params, *batch.arguments(features))
   extend = jax.jit(model.extend, donate_argnums=(1,))
   cache, at, pieces = model.init_cache(2, 333, jnp.float32), 0, []

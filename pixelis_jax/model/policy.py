@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as pure functions of a parameter tree.
+"""The policy as pure functions of a parameter tree: Qwen2.5-VL, Qwen3-VL or text-only Qwen3.
 
 The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they are split once, here.
 """
@@ -24,7 +24,7 @@ Params: TypeAlias = dict  # Nested dict of arrays; layers and blocks are stacked
 class _Modules(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     text = config.text
-    self.visual = Tower(config.vision, rngs=rngs)
+    self.visual = None if config.vision is None else Tower(config.vision, rngs=rngs)
     self.text = Decoder(text, rngs=rngs)
     shape = (text.vocab_size, text.width)
     self.head = None if text.tied else weight(shape, ("vocab", "embed"), rngs)
@@ -66,8 +66,14 @@ class Model:
     named = {path: variable.get_metadata("axes") for path, variable in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(named)
 
-  def encode(self, params: Params, vision: VisionInputs) -> Float[Array, "N M D"]:
-    """Image features in reading order, M = P / merge^2 a row; what follows an image is noise."""
+  def encode(self, params: Params, vision: VisionInputs) -> Float[Array, "N M W"]:
+    """Image features in reading order, M = P / merge^2 a row; what follows an image is noise.
+
+    W is `config.feature_width`: the decoder's width, and as much again for each DeepStack level.
+    Raises ValueError if the model is text-only.
+    """
+    if self.config.vision is None:
+      raise ValueError(f"a {self.config.family} model has no vision tower to encode images with")
     return self._modules(params).visual(vision, remat=self.remat)
 
   def hidden(
@@ -75,7 +81,7 @@ class Model:
     params: Params,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B 3 T"],
-    features: Float[Array, "F D"],
+    features: Float[Array, "F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
   ) -> Float[Array, "B T D"]:
@@ -85,8 +91,7 @@ class Model:
     for and -1 elsewhere; segment 0 is padding, whose outputs mean nothing.
     """
     text = self._modules(params).text
-    x_BTD = text.embed(tokens, features, sources)
-    return text(x_BTD, text.angles(positions), segments, remat=self.remat)
+    return text(tokens, positions, features, sources, segments, remat=self.remat)
 
   def init_cache(self, rows: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """An empty cache of `capacity` slots a row."""
@@ -105,7 +110,7 @@ class Model:
     cache: Cache,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B 3 T"],
-    features: Float[Array, "F D"],
+    features: Float[Array, "F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
   ) -> tuple[Float[Array, "B T D"], Cache]:
@@ -118,8 +123,7 @@ class Model:
     if tokens.shape[1] > cache.segments.shape[1]:
       raise ValueError(f"{tokens.shape[1]} tokens do not fit {cache.segments.shape[1]} slots")
     text = self._modules(params).text
-    x_BTD = text.embed(tokens, features, sources)
-    return text.extend(cache, x_BTD, text.angles(positions), segments)
+    return text.extend(cache, tokens, positions, features, sources, segments)
 
   def head(self, params: Params) -> Float[Array, "V D"]:
     """The output projection: logits are hidden @ head.T. The embedding itself when tied."""

@@ -40,10 +40,12 @@ def parser() -> argparse.ArgumentParser:
     added.set_defaults(run=run)
     return added
 
-  p = command("ask", ask, "Ask a question about images and show how the agent looks and answers.")
+  p = command(
+    "ask", ask, "Ask a question, of images or none, and show how the agent looks and answers."
+  )
   p.add_argument("question")
   p.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
-  p.add_argument("--image", required=True, type=Path, metavar="PATH", action="append")
+  p.add_argument("--image", default=[], type=Path, metavar="PATH", action="append")
   p.add_argument("--tools", default="zoom_in", help="comma-separated, or none (default: zoom_in)")
   p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
   p.add_argument("--guidelines", default="", metavar="TEXT", help="put behind the question")
@@ -82,15 +84,21 @@ def ask(args: argparse.Namespace) -> int:
   import jax
 
   from pixelis_jax import agent, sampler
-  from pixelis_jax.chat.images import ImageProcessor, read_image
+  from pixelis_jax.chat.family import images_of
+  from pixelis_jax.chat.images import read_image
   from pixelis_jax.metrics import TrajectoryLog
   from pixelis_jax.types import Task, content_key
 
   _check_ask(args)
   _directory(args.model)
-  shown_size = ImageProcessor.from_directory(args.model).shown_size
+  processor = images_of(args.model)
+  if processor is None and args.image:
+    raise ValueError(f"{args.model} holds a text-only model: it cannot be shown --image")
   images = [read_image(path) for path in args.image]
-  sizes = [_shown(path, image, shown_size) for path, image in zip(args.image, images, strict=True)]
+  sizes = [
+    _shown(path, image, processor.shown_size)
+    for path, image in zip(args.image, images, strict=True)
+  ]
   key = content_key(args.question, *(image.tobytes() for image in images))
   task = Task(id=f"ask-{key[:12]}", images=tuple(images), question=args.question, answer=None)
   policy = sampler.load_policy(

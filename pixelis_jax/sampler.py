@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from pixelis_jax.batch import image_sources, pack_images, round_up
+from pixelis_jax.chat.family import frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
@@ -348,11 +349,14 @@ def _decode(
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A checkpoint directory, ready to play: weights, chat, sampler, and its prompt's tools."""
+  """A checkpoint directory, ready to play: weights, chat, sampler, and its prompt's tools.
+
+  `images` is None for a text-only model.
+  """
 
   model: Model
   params: Params
-  images: ImageProcessor
+  images: ImageProcessor | None
   chat: Chat
   sampler: Sampler
   tools: Toolbox
@@ -381,8 +385,8 @@ def load_policy(c: Any) -> Policy:
 
 def with_tools(c: Any, model: Model, params: Params, tools: Sequence[str]) -> Policy:
   """The same weights under a prompt that offers `tools`; none: a prompt without tools."""
-  images = ImageProcessor.from_directory(c.path)
-  toolbox = Toolbox(tuple(tools), shown_size=images.shown_size, preset=c.preset)
+  # The chat needs the tools' schemas, the tools its frame of coordinates: both read the directory.
+  toolbox = Toolbox(tuple(tools), shown_size=frame_of(c.path), preset=c.preset)
   chat = Chat.from_directory(c.path, tools=toolbox.schemas, guidelines=c.guidelines)
   sampler = Sampler(
     model,
@@ -393,7 +397,7 @@ def with_tools(c: Any, model: Model, params: Params, tools: Sequence[str]) -> Po
     dtype=jnp.dtype(c.dtype),
   )
   return Policy(
-    model=model, params=params, images=images, chat=chat, sampler=sampler, tools=toolbox
+    model=model, params=params, images=chat.images, chat=chat, sampler=sampler, tools=toolbox
   )
 
 

@@ -156,7 +156,7 @@ def test_score_without_images(model, tmp_path):
     ([{"role": "user"}], r"message 1 lacks \['content'\]"),
     ([{"role": "bot", "content": "hi"}], "message 1: role 'bot' must be one of"),
     ([{"role": "user", "content": 3}], "message 1: content must be a text or a list"),
-    ([{"role": "user", "content": [{"type": "video"}]}], "message 1, part 1 must be an object"),
+    ([{"role": "user", "content": [{"type": "audio"}]}], "message 1, part 1 must be an object"),
     ([{"role": "user", "content": [{"type": "image", "image": 3}]}], "image must be a string"),
     ([{"role": "user", "content": [text("a") | {"x": 1}]}], r"part 1 has unknown keys \['x'\]"),
     ([{"role": "user", "content": [shown("no.png")]}], "there is no image .*no.png"),
@@ -321,6 +321,19 @@ def test_ask_says_what_is_wrong(model, tmp_path, capsys, says, options, said):
   options = [option.format(folder=tmp_path) for option in options]
   with pytest.raises(ValueError, match=said):
     raise ValueError(refused(capsys, "ask", "--model", model, "--image", image, *options, "what?"))
+
+
+def test_ask_without_images(model, capsys, says):
+  says("\\boxed{7}")
+  assert cli.main(["ask", "--model", str(model), "--tools", "none", "--json", "3 + 4?"]) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told["images"] == [] and told["answer"] == "7"
+
+
+def test_a_text_only_model_is_not_asked_about_images(broken, tmp_path, capsys):
+  write(broken / "config.json", {"model_type": "qwen3"})
+  argv = ("ask", "--model", broken, "--image", picture(tmp_path / "a.png"), "what?")
+  assert "holds a text-only model: it cannot be shown --image" in refused(capsys, *argv)
 
 
 def test_an_empty_question_is_refused(model, tmp_path, capsys):

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from pixelis_jax.types import Patches, Pixels, content_key
 
 MAX_ASPECT = 200  # smart_resize of transformers' Qwen2VLImageProcessor refuses more.
 # Defaults of Qwen2VLImageProcessor; a directory may leave any of them out.
-_DEFAULTS = {
+DEFAULTS = {
   "do_resize": True,
   "do_rescale": True,
   "do_normalize": True,
@@ -25,6 +27,8 @@ _DEFAULTS = {
   "merge_size": 2,
 }
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+# In transformers' reading order.
+_FILES = (("processor_config.json", "image_processor"), ("preprocessor_config.json", None))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,28 +45,22 @@ class ImageProcessor:
 
   @classmethod
   def from_directory(cls, path: str | Path) -> "ImageProcessor":
-    """Reads preprocessor_config.json, or the image_processor part of processor_config.json.
+    """Reads the image_processor part of processor_config.json, or preprocessor_config.json.
 
     Raises:
       FileNotFoundError: the directory has neither.
       ValueError: a setting that this processor does not serve, or bounds that no size satisfies.
     """
-    c = _read(Path(path))
-    values = _DEFAULTS | {k: v for k, v in c.items() if k in _DEFAULTS and v is not None}
-    for flag in ("do_resize", "do_rescale", "do_normalize"):
-      if not values[flag]:
-        raise ValueError(f"{path}: {flag} is false; only true is supported")
-    # The older spelling wins where both are given, as in transformers.
-    size = c.get("size") or {}
-    low = c.get("min_pixels") or size.get("shortest_edge") or _MIN_PIXELS
-    high = c.get("max_pixels") or size.get("longest_edge") or _MAX_PIXELS
-    if not 0 < low <= high:
-      raise ValueError(f"{path}: min_pixels {low} must be in [1, max_pixels = {high}]")
+    c = read_settings(Path(path), _FILES)
+    if c is None:
+      raise FileNotFoundError(f"{path} has no preprocessor_config.json")
+    values = with_defaults(c, DEFAULTS, path)
     # float64, then float32, then normalised in float32: the order that makes the table equal the
     # processor's output.
     scaled = (np.arange(256, dtype=np.float64) * values["rescale_factor"]).astype(np.float32)
     mean = np.array(values["image_mean"], np.float32)
     std = np.array(values["image_std"], np.float32)
+    low, high = pixel_bounds(c, _MIN_PIXELS, _MAX_PIXELS, path)
     return cls(
       min_pixels=low,
       max_pixels=high,
@@ -81,48 +79,106 @@ class ImageProcessor:
     Raises:
       ValueError: one side is more than 200 times the other, or the image is empty.
     """
-    if min(height, width) < 1:
-      raise ValueError(f"image of {height} x {width} pixels is empty")
-    if max(height, width) > MAX_ASPECT * min(height, width):
-      raise ValueError(
-        f"image of {height} x {width} pixels: the longer side may be at most {MAX_ASPECT} times"
-        " the shorter"
-      )
-    unit = self.patch * self.merge
-    shown_height, shown_width = round(height / unit) * unit, round(width / unit) * unit
-    if shown_height * shown_width > self.max_pixels:
-      shrink = math.sqrt(height * width / self.max_pixels)
-      shown_height = max(unit, math.floor(height / shrink / unit) * unit)
-      shown_width = max(unit, math.floor(width / shrink / unit) * unit)
-    elif shown_height * shown_width < self.min_pixels:
-      grow = math.sqrt(self.min_pixels / (height * width))
-      shown_height = math.ceil(height * grow / unit) * unit
-      shown_width = math.ceil(width * grow / unit) * unit
-    return shown_height, shown_width
+    check_size(height, width)
+    return fit(height, width, self.patch * self.merge, self.min_pixels, self.max_pixels)
 
   def process(self, pixels: Pixels) -> Patches:
-    """One image as the vision tower takes it, bit for bit what Qwen2VLImageProcessor gives.
+    """One image as the vision tower takes it, bit for bit what Qwen2VLImageProcessorPil gives.
 
-    Patches are ordered by merged block, then row by row inside the block; each is (channel, frame,
-    row, column), a still image filling all frames.
+    Patches are in `patch_order`, a still image filling all frames.
     """
     height, width = self.shown_size(*pixels.shape[:2])
     image = Image.fromarray(pixels)
     resized = np.asarray(image.resize((width, height), resample=self.resample))
-    p, m = self.patch, self.merge
-    rows, columns = height // p, width // p
-    blocks = resized.reshape(rows // m, m, p, columns // m, m, p, 3)
-    # (block row, block column, row in block, column in block, channel, y, x)
-    ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, p * p)
-    patches = np.empty((rows * columns, 3, self.frames, p * p), np.float32)
-    for channel in range(3):
-      patches[:, channel] = self.table[channel][ordered[:, channel]][:, None, :]
     return Patches(
-      patches=patches.reshape(rows * columns, -1),
-      grid=(1, rows, columns),
+      patches=patch_order(resized[None], self.patch, self.merge, self.frames, self.table),
+      grid=(1, height // self.patch, width // self.patch),
       size=(height, width),
       key=content_key(resized.tobytes(), f"{height} x {width}"),
     )
+
+
+def check_size(height: int, width: int) -> None:
+  """ValueError where no size can be shown: an empty image, or a side over 200 times the other."""
+  if min(height, width) < 1:
+    raise ValueError(f"image of {height} x {width} pixels is empty")
+  if max(height, width) > MAX_ASPECT * min(height, width):
+    raise ValueError(
+      f"image of {height} x {width} pixels: the longer side may be at most {MAX_ASPECT} times"
+      " the shorter"
+    )
+
+
+def fit(
+  height: int, width: int, unit: int, low: int, high: int, *, frames: int = 1, counted: int = 1
+) -> tuple[int, int]:
+  """(height, width) nearest in multiples of `unit` whose area, of all frames, is in [low, high].
+
+  smart_resize of transformers' Qwen2VLImageProcessor; that of Qwen3VLVideoProcessor is the same
+  with bounds for the whole clip. It compares the bounds with `counted` frames, their number rounded
+  to whole temporal patches, and scales by `frames`, the number that there are.
+  """
+  rows, columns = round(height / unit) * unit, round(width / unit) * unit
+  if counted * rows * columns > high:
+    shrink = math.sqrt(frames * height * width / high)
+    rows = max(unit, math.floor(height / shrink / unit) * unit)
+    columns = max(unit, math.floor(width / shrink / unit) * unit)
+  elif counted * rows * columns < low:
+    grow = math.sqrt(low / (frames * height * width))
+    rows, columns = (math.ceil(side * grow / unit) * unit for side in (height, width))
+  return rows, columns
+
+
+def patch_order(
+  frames: UInt8[np.ndarray, "F height width 3"],
+  patch: int,
+  merge: int,
+  depth: int,
+  table: Float32[np.ndarray, "3 256"],
+) -> Float32[np.ndarray, "P K"]:
+  """Frames cut into patches of `depth` frames in the order of Qwen's vision tower, normalised.
+
+  Ordered by temporal step, by merged block, then row by row inside the block; each patch is
+  (channel, frame, row, column). The sides are multiples of patch * merge. The number of frames is a
+  multiple of `depth`, or 1: a still image fills all of a patch's frames.
+  """
+  count, height, width, _ = frames.shape
+  rows, columns, p, m = height // patch, width // patch, patch, merge
+  deep = min(count, depth)
+  blocks = frames.reshape(-1, deep, rows // m, m, p, columns // m, m, p, 3)
+  # (step, block row, block column, row in block, column in block, channel, frame, y, x)
+  ordered = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, deep, p * p)
+  patches = np.empty((len(ordered), 3, depth, p * p), np.float32)
+  for channel in range(3):
+    patches[:, channel] = table[channel][ordered[:, channel]]
+  return patches.reshape(len(ordered), -1)
+
+
+def with_defaults(settings: dict, defaults: dict, path: str | Path) -> dict:
+  """The settings that `defaults` names; None counts as left out.
+
+  Raises:
+    ValueError: a step of processing is switched off.
+  """
+  values = defaults | {k: v for k, v in settings.items() if k in defaults and v is not None}
+  for flag in ("do_resize", "do_rescale", "do_normalize"):
+    if not values[flag]:
+      raise ValueError(f"{path}: {flag} is false; only true is supported")
+  return values
+
+
+def pixel_bounds(settings: dict, low: int, high: int, path: str | Path) -> tuple[int, int]:
+  """(min_pixels, max_pixels); the older spelling wins where both are given, as in transformers.
+
+  Raises:
+    ValueError: bounds that no size satisfies.
+  """
+  size = settings.get("size") or {}
+  low = settings.get("min_pixels") or size.get("shortest_edge") or low
+  high = settings.get("max_pixels") or size.get("longest_edge") or high
+  if not 0 < low <= high:
+    raise ValueError(f"{path}: min_pixels {low} must be in [1, max_pixels = {high}]")
+  return low, high
 
 
 def read_image(path: str | Path) -> Pixels:
@@ -143,19 +199,27 @@ def read_image(path: str | Path) -> Pixels:
     raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
-def _read(path: Path) -> dict:
-  for name, part in (
-    ("preprocessor_config.json", None),
-    ("processor_config.json", "image_processor"),
-  ):
+def read_settings(path: Path, files: Sequence[tuple[str, str | None]]) -> dict | None:
+  """The first of `files`, (name, part of it or None for the whole), that the directory has.
+
+  Raises:
+    ValueError: it is not a JSON object.
+  """
+  for name, part in files:
     if (path / name).is_file():
-      try:
-        content = json.loads((path / name).read_text(encoding="utf-8"))
-      except ValueError as error:
-        raise ValueError(f"{path / name} is not JSON: {error}") from error
-      if not isinstance(content, dict):
-        raise ValueError(f"{path / name} must be a JSON object, not {content!r}")
+      content = read_object(path / name)
       content = content if part is None else content.get(part)
       if content is not None:
         return content
-  raise FileNotFoundError(f"{path} has no preprocessor_config.json")
+  return None
+
+
+def read_object(file: Path) -> dict:
+  """A file's JSON object; ValueError names a file that holds none."""
+  try:
+    content = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file} is not JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{file} must be a JSON object, not {content!r}")
+  return content

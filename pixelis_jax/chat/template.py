@@ -10,8 +10,9 @@ them.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,17 +22,19 @@ import tokenizers
 from jaxtyping import Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pixelis_jax.chat.family import Family, family_of, images_of
 from pixelis_jax.chat.images import ImageProcessor
-from pixelis_jax.types import Patches, Pixels, Segment, Task, ToolResult
+from pixelis_jax.chat.messages import Clip, read_messages
+from pixelis_jax.chat.videos import VideoProcessor
+from pixelis_jax.types import Patches, Pixels, Segment, Task, ToolResult, Video
 
-START, END, IMAGE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
+START, END, IMAGE, VIDEO = "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
 _STOPS = (END, "<|endoftext|>")
 # What a policy never writes: turns it does not own, and images that are not there.
-_BANNED = (START, IMAGE, "<|video_pad|>", _VISION_START, _VISION_END, "<|vision_pad|>")
+_BANNED = (START, IMAGE, VIDEO, _VISION_START, _VISION_END, "<|vision_pad|>")
 # Where the message's text goes in a rendered turn: private-use characters, which no template holds.
 _SLOT = "\ue000text\ue001"
-ROLES = ("system", "user", "assistant", "tool")
 
 Runs: TypeAlias = tuple[int | str, ...]
 
@@ -40,41 +43,48 @@ class Chat:
   """One checkpoint's conversation format with one set of tools; made by `from_directory`.
 
   `stop_ids` end a turn. `banned_ids` must not be sampled. `vocab_size` counts the tokenizer's ids;
-  the model's embedding may have more rows, which stand for nothing.
+  the model's embedding may have more rows, which stand for nothing. `image_id` and `video_id` are
+  the placeholders', None where the tokenizer has none; `images` and `videos` are None for a
+  text-only model.
   """
 
   def __init__(
     self,
     tokenizer: PreTrainedTokenizerBase,
-    images: ImageProcessor,
+    family: Family,
+    images: ImageProcessor | None,
+    videos: VideoProcessor | None,
     *,
     tools: Sequence[Mapping],
     guidelines: str = "",
   ):
-    self.tokenizer, self.images, self.guidelines = tokenizer, images, guidelines
+    self.tokenizer, self.family, self.guidelines = tokenizer, family, guidelines
+    self.images, self.videos = images, videos
     self.tools = [dict(tool) for tool in tools]
     added = tokenizer.added_tokens_decoder
     self._added = {token.content: id for id, token in added.items()}
     # Added tokens that a policy may write itself, such as <tool_call>; the others are control
     # tokens.
     self._written = {token.content: id for id, token in added.items() if not token.special}
-    needed = (START, END, IMAGE, _VISION_START, _VISION_END)
+    needed = (START, END, *((IMAGE, VIDEO, _VISION_START, _VISION_END) if family.sees else ()))
     if missing := [token for token in needed if token not in self._added]:
       raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no tokens {missing}")
     self._plain = _without_added_tokens(tokenizer, self._added)
     self._encode = lru_cache(maxsize=4096)(self._encode_plain)
-    self._prompts: dict[int, Runs] = {}  # By number of images.
+    self._prompts: dict[tuple[int, int], Runs] = {}  # By numbers of images and videos.
     self._results: dict[int, Runs] = {}
     self.stop_ids = tuple(self._added[t] for t in _STOPS if t in self._added)
     self.banned_ids = tuple(self._added[t] for t in _BANNED if t in self._added)
     self.vocab_size = len(tokenizer)
-    self.image_id = self._added[IMAGE]
+    self.image_id, self.video_id = self._added.get(IMAGE), self._added.get(VIDEO)
 
   @classmethod
   def from_directory(
     cls, path: str | Path, *, tools: Sequence[Mapping], guidelines: str = ""
   ) -> "Chat":
-    """Opens a Hugging Face directory: tokenizer, chat template, image processor; without network.
+    """Opens a Hugging Face directory: tokenizer, template, processors; without network.
+
+    Qwen2.5-VL, Qwen3-VL or text-only Qwen3, as config.json says.
 
     Args:
       tools: schemas in OpenAI's function format, as `Toolbox.schemas` gives them.
@@ -83,24 +93,34 @@ class Chat:
 
     Raises:
       FileNotFoundError: there is no tokenizer.json or no image processor's settings.
-      ValueError: tokenizer.json is damaged, there is no chat template, or the tokenizer lacks
-        Qwen's control tokens.
+      ValueError: tokenizer.json is damaged, there is no chat template, the tokenizer lacks Qwen's
+        control tokens, or the model is of no family we know.
     """
     path = Path(path)
     _check_tokenizer(path / "tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     if not tokenizer.chat_template:
       raise ValueError(f"{path} has no chat template (chat_template.jinja)")
-    images = ImageProcessor.from_directory(path)
-    return cls(tokenizer, images, tools=tools, guidelines=guidelines)
+    family, images = family_of(path), images_of(path)
+    videos = VideoProcessor.from_directory(path) if family.sees else None
+    return cls(tokenizer, family, images, videos, tools=tools, guidelines=guidelines)
 
   def prompt(self, task: Task) -> Segment:
-    """System turn with the tools, user turn with images and question, the assistant's header."""
-    count = len(task.images)
-    if count not in self._prompts:
-      self._prompts[count] = _split(self._render(count), self._added)
+    """System turn with the tools, user turn, the assistant's header.
+
+    The user turn shows the images, then the videos, then the question. A video of Qwen2.5-VL is one
+    run of placeholders. One of Qwen3-VL has a run for each step in its own vision brackets, behind
+    "<t seconds>"; the template's brackets stay around all of them, as in transformers 5.24.
+
+    Raises:
+      ValueError: images or videos for a text-only model, or of a size that cannot be shown.
+    """
+    counts = len(task.images), len(task.videos)
+    self._check_sight(*counts)
+    if counts not in self._prompts:
+      self._prompts[counts] = _split(self._render(*counts), self._added)
     question = f"{task.question}\n\n{self.guidelines}" if self.guidelines else task.question
-    return self._segment(self._prompts[count], question, task.images)
+    return self._segment(self._prompts[counts], question, (*task.images, *task.videos))
 
   def result(self, result: ToolResult) -> Segment:
     """What follows the policy's <|im_end|> up to its next turn: a user turn, text then pictures.
@@ -110,8 +130,9 @@ class Chat:
     if result.error is not None and result.images:
       raise ValueError(f"a failed call returned {len(result.images)} images: {result.error!r}")
     count = len(result.images)
+    self._check_sight(count, 0)
     if count not in self._results:
-      closing = self._render(0).partition(_SLOT)[2]
+      closing = self._render(0, 0).partition(_SLOT)[2]
       picture = f"{_VISION_START}{IMAGE}{_VISION_END}"
       turn = f"\n{START}user\n{_SLOT}{picture * count}{closing}"
       self._results[count] = _split(turn, self._added)
@@ -125,19 +146,20 @@ class Chat:
     chat's tools and guidelines are left out; a system message may hold them.
 
     Args:
-      messages: a list of {"role": ..., "content": text or parts}; a part is
-        {"type": "text", "text": text} or {"type": "image", "image": name}. As read from a file: all
-        of it is checked.
-      load: a part's image name to its pixels.
+      messages: what `read_messages` takes, as read from a file: all of it is checked.
+      load: the name of an image or of a video's frame to its pixels.
 
     Raises:
-      ValueError: messages of another form, or that the chat template refuses.
+      ValueError: messages of another form, or that the chat template refuses; images or videos for
+        a text-only model, or such as cannot be shown.
     """
-    turns, names = _turns(messages)
+    turns, shown = read_messages(messages)
+    clips = sum(isinstance(one, Clip) for one in shown)
+    self._check_sight(len(shown) - clips, clips)
     control = {t: f"\ue000{id}\ue001" for t, id in self._added.items() if t not in self._written}
     try:
       rendered = self._apply_template(
-        [{**turn, "content": _each_text(turn["content"], control)} for turn in turns],
+        [{**turn, "content": self._content(turn["content"], control)} for turn in turns],
         None,
         header=False,
       )
@@ -148,14 +170,19 @@ class Chat:
       _replace(run, spelled) if isinstance(run, str) else run
       for run in _split(rendered, self._added)
     )
-    if (shown := runs.count(self._added[IMAGE])) != len(names):
-      raise ValueError(f"the chat template shows {shown} of {len(names)} images")
-    images = tuple(self.images.process(load(name)) for name in names)
-    return Segment(tokens=np.array(self._ids(runs, None, images), np.int32), images=images)
+    expected = [self.video_id if isinstance(one, Clip) else self.image_id for one in shown]
+    found = [run for run in runs if run in (self.image_id, self.video_id)]
+    if found != expected:
+      raise ValueError(
+        f"the chat template shows {found.count(self.image_id)} of {len(shown) - clips} images and"
+        f" {found.count(self.video_id)} of {clips} videos, or not in their order"
+      )
+    pixels = [one.read(load) if isinstance(one, Clip) else load(one) for one in shown]
+    return self._segment(runs, None, pixels)
 
   def target(self, text: str) -> Int32[np.ndarray, " T"]:
     """A turn as the policy samples it: text, in which <tool_call> is one token, and <|im_end|>."""
-    ids = self._ids(_split(text, self._written))
+    ids = self._encoded(_split(text, self._written))
     return np.array([*ids, self._added[END]], np.int32)
 
   def decode(self, tokens: Int32[np.ndarray, " T"]) -> str:
@@ -166,23 +193,55 @@ class Chat:
     return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
   def shown_size(self, height: int, width: int) -> tuple[int, int]:
-    """(height, width) the model is shown of an image this size: the frame of its coordinates."""
+    """(height, width) the model is shown of an image this size, in pixels."""
+    self._check_sight(1, 0)
     return self.images.shown_size(height, width)
 
-  def _render(self, images: int) -> str:
+  def frame(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the frame in which the model gives places in an image this size.
+
+    Qwen2.5-VL's is the size shown, in pixels; Qwen3-VL's is 1000 x 1000, whatever the size.
+    """
+    return self.family.frame(self.images, height, width)
+
+  def _check_sight(self, images: int, videos: int) -> None:
+    if self.images is None and (images or videos):
+      raise ValueError(
+        f"the model of {self.tokenizer.name_or_path} is text-only: it cannot be shown {images}"
+        f" images and {videos} videos"
+      )
+
+  def _render(self, images: int, videos: int) -> str:
     """The prompt with `_SLOT` as question; the system turn is ours if the template has no tools."""
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": _SLOT}]
-    turns = [{"role": "user", "content": content if images else _SLOT}]
+    shown = [*[{"type": "image"}] * images, *[{"type": "video"}] * videos]
+    turns = [{"role": "user", "content": [*shown, {"type": "text", "text": _SLOT}]}]
+    if not shown:
+      turns[0]["content"] = _SLOT
     text = self._apply_template(turns, self.tools or None)
     if not all(tool["function"]["name"] in text for tool in self.tools):
       turns = [{"role": "system", "content": tools_system(self.tools)}, *turns]
       text = self._apply_template(turns, None)
-    if text.count(_SLOT) != 1 or text.count(IMAGE) != images:
+    counts = text.count(_SLOT), text.count(IMAGE), text.count(VIDEO)
+    if counts != (1, images, videos):
       raise ValueError(
-        f"the chat template of {self.tokenizer.name_or_path} shows the question"
-        f" {text.count(_SLOT)} times and {text.count(IMAGE)} of {images} images"
+        f"the chat template of {self.tokenizer.name_or_path} shows the question {counts[0]} times"
+        f" and {counts[1]} of {images} images and {counts[2]} of {videos} videos"
       )
     return text
+
+  def _content(self, content: str | list[dict], table: Mapping[str, str]) -> str | list[dict]:
+    """The content with every key of `table` in its texts replaced.
+
+    Templates of text-only models drop parts without a word: there a list becomes one text.
+    """
+    if isinstance(content, list) and self.images is None:
+      content = "".join(part["text"] for part in content)
+    if isinstance(content, str):
+      return _replace(content, table)
+    return [
+      {**part, "text": _replace(part["text"], table)} if "text" in part else part
+      for part in content
+    ]
 
   def _apply_template(
     self, turns: list[dict], tools: list[dict] | None, *, header: bool = True
@@ -192,22 +251,45 @@ class Chat:
       turns, tools=tools, tokenize=False, add_generation_prompt=header
     )
 
-  def _segment(self, runs: Runs, text: str, pixels: Sequence[np.ndarray]) -> Segment:
-    """The runs with text and images put in; a placeholder becomes one token a merged patch."""
-    images = tuple(self.images.process(image) for image in pixels)
-    return Segment(tokens=np.array(self._ids(runs, text, images), np.int32), images=images)
+  def _segment(self, runs: Runs, text: str | None, shown: Sequence[Pixels | Video]) -> Segment:
+    """The runs with `text` for `_SLOT`, and for each placeholder the next of what is shown."""
+    looks = [self._look(one) for one in shown]
+    ids = self._encoded(self._filled(runs, text, iter(looks)))
+    return Segment(tokens=np.array(ids, np.int32), images=tuple(patches for patches, _ in looks))
 
-  def _ids(self, runs: Runs, text: str | None = None, images: Sequence[Patches] = ()) -> list[int]:
-    waiting = iter(images)
-    ids: list[int] = []
+  def _look(self, shown: Pixels | Video) -> tuple[Patches, Runs]:
+    """Patches, and what replaces their placeholder: one token a merged patch, times where told."""
+    if not isinstance(shown, Video):
+      patches = self.images.process(shown)
+      return patches, (self.image_id,) * (len(patches.patches) // self.images.merge**2)
+    patches = self.videos.process(shown)
+    count = len(patches.patches) // self.videos.merge**2
+    if not self.family.timed:
+      return patches, (self.video_id,) * count
+    runs: list[int | str] = []
+    for time in self.videos.seconds(shown):
+      step = [self.video_id] * (count // patches.grid[0])
+      opening, closing = self._added[_VISION_START], self._added[_VISION_END]
+      runs += [f"<{time:.1f} seconds>", opening, *step, closing]
+    return patches, tuple(runs)
+
+  def _filled(
+    self, runs: Runs, text: str | None, looks: Iterator[tuple[Patches, Runs]]
+  ) -> Iterator[int | str]:
     for run in runs:
       if isinstance(run, str):
-        # Joined before it is encoded: the text may merge with the template's words beside it.
-        ids += self._encode(run if text is None else run.replace(_SLOT, text))
-      elif run == self._added[IMAGE]:
-        ids += [run] * (len(next(waiting).patches) // self.images.merge**2)
+        yield run if text is None else run.replace(_SLOT, text)
+      elif run in (self.image_id, self.video_id):
+        yield from next(looks)[1]
       else:
-        ids.append(run)
+        yield run
+
+  def _encoded(self, runs: Iterable[int | str]) -> list[int]:
+    """Texts beside each other are joined before they are encoded: their words may merge."""
+    ids: list[int] = []
+    for plain, group in groupby(runs, key=lambda run: isinstance(run, str)):
+      found = list(group)
+      ids += self._encode("".join(found)) if plain else found
     return ids
 
   def _encode_plain(self, text: str) -> list[int]:
@@ -226,57 +308,6 @@ def tools_system(tools: Sequence[Mapping]) -> str:
     " <tool_call></tool_call> XML tags:\n"
     '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
   )
-
-
-def _turns(messages: object) -> tuple[list[dict], list[str]]:
-  """The messages as a template takes them, and the names of their images in order."""
-  if not isinstance(messages, list) or not messages:
-    raise ValueError("messages must be a list of at least one message")
-  turns, names = [], []
-  for number, message in enumerate(messages, start=1):
-    where = f"message {number}"
-    _check_keys(message, ("role", "content"), where)
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-      raise ValueError(f"{where}: role {role!r} must be one of {ROLES}")
-    if isinstance(content, list):
-      content = [_part(part, f"{where}, part {i}", names) for i, part in enumerate(content, 1)]
-    elif not isinstance(content, str):
-      raise ValueError(f"{where}: content must be a text or a list of parts, not {content!r}")
-    turns.append({"role": role, "content": content})
-  return turns, names
-
-
-def _part(part: object, where: str, names: list[str]) -> dict:
-  """One checked part of a message; an image's name goes to `names`."""
-  kind = part.get("type") if isinstance(part, dict) else None
-  if kind not in ("text", "image"):
-    raise ValueError(f'{where} must be an object whose type is "text" or "image", not {part!r}')
-  _check_keys(part, ("type", kind), where)
-  if not isinstance(part[kind], str):
-    raise ValueError(f"{where}: {kind} must be a string, not {part[kind]!r}")
-  if kind == "text":
-    return dict(part)
-  names.append(part["image"])
-  return {"type": "image"}
-
-
-def _check_keys(given: object, wanted: Collection[str], where: str) -> None:
-  if not isinstance(given, dict):
-    raise ValueError(f"{where} must be an object with the keys {wanted}, not {given!r}")
-  if unknown := sorted(given.keys() - set(wanted)):
-    raise ValueError(f"{where} has unknown keys {unknown}; known: {wanted}")
-  if missing := sorted(set(wanted) - given.keys()):
-    raise ValueError(f"{where} lacks {missing}")
-
-
-def _each_text(content: str | list[dict], table: Mapping[str, str]) -> str | list[dict]:
-  """The content with every key of `table` in its texts replaced."""
-  if isinstance(content, str):
-    return _replace(content, table)
-  return [
-    {**part, "text": _replace(part["text"], table)} if "text" in part else part for part in content
-  ]
 
 
 def _replace(text: str, table: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ SIZES = [
   (14, 14), (14, 42), (27, 28), (28, 28), (28, 29), (41, 43), (42, 70), (55, 57), (56, 56),
   (97, 301), (111, 113), (112, 112), (113, 112), (126, 98), (140, 28), (224, 225), (255, 17),
   (301, 97), (333, 334), (448, 448), (449, 447), (480, 640), (37, 901), (999, 61), (768, 1023),
+  (15, 16), (16, 48), (31, 32), (32, 32), (33, 32), (47, 49), (63, 65), (160, 32), (41, 8200),
 ]  # fmt: skip
 BOUNDS = [(112 * 112, 112 * 112), (56 * 56, 64 * 28 * 28), (4 * 28 * 28, 1280 * 28 * 28)]
 
@@ -45,6 +46,22 @@ def test_equals_the_reference_bit_for_bit(tmp_path, low, high):
     np.testing.assert_array_equal(got.patches, want["pixel_values"], f"{height} x {width}")
 
 
+def test_equals_the_reference_for_qwen3_vl(qwen3_vl):
+  """Patches of 16, mean and deviation 0.5, the published spelling of `size` and class name."""
+  reference = Qwen2VLImageProcessorPil.from_pretrained(qwen3_vl)
+  ours = ImageProcessor.from_directory(qwen3_vl)
+  for height, width in SIZES:
+    pixels = noise(height, width)
+    want = reference(images=[pixels], return_tensors="np", input_data_format="channels_last")
+    got = ours.process(pixels)
+    assert got.grid == tuple(want["image_grid_thw"][0]), (height, width)
+    assert got.size == (16 * got.grid[1], 16 * got.grid[2]) == ours.shown_size(height, width)
+    np.testing.assert_array_equal(got.patches, want["pixel_values"], f"{height} x {width}")
+  # 4 * 32 * 32 is the least: a byte v is v / 127.5 - 1.
+  black = ours.process(np.zeros((64, 64, 3), np.uint8))
+  assert black.grid == (1, 4, 4) and (black.patches == -1).all() and black.interval is None
+
+
 def test_reads_both_spellings_and_the_older_one_wins(tmp_path):
   old = ImageProcessor.from_directory(write(tmp_path, min_pixels=3136, max_pixels=12845056))
   new = ImageProcessor.from_directory(
@@ -72,6 +89,8 @@ def test_reads_the_combined_processor_file(tmp_path):
   (tmp_path / "processor_config.json").write_text(
     json.dumps({"image_processor": {"min_pixels": 784, "max_pixels": 1568}})
   )
+  assert ImageProcessor.from_directory(tmp_path).max_pixels == 1568
+  write(tmp_path, max_pixels=7840)  # Read second, as in transformers.
   assert ImageProcessor.from_directory(tmp_path).max_pixels == 1568
 
 

@@ -13,7 +13,8 @@ import torch
 from numpy.testing import assert_allclose
 
 from kernels.attention import reference
-from pixelis_jax.model import vision
+from pixelis_jax.model import layout, vision
+from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.load import load
 from pixelis_jax.model.policy import Model
 from tests.model import oracle
@@ -139,36 +140,31 @@ def test_gradients_equal_transformers(pair, remat):
     assert_allclose(got / scale, expected / scale, atol=TOLERANCE, err_msg=str(path))
 
 
-def other_text(**changes):
-  return lambda config: dataclasses.replace(
-    config, text=dataclasses.replace(config.text, **changes)
-  )
-
-
-def other_vision(**changes):
-  return lambda config: dataclasses.replace(
-    config, vision=dataclasses.replace(config.vision, **changes)
+def other(config, part: str, **changes):
+  """The config with fields of its "text" or "vision" part changed."""
+  return dataclasses.replace(
+    config, **{part: dataclasses.replace(getattr(config, part), **changes)}
   )
 
 
 @on_one
 @pytest.mark.parametrize(
-  "change",
+  "part, change",
   [
-    other_text(rope_theta=1e6),
-    other_text(norm_eps=1e-2),
-    other_text(mrope_section=(4, 3, 1)),
-    other_text(activation="relu"),
-    other_vision(rope_theta=1e5),
-    other_vision(full_blocks=()),
-    other_vision(full_blocks=(0, 1, 2)),
-    other_vision(full_blocks=(2,)),
-    other_vision(activation="relu"),
+    ("text", {"rope_theta": 1e6}),
+    ("text", {"norm_eps": 1e-2}),
+    ("text", {"mrope_section": (4, 3, 1)}),
+    ("text", {"activation": "relu"}),
+    ("vision", {"rope_theta": 1e5}),
+    ("vision", {"full_blocks": ()}),
+    ("vision", {"full_blocks": (0, 1, 2)}),
+    ("vision", {"full_blocks": (2,)}),
+    ("vision", {"activation": "relu"}),
   ],
   ids=str,
 )
-def test_a_wrong_config_is_seen(pair, change):
-  assert seen(pair, model=Model(change(pair.model.config)))
+def test_a_wrong_config_is_seen(pair, part, change):
+  assert seen(pair, model=Model(other(pair.model.config, part, **change)))
 
 
 def flat_positions(batch):
@@ -278,21 +274,21 @@ def test_wrong_weights_of_qwen3_vl_are_seen(pair, mutate):
 
 @on_3
 @pytest.mark.parametrize(
-  "change",
+  "part, change",
   [
-    other_text(rope_theta=1e6),
-    other_text(interleaved=False),
-    other_text(mrope_section=(4, 4, 4)),
-    other_text(activation="relu"),
-    other_vision(rope_theta=1e5),
-    other_vision(activation="silu"),
-    other_vision(deepstack=(1, 2)),
-    other_vision(deepstack=(0, 1)),
+    ("text", {"rope_theta": 1e6}),
+    ("text", {"interleaved": False}),
+    ("text", {"mrope_section": (10, 1, 1)}),
+    ("text", {"activation": "relu"}),
+    ("vision", {"rope_theta": 1e5}),
+    ("vision", {"activation": "silu"}),
+    ("vision", {"deepstack": (1, 2)}),
+    ("vision", {"deepstack": (0, 1)}),
   ],
   ids=str,
 )
-def test_a_wrong_config_of_qwen3_vl_is_seen(pair, change):
-  assert seen(pair, model=Model(change(pair.model.config)))
+def test_a_wrong_config_of_qwen3_vl_is_seen(pair, part, change):
+  assert seen(pair, model=Model(other(pair.model.config, part, **change)))
 
 
 @on_3
@@ -334,7 +330,7 @@ def test_wrong_deepstack_levels_are_seen(pair, change):
 @on_text
 def test_wrong_models_of_text_are_seen(pair):
   config = pair.model.config
-  assert seen(pair, model=Model(other_text(rope_theta=1e6)(config)))
+  assert seen(pair, model=Model(other(config, "text", rope_theta=1e6)))
   assert seen(pair, batch=seen_padding(pair.batch))
   assert seen(pair, params=swapped_norms(pair.params, config.text))
   assert seen(pair, params=interleaved_heads(pair.params, config.text))
@@ -342,8 +338,11 @@ def test_wrong_models_of_text_are_seen(pair):
 
 @on_text
 def test_a_text_model_refuses_images(pair):
+  config = ModelConfig.from_hf(oracle.hf_config(tied=True).to_dict())
+  images = [oracle.image((1, 4, 4), config, 0)]
+  vision = layout.vision_inputs(images, config.vision, rows=1, patches=16)
   with pytest.raises(ValueError, match="qwen3 model has no vision tower"):
-    pair.model.encode(pair.params, None)
+    pair.model.encode(pair.params, vision)
 
 
 def test_head_is_the_embedding_only_when_tied(pair):

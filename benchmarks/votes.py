@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from online import provenance  # The benchmark beside this one.
+from record import record  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, sampler, ttrl
@@ -98,11 +98,8 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("runs/votes"))
   args = parser.parse_args()
   found = [row for stream in args.streams for row in rows(stream, args.n)]
-  args.out.mkdir(parents=True, exist_ok=True)
-  about = provenance()
-  (args.out / "votes.json").write_text(json.dumps({**about, "rows": found}, indent=2))
   print(table(found))
-  print(json.dumps(about))
+  print(json.dumps(record(args.out, "votes", {"rows": found})))
 
 
 if __name__ == "__main__":

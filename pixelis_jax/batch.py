@@ -2,6 +2,8 @@
 
 Sizes that vary from step to step (rows, tokens, images) are rounded up to a few geometric ones, so
 that a run compiles a handful of programs. Padding has segment 0, loss mask False and advantage 0.
+Each sequence has a row of its own, or (`packed`) several share one, each as a segment that sees
+only itself and counts its own positions.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ _HELD = 0.2  # Of an object's box, in a cell that holds it.
 class Inputs:
   """What the policy reads: `sources` are flat feature rows, -1 off images; segment 0 is padding.
 
+  Sequences that share a row have the segments 1, 2, ... there.
   `vision` is None for a model that reads text only.
   """
 
@@ -65,14 +68,15 @@ class GrpoBatch:
   """`loss_mask` is True on trained tokens; `old_logps` are the sampler's, 0 off the mask.
 
   NaN in `old_logps` is a token that nobody sampled: its ratio starts at 1. `kl_weights` scale each
-  row's part in the KL term; padding rows have 0 in both.
+  sequence's part in the KL term. Both it and the advantages are one for a row, or where rows are
+  packed one for a token (T); padding has 0 in both.
   """
 
   inputs: Inputs
   loss_mask: Bool[Array, "B T"]
   old_logps: Float[Array, "B T"]
-  advantages: Float[Array, "B 1"]
-  kl_weights: Float[Array, "B 1"]
+  advantages: Float[Array, "B 1"] | Float[Array, "B T"]
+  kl_weights: Float[Array, "B 1"] | Float[Array, "B T"]
 
 
 @value
@@ -229,35 +233,88 @@ def image_sources(
   return sources
 
 
-def pack_inputs(
-  rows: Sequence[Row], config: ModelConfig, *, max_tokens: int, multiple_of: int = 1
-) -> Inputs:
-  """Right-padded rows; raises ValueError for a row longer than `max_tokens`, naming its length."""
-  longest = max(len(row.tokens) for row in rows)
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Where each sequence lies in a [B, T] batch: (row, first token, number of tokens, segment)."""
+
+  shape: tuple[int, int]
+  places: tuple[tuple[int, int, int, int], ...]
+
+  def fill(
+    self, values: Sequence[np.ndarray | float | int], empty: float | int, dtype: type
+  ) -> np.ndarray:
+    """[B, T] with each sequence's values, one a token or one for all, and `empty` elsewhere."""
+    out = np.full(self.shape, empty, dtype)
+    for (b, start, count, _), mine in zip(self.places, values, strict=True):
+      out[b, start : start + count] = mine
+    return out
+
+
+def place(
+  lengths: Sequence[int], *, max_tokens: int, multiple_of: int = 1, packed: bool = False
+) -> Placement:
+  """A row each, right-padded; `packed`, as few rows as best-fit decreasing finds.
+
+  Raises ValueError for a sequence longer than `max_tokens`, naming its length.
+  """
+  longest = max(lengths)
   if longest > max_tokens:
     raise ValueError(f"a row of {longest} tokens exceeds max_tokens={max_tokens}")
-  B, T = (
-    round_up(len(rows), multiple_of=multiple_of),
-    min(-(-longest // LENGTHS) * LENGTHS, max_tokens),
-  )
-  tokens, sources, segments = (np.full((B, T), fill, np.int32) for fill in (0, -1, 0))
+  used: list[int] = []  # Tokens of each row so far.
+  held: list[int] = []  # Sequences of each row so far.
+  places = {}
+  order = sorted(range(len(lengths)), key=lambda i: -lengths[i]) if packed else range(len(lengths))
+  for i in order:
+    room = [b for b, taken in enumerate(used) if taken + lengths[i] <= max_tokens]
+    if packed and room:
+      b = max(room, key=lambda b: used[b])
+    else:
+      b = len(used)
+      used.append(0)
+      held.append(0)
+    held[b] += 1
+    places[i] = (b, used[b], lengths[i], held[b])
+    used[b] += lengths[i]
+  rows = round_up(len(used), multiple_of=multiple_of)
+  tokens = min(-(-max(used) // LENGTHS) * LENGTHS, max_tokens)
+  return Placement((rows, tokens), tuple(places[i] for i in range(len(lengths))))
+
+
+def pack_inputs(
+  rows: Sequence[Row],
+  config: ModelConfig,
+  *,
+  max_tokens: int,
+  multiple_of: int = 1,
+  packed: bool = False,
+) -> Inputs:
+  """The rows as `place` places them; raises as it does."""
+  placed = _placed(rows, max_tokens, multiple_of, packed)
+  return _inputs(rows, config, placed, multiple_of)
+
+
+def _placed(rows: Sequence[Row], max_tokens: int, multiple_of: int, packed: bool) -> Placement:
+  lengths = [len(row.tokens) for row in rows]
+  return place(lengths, max_tokens=max_tokens, multiple_of=multiple_of, packed=packed)
+
+
+def _inputs(
+  rows: Sequence[Row], config: ModelConfig, placed: Placement, multiple_of: int
+) -> Inputs:
+  B, T = placed.shape
   positions = np.zeros((B, 3, T), np.int32)
   vision, first = pack_images([i for r in rows for i in r.images], config, multiple_of=multiple_of)
-  for b, row in enumerate(rows):
-    t = len(row.tokens)
-    tokens[b, :t], segments[b, :t] = row.tokens, 1
-    sources[b, :t] = image_sources(row.tokens, row.images, first, config)
-    positions[b, :, :t], _ = mrope_positions(row.tokens, row.images, config)
+  for row, (b, start, count, _) in zip(rows, placed.places, strict=True):
+    here, _ = mrope_positions(row.tokens, row.images, config)
+    positions[b, :, start : start + count] = here
+  sources = [image_sources(row.tokens, row.images, first, config) for row in rows]
   return Inputs(
-    tokens=tokens, positions=positions, sources=sources, segments=segments, vision=vision
+    tokens=placed.fill([row.tokens for row in rows], 0, np.int32),
+    positions=positions,
+    sources=placed.fill(sources, -1, np.int32),
+    segments=placed.fill([segment for *_, segment in placed.places], 0, np.int32),
+    vision=vision,
   )
-
-
-def _column(rows: Sequence[Row], name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-  out = np.zeros(shape, dtype)
-  for b, row in enumerate(rows):
-    out[b, : len(row.tokens)] = getattr(row, name)
-  return out
 
 
 def pack_sft(
@@ -266,15 +323,17 @@ def pack_sft(
   *,
   max_tokens: int,
   multiple_of: int = 1,
+  packed: bool = False,
   labels: int = 0,
 ) -> SftBatch:
   """Rows of demonstrations as one batch; sights have labels 0 to `labels` - 1, with 0 none."""
-  inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
-  aims = np.full((*inputs.tokens.shape, AIMS), np.nan, np.float32)
-  for b, row in enumerate(rows):
+  placed = _placed(rows, max_tokens, multiple_of, packed)
+  inputs = _inputs(rows, config, placed, multiple_of)
+  aims = np.full((*placed.shape, AIMS), np.nan, np.float32)
+  for row, (b, start, *_) in zip(rows, placed.places, strict=True):
     for t, aim in row.aims.items():
-      aims[b, t] = aim
-  mask = _column(rows, "loss_mask", inputs.tokens.shape, bool)
+      aims[b, start + t] = aim
+  mask = placed.fill([row.loss_mask for row in rows], False, bool)
   features = (0, 0) if inputs.vision is None else inputs.vision.inverse.shape
   sights = pack_sights(rows, config, features=features, labels=labels)
   return SftBatch(inputs=inputs, loss_mask=mask, aims=aims, sights=sights)
@@ -325,6 +384,7 @@ def pack_grpo(
   *,
   max_tokens: int,
   multiple_of: int = 1,
+  packed: bool = False,
   kl_weights: Float[np.ndarray, " B"] | None = None,
 ) -> GrpoBatch:
   """Rows (`trajectory_row`, `corrected_row`) and their advantages as one batch.
@@ -335,13 +395,17 @@ def pack_grpo(
   if not len(rows) == len(advantages) == len(weights):
     sizes = f"{len(advantages)} advantages and {len(weights)} KL weights"
     raise ValueError(f"{len(rows)} rows for {sizes}")
-  inputs = pack_inputs(rows, config, max_tokens=max_tokens, multiple_of=multiple_of)
-  shape = inputs.tokens.shape
-  column = lambda x: np.pad(x.astype(np.float32), (0, shape[0] - len(rows)))[:, None]
+  placed = _placed(rows, max_tokens, multiple_of, packed)
+
+  def column(x: np.ndarray) -> np.ndarray:
+    """[B, 1], or [B, T] where a row holds several sequences."""
+    each = placed.fill([float(one) for one in x], 0.0, np.float32)
+    return each if packed else each[:, :1]
+
   return GrpoBatch(
-    inputs=inputs,
-    loss_mask=_column(rows, "loss_mask", shape, bool),
-    old_logps=_column(rows, "logps", shape, np.float32),
+    inputs=_inputs(rows, config, placed, multiple_of),
+    loss_mask=placed.fill([row.loss_mask for row in rows], False, bool),
+    old_logps=placed.fill([row.logps for row in rows], 0.0, np.float32),
     advantages=column(advantages),
     kl_weights=column(weights),
   )

@@ -2,14 +2,18 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from pixelis_jax import batch
-from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft, round_up
+from pixelis_jax import batch, learner
+from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft, place, round_up
+from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import feature_count, mrope_positions
+from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Box, Demo, DemoTurn, Segment, Sight, Status, Step, Trajectory
 from tests import episodes, fakes
+from tests.model import oracle
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,56 @@ def test_packed_rows_are_the_rows(config, pictures):
   assert firsts[0] == firsts[1]  # Both rows end their square image at the same feature.
 
 
+def test_best_fit_decreasing_by_hand():
+  """Longest first into 10: 7 | 6, then 4 fits behind 6 exactly, 3 behind 7, and 2 opens a third."""
+  placed = place([4, 3, 7, 6, 2], max_tokens=10, packed=True)
+  assert placed.shape == (3, 10)
+  assert placed.places == ((1, 6, 4, 2), (0, 7, 3, 2), (0, 0, 7, 1), (1, 0, 6, 1), (2, 0, 2, 1))
+  alone = place([4, 3], max_tokens=10)
+  assert alone.places == ((0, 0, 4, 1), (1, 0, 3, 1)) and alone.shape == (2, 10)
+
+
+def test_packing_changes_no_log_probability(policy, config, pictures):
+  """Five sequences in two rows or in five: the same float32 sums in another order."""
+  square, wide, _ = pictures
+  rows = [
+    row_of(config, [3, 9], [square]),
+    row_of(config, [5, 2, 20], [wide, square], seed=1),
+    *(row_of(config, [n], [], seed=n) for n in (30, 17, 8)),
+  ]
+  advantages = np.arange(1.0, 6.0, dtype=np.float32)
+  read = learner.make_logps(policy.model)
+  found = []
+  for packed in (False, True):
+    batched = pack_grpo(
+      rows, advantages, config, max_tokens=128, packed=packed, kl_weights=advantages
+    )
+    logps = np.asarray(read(policy.params, batched.inputs))
+    by_advantage = np.broadcast_to(batched.advantages, logps.shape)
+    masks = [batched.loss_mask & (by_advantage == advantage) for advantage in advantages]
+    found.append([(logps[mask], batched.old_logps[mask]) for mask in masks])
+    assert batched.inputs.tokens.shape[0] == (2 if packed else 6)
+    assert batched.loss_mask.sum() == sum(row.loss_mask.sum() for row in rows)
+  for (alone, old), (together, same) in zip(*found, strict=True):
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(same, old)
+  # Without its segments the second sequence of a row would read the first.
+  blind = batched.inputs.replace(segments=np.minimum(batched.inputs.segments, 1))
+  assert np.abs(np.asarray(read(policy.params, blind)) - logps).max() > 1e-2
+
+
+def test_packed_demonstrations_keep_their_aims(config):
+  rows = [
+    dataclasses.replace(row_of(config, [n], [], seed=n), aims={2: (float(n),) * batch.AIMS})
+    for n in (8, 5)
+  ]
+  packed = pack_sft(rows, config, max_tokens=16, packed=True)
+  assert packed.inputs.segments[0].tolist() == [1] * 8 + [2] * 5 + [0] * 3
+  known = ~np.isnan(packed.aims[0, :, 0])
+  assert np.flatnonzero(known).tolist() == [2, 10]
+  assert packed.aims[0, known, 0].tolist() == [8.0, 5.0]
+
+
 def test_the_width_never_exceeds_the_limit(config):
   row = row_of(config, [40], [])
   assert pack_inputs([row], config, max_tokens=40).tokens.shape == (1, 40)  # Not 64.
@@ -273,3 +327,21 @@ def test_every_row_has_an_advantage_and_a_weight(config):
   advantages = np.zeros(2, np.float32)
   with pytest.raises(ValueError, match="1 rows for 2 advantages and 1 KL weights"):
     pack_grpo([batch.trajectory_row(scripted_trajectory())], advantages, config, max_tokens=32)
+
+
+def test_a_stream_of_sizes_compiles_one_program_a_bucket():
+  """200 images of up to 20 x 20 merged units: 1 to 400 units fall into 18 buckets.
+
+  2^k and 3 * 2^(k - 1) up to 512: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, ..., 384, 512.
+  """
+  config = ModelConfig.from_hf(oracle.hf_config(tied=True).to_dict())
+  vision = dataclasses.replace(config.vision, depth=1, full_blocks=())
+  model = Model(dataclasses.replace(config, vision=vision))
+  params, encode = model.init(jax.random.key(0)), jax.jit(model.encode)
+  sides = np.random.default_rng(0).integers(1, 21, (200, 2)) * 2
+  for seed, (height, width) in enumerate(sides.tolist()):
+    image = oracle.image((1, height, width), config, seed)
+    packed, _ = batch.pack_images([image], model.config)
+    encode(params, packed)
+  assert len({tuple(pair) for pair in sides.tolist()}) > 150
+  assert 10 < encode._cache_size() <= 18

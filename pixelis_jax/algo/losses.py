@@ -26,7 +26,7 @@ def token_mean(
 def clipped_surrogate(
   logps: Float[Array, "B T"],
   old_logps: Float[Array, "B T"],
-  advantages: Float[Array, "B 1"],
+  advantages: Float[Array, "B 1"] | Float[Array, "B T"],
   mask: Bool[Array, "B T"],
   *,
   clip_low: float,
@@ -40,7 +40,7 @@ def clipped_surrogate(
   Args:
     logps: of the policy that learns, at temperature 1.
     old_logps: of the policy that sampled; constants.
-    advantages: one for each row.
+    advantages: one for each row, or one for each token.
     mask: the sampled tokens.
     clip_low: for example 0.2.
     clip_high: 0.28 in DAPO (https://arxiv.org/abs/2503.14476), 0.2 in PPO.

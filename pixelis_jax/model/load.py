@@ -161,7 +161,7 @@ def _placed(
   """The part as an array, or the stack of layers so far with it written in place."""
   sharding = kept.get(part.row.path)
   stacked = part.layer >= 0
-  ours = ours.reshape(whole.shape[1:] if stacked else whole.shape).astype(whole.dtype)
+  ours = ours.reshape(whole.shape[1:] if stacked else whole.shape).astype(whole.dtype, copy=False)
   if not stacked:
     return jnp.asarray(ours) if sharding is None else jax.device_put(ours, sharding)
   stack = flat.get(part.row.path)

@@ -1,0 +1,28 @@
+"""What a benchmark leaves: its numbers, and how they came about."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def record(out: Path, name: str, result: dict) -> dict[str, str]:
+  """Writes out/name.json: the result with command, commit and device; returns these three.
+
+  A commit whose files were changed ends in "-dirty".
+  """
+  describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+  commit = subprocess.run(describe, capture_output=True, text=True, check=True, cwd=ROOT)
+  about = {
+    "command": " ".join(["python", *sys.argv]),
+    "commit": commit.stdout.strip(),
+    "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+  }
+  out.mkdir(parents=True, exist_ok=True)
+  (out / f"{name}.json").write_text(json.dumps({**about, **result}, indent=2) + "\n")
+  return about

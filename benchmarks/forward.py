@@ -1,0 +1,260 @@
+"""Speed beside torch: the same checkpoint, the same inputs, float32, runs in turn on this CPU.
+
+    python benchmarks/forward.py --sizes tiny 50m 300m --repeats 5 --out runs/forward
+
+Rows: `tower` (image features), `forward` (log-probabilities of the next tokens of whole rows with
+an image each), `backward` (that and the gradient for all weights), `decode` (greedy tokens behind a
+prompt with an image, from a key-value cache). tiny is assets/tiny-vl; the others are random
+Qwen2.5-VLs of about that many weights. Torch is transformers' own model with scaled dot product
+attention, eager; with --compile its forward and backward are measured through torch.compile too.
+The ratio is torch's median time over ours: above 1 ours is faster. Results are compared first: a
+benchmark of two different computations says nothing.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from record import ROOT, record  # The file beside this one.
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from pixelis_jax import batch, learner
+from pixelis_jax.model.load import load
+from pixelis_jax.model.policy import Model, Params
+from pixelis_jax.types import Patches
+
+# (width, layers, heads, key heads, MLP, vocabulary; tower width, depth, heads, MLP)
+SIZES = {
+  "50m": (512, 10, 8, 2, 1536, 8192, 384, 6, 6, 1024),
+  "300m": (1024, 18, 16, 4, 3584, 16384, 640, 10, 10, 1792),
+}
+ROWS, TOKENS, SIDE, NEW = 4, 256, 16, 64  # Of a batch; of a row; of an image, in patches; decoded.
+TOLERANCE = 1e-3  # Of log-probabilities: float32 sums in other orders, over up to 18 layers.
+
+
+def checkpoint(size: str, folder: Path) -> Path:
+  if size == "tiny":
+    return ROOT / "assets/tiny-vl"
+  D, L, N, K, F, V, E, depth, heads, M = SIZES[size]
+  pairs = D // N // 2
+  config = Qwen2_5_VLConfig(
+    text_config={
+      "vocab_size": V,
+      "hidden_size": D,
+      "intermediate_size": F,
+      "num_hidden_layers": L,
+      "num_attention_heads": N,
+      "num_key_value_heads": K,
+      "bos_token_id": None,
+      "eos_token_id": None,
+      "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [pairs - 2 * (pairs * 3 // 8), pairs * 3 // 8, pairs * 3 // 8],
+      },
+    },
+    vision_config={
+      "hidden_size": E,
+      "depth": depth,
+      "num_heads": heads,
+      "intermediate_size": M,
+      "out_hidden_size": D,
+      "fullatt_block_indexes": [depth // 2 - 1, depth - 1],
+    },
+    image_token_id=V - 1,
+    video_token_id=V - 2,
+    vision_start_token_id=V - 3,
+    vision_end_token_id=V - 4,
+    tie_word_embeddings=True,
+  )
+  torch.manual_seed(0)
+  Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder / size)
+  return folder / size
+
+
+@dataclasses.dataclass
+class Inputs:
+  """One batch for both sides: ours packed, theirs as tensors."""
+
+  ours: batch.Inputs
+  theirs: dict[str, torch.Tensor]
+
+
+def inputs(model: Model, theirs: Qwen2_5_VLForConditionalGeneration) -> Inputs:
+  config, draw = model.config, np.random.default_rng(0)
+  count = SIDE**2 // config.vision.merge_unit
+  rows, images = [], []
+  for i in range(ROWS):
+    tokens = draw.integers(0, 200, TOKENS).astype(np.int32)
+    tokens[8 : 8 + count] = config.image_token
+    tokens[7], tokens[8 + count] = config.vision_start_token, config.vision_end_token
+    patches = draw.standard_normal((SIDE**2, config.vision.patch_values)).astype(np.float32)
+    side = SIDE * config.vision.patch
+    images.append(Patches(patches=patches, grid=(1, SIDE, SIDE), size=(side, side), key=str(i)))
+    rows.append(
+      batch.Row(
+        tokens=tokens,
+        images=(images[-1],),
+        loss_mask=np.ones(TOKENS, bool),
+        logps=np.zeros(TOKENS, np.float32),
+      )
+    )
+  packed = batch.pack_inputs(rows, config, max_tokens=TOKENS)
+  tokens = torch.tensor(np.stack([row.tokens for row in rows])).long()
+  grids = torch.tensor([image.grid for image in images])
+  kinds = (tokens == config.image_token).int()
+  positions, _ = theirs.model.get_rope_index(tokens, kinds, image_grid_thw=grids)
+  return Inputs(
+    ours=jax.tree.map(jnp.asarray, packed),
+    theirs={
+      "input_ids": tokens,
+      "position_ids": positions,
+      "pixel_values": torch.tensor(np.concatenate([image.patches for image in images])),
+      "image_grid_thw": grids,
+      "mm_token_type_ids": kinds,
+    },
+  )
+
+
+def our_decode(model: Model) -> Callable:
+  """Prefill and NEW greedy tokens in one program."""
+
+  def run(params: Params, given: batch.Inputs) -> jax.Array:
+    features = model.encode(params, given.vision)
+    features = features.reshape(-1, features.shape[-1])
+    cache = model.init_cache(ROWS, TOKENS + NEW)
+    text = (given.tokens, given.positions, features, given.sources, given.segments)
+    hidden, cache = model.extend(params, cache, *text)
+    nowhere, one = jnp.full((ROWS, 1), -1, jnp.int32), jnp.ones((ROWS, 1), jnp.int32)
+    start = given.positions[:, :, -1:] + 1
+
+    def step(i, carry):
+      cache, hidden, out = carry
+      token = jnp.argmax(hidden @ model.head(params).T, axis=-1).astype(jnp.int32)
+      out = out.at[:, i].set(token)
+      nothing = jnp.zeros((0, hidden.shape[-1]))
+      hidden, cache = model.extend(params, cache, token[:, None], start + i, nothing, nowhere, one)
+      return cache, hidden[:, 0], out
+
+    out = jnp.zeros((ROWS, NEW), jnp.int32)
+    return jax.lax.fori_loop(0, NEW, step, (cache, hidden[:, -1], out))[2]
+
+  return jax.jit(run)
+
+
+def their_logps(model, given: dict[str, torch.Tensor]) -> torch.Tensor:
+  logits = model(**given, use_cache=False).logits[:, :-1].log_softmax(-1)
+  return logits.gather(-1, given["input_ids"][:, 1:, None])[..., 0]
+
+
+def their_gradient(model, given: dict[str, torch.Tensor]) -> torch.Tensor:
+  model.zero_grad()
+  their_logps(model, given).mean().backward()
+  return model.model.language_model.embed_tokens.weight.grad
+
+
+def pairs(path: Path, compiled: bool) -> dict[str, tuple[Callable, Callable, Callable | None]]:
+  """Row -> (ours, torch eager, torch compiled or None), each without arguments."""
+  model, params = load(path)
+  theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(path).eval()
+  given = inputs(model, theirs)
+  encode = jax.jit(lambda params, vision: model.encode(params, vision))
+  logps = jax.jit(lambda params, inputs: learner.logps(model, params, inputs)[0][:, 1:])
+  mean = lambda params, inputs: learner.logps(model, params, inputs)[0][:, 1:].mean()
+  gradient = jax.jit(jax.grad(mean))
+  decode = our_decode(model)
+  tower = lambda: (
+    theirs.model.visual(given.theirs["pixel_values"], given.theirs["image_grid_thw"]).pooler_output
+  )
+  greedy = lambda: theirs.generate(
+    **{k: v for k, v in given.theirs.items() if k != "position_ids"},
+    attention_mask=torch.ones_like(given.theirs["input_ids"]),
+    max_new_tokens=NEW,
+    min_new_tokens=NEW,
+    do_sample=False,
+    pad_token_id=0,
+  )[:, TOKENS:]
+  fast = torch.compile(theirs) if compiled else None
+  quick = lambda run: None if fast is None else lambda: run(fast, given.theirs)
+  return {
+    "tower": (lambda: encode(params, given.ours.vision), no_grad(tower), None),
+    "forward": (
+      lambda: logps(params, given.ours),
+      no_grad(lambda: their_logps(theirs, given.theirs)),
+      no_grad(quick(their_logps)),
+    ),
+    "backward": (
+      lambda: gradient(params, given.ours)["text"]["embedding"],
+      lambda: their_gradient(theirs, given.theirs),
+      None if fast is None else lambda: their_logps(fast, given.theirs).mean().backward(),
+    ),
+    "decode": (lambda: decode(params, given.ours), no_grad(greedy), None),
+  }
+
+
+def no_grad(run: Callable | None) -> Callable | None:
+  return None if run is None else torch.no_grad()(run)
+
+
+def check(name: str, mine, other: torch.Tensor) -> None:
+  """Both sides computed the same, or the benchmark stops."""
+  mine, other = np.asarray(mine, np.float32), other.detach().numpy().astype(np.float32)
+  mine = mine.reshape(other.shape)
+  if name == "decode":
+    agree = float((mine == other).mean())
+    assert agree > 0.9, f"decode: {agree:.0%} of the greedy tokens agree"
+    return
+  error = float(np.abs(mine - other).max() / np.abs(other).max())
+  assert error < TOLERANCE, f"{name}: relative difference {error:.1e} must be below {TOLERANCE}"
+
+
+def seconds(run: Callable) -> float:
+  began = time.perf_counter()
+  jax.block_until_ready(run())
+  return time.perf_counter() - began
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--sizes", nargs="+", choices=["tiny", *SIZES], default=["tiny", *SIZES])
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--compile", action="store_true", help="measure torch.compile as well")
+  parser.add_argument("--out", type=Path, default=Path("runs/forward"))
+  args = parser.parse_args()
+  rows = []
+  print(
+    f"{'size':5} {'row':9} {'ours s':>8} {'torch s':>8} {'ratio':>6} {'compiled':>9} {'ratio':>6}"
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    for size in args.sizes:
+      path = checkpoint(size, Path(folder))
+      for name, (mine, eager, fast) in pairs(path, args.compile).items():
+        check(name, mine(), eager())
+        sides = {"ours": mine, "eager": eager, "compiled": fast}
+        sides = {side: run for side, run in sides.items() if run is not None}
+        for run in sides.values():
+          run()  # The first call compiles.
+        times = {side: [] for side in sides}
+        for _ in range(args.repeats):
+          for side, run in sides.items():
+            times[side].append(seconds(run))
+        median = {side: statistics.median(taken) for side, taken in times.items()}
+        rows.append({"size": size, "row": name, **median, "times": times})
+        ours, torch_s = median["ours"], median["eager"]
+        line = f"{size:5} {name:9} {ours:8.3f} {torch_s:8.3f} {torch_s / ours:6.2f}"
+        if "compiled" in median:
+          line += f" {median['compiled']:9.3f} {median['compiled'] / ours:6.2f}"
+        print(line, flush=True)
+  record(args.out, "forward", {"rows": rows, "threads": torch.get_num_threads()})
+
+
+if __name__ == "__main__":
+  main()

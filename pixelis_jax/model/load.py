@@ -257,7 +257,7 @@ def _ours(row: Row, array: np.ndarray) -> np.ndarray:
   return array.reshape(array.shape[0], -1).T if row.layout == "kernel" else array
 
 
-def _theirs(part: _Part, array: Array) -> np.ndarray:
+def _theirs(part: _Part, array: Array | np.ndarray) -> np.ndarray:
   one = np.asarray(array if part.layer < 0 else array[part.layer])
   if part.row.layout == "kernel":
     one = one.reshape(one.shape[0], -1).T

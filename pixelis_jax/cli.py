@@ -1,4 +1,4 @@
-"""The command line: ask, score, doctor, view, export, ranks, requests.
+"""The command line: ask, score, doctor, view, export, convert, ranks, requests.
 
 Imports wait until a command needs them, so that `pixelis --help` answers at once. A user's mistake
 is one line on stderr and exit code 2.
@@ -72,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("workdir", type=Path, help="of sft or rft; its model/ is copied")
   p.add_argument("out", type=Path)
   p.add_argument("--force", action="store_true", help="replace the weights that are there")
+
+  p = command(
+    "convert", convert, "Write a Hugging Face directory as an Orbax one, or such a one back."
+  )
+  p.add_argument("source", type=Path, metavar="SRC", help="either form; it stays as it is")
+  p.add_argument("out", type=Path, metavar="OUT")
+  p.add_argument("--force", action="store_true", help="replace the model that is there")
 
   p = command("ranks", ranks, "Plan LoRA ranks, layer by layer, from what a fine-tuning changed.")
   p.add_argument("--base", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
@@ -224,7 +231,7 @@ def score(args: argparse.Namespace) -> int:
   from pixelis_jax import batch, learner
   from pixelis_jax.chat.images import read_image
   from pixelis_jax.chat.template import Chat
-  from pixelis_jax.model.load import load
+  from pixelis_jax.weights import load
 
   _directory(args.model)
   folder = args.messages.parent
@@ -320,6 +327,20 @@ def export(args: argparse.Namespace) -> int:
   for file in {*old} - {out / file.name for file in files}:  # An old index would be read first.
     file.unlink()
   print(f"{out}: {', '.join(file.name for file in files)} ({(out / WEIGHTS).stat().st_size} bytes)")
+  return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+  """Every weight keeps its dtype and its bits; what else SRC holds goes along."""
+  import jax
+
+  from pixelis_jax import weights
+
+  _directory(args.source)
+  leaves = jax.tree.leaves(weights.convert(args.source, args.out, force=args.force))
+  form = "Orbax" if weights.is_orbax(args.out) else "Hugging Face"
+  dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+  print(f"{args.out}: {form}, {sum(leaf.size for leaf in leaves)} parameters, {dtypes}")
   return 0
 
 

@@ -1,4 +1,4 @@
-"""The console script's commands that read and write weights: ranks."""
+"""The console script's commands that read and write weights: ranks, convert."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pixelis_jax import cli
+from pixelis_jax import cli, weights
 from pixelis_jax.model.load import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -72,3 +72,48 @@ def test_ranks_says_what_is_wrong(tuned, tmp_path, capsys, options, said):
   argv = ("ranks", "--base", ASSETS, "--tuned", tuned, "--out", out, *options)
   assert said in refused(capsys, *argv)
   assert not out.exists()
+
+
+# convert
+
+
+def test_convert_there_and_back(tmp_path, capsys):
+  orbax, back = tmp_path / "orbax", tmp_path / "back"
+  assert cli.main(["convert", str(ASSETS), str(orbax)]) == 0
+  # BUILD.md's count of the embedded model.
+  assert capsys.readouterr().out == f"{orbax}: Orbax, 808960 parameters, float32\n"
+  assert cli.main(["convert", str(orbax), str(back)]) == 0
+  assert capsys.readouterr().out == f"{back}: Hugging Face, 808960 parameters, float32\n"
+  assert {f.name for f in back.iterdir()} == {f.name for f in ASSETS.iterdir()}
+  for file in ASSETS.iterdir():
+    if file.name != WEIGHTS:
+      assert (back / file.name).read_bytes() == file.read_bytes(), file.name
+  theirs, ours = load_file(ASSETS / WEIGHTS), load_file(back / WEIGHTS)
+  assert theirs.keys() == ours.keys()
+  assert all(ours[name].tobytes() == tensor.tobytes() for name, tensor in theirs.items())
+
+
+def test_score_reads_either_form(tmp_path):
+  messages = tmp_path / "m.json"
+  messages.write_text(json.dumps([{"role": "user", "content": "red"}]))
+  weights.convert(ASSETS, tmp_path / "orbax")
+  scores = []
+  for model in (ASSETS, tmp_path / "orbax"):
+    argv = ["score", "--model", str(model), "--messages", str(messages)]
+    assert cli.main([*argv, "--out", str(tmp_path / "out.json")]) == 0
+    scores.append(json.loads((tmp_path / "out.json").read_text()))
+  assert scores[0] == scores[1]
+
+
+def test_convert_says_what_is_wrong(tmp_path, capsys):
+  out = tmp_path / "out"
+  assert "there is no directory" in refused(capsys, "convert", tmp_path / "no", out)
+  assert "has neither of params/ (Orbax)" in refused(capsys, "convert", tmp_path, out)
+  weights.convert(ASSETS, out)
+  assert "out is there already: --force replaces it" in refused(capsys, "convert", ASSETS, out)
+  assert cli.main(["convert", str(ASSETS), str(out), "--force"]) == 0
+  capsys.readouterr()
+  (file,) = (out / "params" / "0" / "state").glob("manifest.ocdbt")
+  file.write_bytes(file.read_bytes()[:9])
+  told = refused(capsys, "convert", out, tmp_path / "back")
+  assert f"{file} is damaged: 9 bytes" in told and not (tmp_path / "back").exists()

@@ -98,9 +98,7 @@ def save(
   shapes, arrays = _flatten(model.shapes()), _flatten(params)
   _check({k: v.shape for k, v in shapes.items()}, {k: v.shape for k, v in arrays.items()}, "params")
   path.mkdir(parents=True, exist_ok=True)
-  for file in sorted(source.iterdir()):
-    if file.is_file() and ".safetensors" not in file.name and file.suffix != ".bin":
-      shutil.copyfile(file, path / file.name)
+  copy_files(source, path)
   _write_config(path / "config.json", str(arrays["text/embedding"].dtype))
   parts = [part for row in _rows(model, shapes) for part in _parts(row, shapes, model)]
   shards = _shards(parts, arrays, shard_bytes)
@@ -115,6 +113,13 @@ def save(
     (path / f"{name}.partial").replace(path / name)
   if len(names) > 1:
     _write_index(path / INDEX, dict(zip(names, shards, strict=True)), arrays)
+
+
+def copy_files(source: Path, path: Path) -> None:
+  """Every file of a checkpoint directory but its weights; folders stay behind."""
+  for file in sorted(source.iterdir()):
+    if file.is_file() and ".safetensors" not in file.name and file.suffix != ".bin":
+      shutil.copyfile(file, path / file.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +213,11 @@ def _placed(
 
 
 def _write_layer(stack: Array, layer: Array, index: Int[Array, ""]) -> Array:
-  return jax.lax.dynamic_update_index_in_dim(stack, layer, index, axis=0)
+  # As integers: on CPUs XLA moves bfloat16 through float32, which changes the bits of a NaN.
+  bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
+  stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, layer))
+  written = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, axis=0)
+  return jax.lax.bitcast_convert_type(written, stack.dtype)
 
 
 _write = jax.jit(_write_layer, donate_argnums=(0,))

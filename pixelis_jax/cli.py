@@ -1,4 +1,4 @@
-"""The command line: ask, score, doctor, view, export, requests.
+"""The command line: ask, score, doctor, view, export, convert, ranks, requests.
 
 Imports wait until a command needs them, so that `pixelis --help` answers at once. A user's mistake
 is one line on stderr and exit code 2.
@@ -72,6 +72,24 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("workdir", type=Path, help="of sft or rft; its model/ is copied")
   p.add_argument("out", type=Path)
   p.add_argument("--force", action="store_true", help="replace the weights that are there")
+
+  p = command(
+    "convert", convert, "Write a Hugging Face directory as an Orbax one, or such a one back."
+  )
+  p.add_argument("source", type=Path, metavar="SRC", help="either form; it stays as it is")
+  p.add_argument("out", type=Path, metavar="OUT")
+  p.add_argument("--force", action="store_true", help="replace the model that is there")
+
+  p = command("ranks", ranks, "Plan LoRA ranks, layer by layer, from what a fine-tuning changed.")
+  p.add_argument("--base", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
+  p.add_argument("--tuned", required=True, type=Path, metavar="DIR", help="the same, fine-tuned")
+  p.add_argument("--out", required=True, type=Path, metavar="FILE.json")
+  about = "of the change's squared singular values to keep (default: 0.90)"
+  p.add_argument("--energy", default=0.9, type=float, help=about)
+  p.add_argument("--min", default=4, type=int, help="of a rank (default: 4)")
+  p.add_argument("--max", default=128, type=int, help="of a rank (default: 128)")
+  about = "weight of the mean over a module's layers, 0 to 1 (default: 0.8)"
+  p.add_argument("--smooth", default=0.8, type=float, help=about)
 
   p = command("requests", requests, "Check a request stream (JSON lines or a JSON list) and count.")
   p.add_argument("path", type=Path)
@@ -213,7 +231,7 @@ def score(args: argparse.Namespace) -> int:
   from pixelis_jax import batch, learner
   from pixelis_jax.chat.images import read_image
   from pixelis_jax.chat.template import Chat
-  from pixelis_jax.model.load import load
+  from pixelis_jax.weights import load
 
   _directory(args.model)
   folder = args.messages.parent
@@ -309,6 +327,35 @@ def export(args: argparse.Namespace) -> int:
   for file in {*old} - {out / file.name for file in files}:  # An old index would be read first.
     file.unlink()
   print(f"{out}: {', '.join(file.name for file in files)} ({(out / WEIGHTS).stat().st_size} bytes)")
+  return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+  """Every weight keeps its dtype and its bits; what else SRC holds goes along."""
+  import jax
+
+  from pixelis_jax import weights
+
+  _directory(args.source)
+  leaves = jax.tree.leaves(weights.convert(args.source, args.out, force=args.force))
+  form = "Orbax" if weights.is_orbax(args.out) else "Hugging Face"
+  dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+  print(f"{args.out}: {form}, {sum(leaf.size for leaf in leaves)} parameters, {dtypes}")
+  return 0
+
+
+def ranks(args: argparse.Namespace) -> int:
+  """Writes `model.ranks.plan` of the two directories, and prints its table."""
+  from pixelis_jax.model.ranks import Settings, plan, table
+
+  settings = Settings(energy=args.energy, min=args.min, max=args.max, smooth=args.smooth)
+  _directory(args.base)
+  _directory(args.tuned)
+  if args.out.is_dir():  # Said before the hours that a large model takes.
+    raise ValueError(f"{args.out} is a directory: --out names a file")
+  planned = plan(args.base, args.tuned, settings)
+  _write(args.out, planned)
+  print(f"{table(planned)}\n{args.out}")
   return 0
 
 

@@ -27,10 +27,11 @@ from pixelis_jax.chat.family import frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
-from pixelis_jax.model.load import load, load_config
+from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
+from pixelis_jax.weights import load
 
 Params = Any
 
@@ -363,7 +364,7 @@ class Policy:
 
 
 def load_policy(c: Any) -> Policy:
-  """Opens the Hugging Face directory `c.path`, or what `c.loader` makes.
+  """Opens the directory `c.path`, Hugging Face or Orbax, or what `c.loader` makes.
 
   Args:
     c: fields path, loader, random_seed, tools, preset, guidelines, dtype, max_tokens, max_rows,

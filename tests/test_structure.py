@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
   1: ("types", "sharding", "metrics", "program"),
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
-  3: ("batch",),
+  3: ("batch", "weights"),
   4: ("sampler", "agent", "learner", "data"),
   5: ("evaluate", "ttrl"),
   6: ("sft", "rft", "online"),

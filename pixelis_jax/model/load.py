@@ -25,6 +25,7 @@ from pixelis_jax.sharding import shardings
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # As Hugging Face shards by default.
+DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}  # As the files say them.
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:
@@ -38,9 +39,12 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
 
 
 def load(
-  path: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+  path: str | os.PathLike, *, dtype: DTypeLike | None = jnp.float32, mesh: Mesh | None = None
 ) -> tuple[Model, Params]:
   """(model, params) of a directory: config.json and one or several safetensors files.
+
+  `dtype` None keeps each weight's own, bit for bit; ValueError lists the weights that then cannot
+  be arrays: layers of several dtypes, or a dtype that is not in `DTYPES`.
 
   Tensors are read one at a time and go straight to where they are kept: the default device, or the
   mesh's devices by the weights' logical axes. Beside the result the host holds one tensor.
@@ -49,16 +53,19 @@ def load(
   """
   path = Path(path)
   model = Model(load_config(path))
-  entries = _entries(path, model.config.family)
+  entries = read_entries(path, model.config.family)
   if model.config.text.tied:
     entries.pop("lm_head.weight", None)  # Some exporters write the copy; transformers ignores it.
-  shapes = _flatten(model.shapes(dtype))
+  shapes = _flatten(model.shapes(jnp.float32 if dtype is None else dtype))
   parts = {part.name: part for row in _rows(model, shapes) for part in _parts(row, shapes, model)}
   _check(
     {name: part.shape for name, part in parts.items()},
     {name: entry.shape for name, entry in entries.items()},
     path,
   )
+  if dtype is None:
+    stored = _stored_dtypes(parts, entries, path)
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, stored[k]) for k, v in shapes.items()}
   kept = _flatten(shardings(model.axes(), mesh)) if mesh is not None else {}
   flat: dict[str, Array] = {}
   by_file = sorted(entries.items(), key=lambda item: str(item[1].file))
@@ -91,9 +98,7 @@ def save(
   shapes, arrays = _flatten(model.shapes()), _flatten(params)
   _check({k: v.shape for k, v in shapes.items()}, {k: v.shape for k, v in arrays.items()}, "params")
   path.mkdir(parents=True, exist_ok=True)
-  for file in sorted(source.iterdir()):
-    if file.is_file() and ".safetensors" not in file.name and file.suffix != ".bin":
-      shutil.copyfile(file, path / file.name)
+  copy_files(source, path)
   _write_config(path / "config.json", str(arrays["text/embedding"].dtype))
   parts = [part for row in _rows(model, shapes) for part in _parts(row, shapes, model)]
   shards = _shards(parts, arrays, shard_bytes)
@@ -110,6 +115,13 @@ def save(
     _write_index(path / INDEX, dict(zip(names, shards, strict=True)), arrays)
 
 
+def copy_files(source: Path, path: Path) -> None:
+  """Every file of a checkpoint directory but its weights; folders stay behind."""
+  for file in sorted(source.iterdir()):
+    if file.is_file() and ".safetensors" not in file.name and file.suffix != ".bin":
+      shutil.copyfile(file, path / file.name)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
   """One tensor of a checkpoint: its name and shape there, and which layer of the row, -1: all."""
@@ -121,16 +133,24 @@ class _Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-  """A tensor in a file, by the name it has there: its shape is known, its bytes are not read."""
+class Entry:
+  """A tensor in a file, by its name there: shape and dtype ("BF16") are known, its bytes unread."""
 
   file: Path
   name: str
   shape: tuple[int, ...]
+  dtype: str
+
+  def read(self) -> np.ndarray:
+    """The tensor as it is in the file."""
+    return _open(self.file).get_tensor(self.name)
 
 
-def _entries(path: Path, family: str) -> dict[str, _Entry]:
-  """The table's spelling of a name -> entry, over all files of the checkpoint."""
+def read_entries(path: Path, family: str) -> dict[str, Entry]:
+  """The table's spelling of a name -> entry, over all files of the checkpoint.
+
+  Raises FileNotFoundError for a missing file and ValueError for a damaged one, naming it.
+  """
   if (path / INDEX).exists():
     weight_map = _json(path / INDEX)["weight_map"]
     files = sorted(set(weight_map.values()))
@@ -144,11 +164,31 @@ def _entries(path: Path, family: str) -> dict[str, _Entry]:
       name = canonical(key, family)
       if name in entries:
         raise ValueError(f"{path} holds {name} twice ({entries[name].name} and {key})")
-      entries[name] = _Entry(path / file, key, tuple(opened.get_slice(key).get_shape()))
+      about = opened.get_slice(key)
+      entries[name] = Entry(path / file, key, tuple(about.get_shape()), about.get_dtype())
   lost = sorted(k for k, file in weight_map.items() if located.get(k) != file)
   if lost:
     raise ValueError(f"{path / INDEX} lists tensors that their files do not hold: {lost}")
   return entries
+
+
+def _stored_dtypes(
+  parts: Mapping[str, _Part], entries: Mapping[str, Entry], path: Path
+) -> dict[str, DTypeLike]:
+  """Each weight's dtype in the files."""
+  found: dict[Row, set[str]] = {}
+  for name, part in parts.items():
+    found.setdefault(part.row, set()).add(entries[name].dtype)
+  wrong = [
+    f"{row.name} is {sorted(dtypes)}"
+    for row, dtypes in found.items()
+    if len(dtypes) > 1 or not dtypes <= DTYPES.keys()
+  ]
+  if wrong:
+    raise ValueError(
+      f"{path}: the layers of a weight must share one dtype of {sorted(DTYPES)}, but {wrong}"
+    )
+  return {row.path: DTYPES[dtype] for row, (dtype,) in found.items()}
 
 
 def _placed(
@@ -173,7 +213,11 @@ def _placed(
 
 
 def _write_layer(stack: Array, layer: Array, index: Int[Array, ""]) -> Array:
-  return jax.lax.dynamic_update_index_in_dim(stack, layer, index, axis=0)
+  # As integers: on CPUs XLA moves bfloat16 through float32, which changes the bits of a NaN.
+  bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
+  stack_bits, layer_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, layer))
+  written = jax.lax.dynamic_update_index_in_dim(stack_bits, layer_bits, index, axis=0)
+  return jax.lax.bitcast_convert_type(written, stack.dtype)
 
 
 _write = jax.jit(_write_layer, donate_argnums=(0,))
@@ -222,7 +266,7 @@ def _ours(row: Row, array: np.ndarray) -> np.ndarray:
   return array.reshape(array.shape[0], -1).T if row.layout == "kernel" else array
 
 
-def _theirs(part: _Part, array: Array) -> np.ndarray:
+def _theirs(part: _Part, array: Array | np.ndarray) -> np.ndarray:
   one = np.asarray(array if part.layer < 0 else array[part.layer])
   if part.row.layout == "kernel":
     one = one.reshape(one.shape[0], -1).T

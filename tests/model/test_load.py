@@ -156,6 +156,39 @@ def test_bfloat16_in_and_out(tied, tmp_path):
   same(load(tmp_path / "out", dtype=jnp.bfloat16)[1], params)
 
 
+def test_each_weight_may_keep_its_own_dtype(checkpoint, tmp_path):
+  """Norms in float32 among bfloat16, as some checkpoints are: read, and written, bit for bit."""
+
+  def mixed(tensors):
+    return {k: w if "norm" in k else w.astype(jnp.bfloat16) for k, w in tensors.items()}
+
+  source = Path(shutil.copytree(checkpoint, tmp_path / "mixed"))
+  rewrite(source, mixed)
+  model, params = load(source, dtype=None)
+  assert params["text"]["norm"]["scale"].dtype == jnp.float32
+  assert params["text"]["layers"]["norm1"]["scale"].dtype == jnp.float32
+  assert params["text"]["embedding"].dtype == jnp.bfloat16
+  save(tmp_path / "out", model, params, source=source)
+  theirs, ours = load_file(source / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+  assert theirs.keys() == ours.keys()
+  for name, tensor in theirs.items():
+    assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
+
+
+def test_dtypes_that_cannot_be_kept_are_listed(tied):
+  def change(tensors):
+    mixed, wide = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+    low = {mixed: tensors[mixed].astype(jnp.bfloat16), wide: tensors[wide].astype(np.float64)}
+    return tensors | low
+
+  rewrite(tied, change)
+  with pytest.raises(ValueError, match="the layers of a weight must share one dtype") as error:
+    load(tied, dtype=None)
+  assert "model.layers.{}.mlp.up_proj.weight is ['BF16', 'F32']" in str(error.value)
+  assert "model.norm.weight is ['F64']" in str(error.value)
+  load(tied)  # In float32 all of them can be read.
+
+
 def test_all_wrong_tensors_are_listed_at_once(tied):
   def damage(tensors):
     del tensors["visual.merger.mlp.0.bias"], tensors["model.layers.1.mlp.up_proj.weight"]

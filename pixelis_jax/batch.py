@@ -20,7 +20,7 @@ from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_position
 from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
 
 AIMS, PLACES = 6, 9  # Numbers of an aim and of a sight, see `SftBatch`.
-LENGTHS = 64  # Rows are padded to a multiple of this: few lengths, few programs.
+LENGTHS = 32  # Rows are padded to a multiple of this: few lengths, few programs.
 _HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 

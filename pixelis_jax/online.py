@@ -157,7 +157,7 @@ def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -
   ids = memory.ids()
   start = ids.index(learned) + 1 if learned in ids else 0
   for id in ids[start:]:
-    experience = memory.get(id, policy.images.process)
+    experience = memory.get(id, lambda pixels: policy.images.process(pixels))
     if passes(experience.vote, c):
       inbox.put(experience)
 

@@ -47,9 +47,10 @@ class Model:
   keyed_graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
-    for name, keys in (("graphdef", False), ("keyed_graphdef", True)):
-      graphdef, _ = nnx.split(self._abstract(keys=keys))
-      object.__setattr__(self, name, graphdef)
+    graphdef, _ = nnx.split(self._abstract())
+    keyed = graphdef if self.lora is None else nnx.split(self._abstract(keys=True))[0]
+    object.__setattr__(self, "graphdef", graphdef)
+    object.__setattr__(self, "keyed_graphdef", keyed)
 
   def init(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
     """Random weights (normal, std 0.1 for embeddings and fan_in^-0.5 else), biases zero."""

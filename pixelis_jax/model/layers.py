@@ -53,14 +53,16 @@ class Linear(nnx.Module):
     return y.reshape(*x.shape[:-1], -1)
 
   def low_rank(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
-    """scale (dropout(x) A) B: factors in the dtype of x, sums in float32."""
+    """scale (dropout(x) A) B, products in the dtype of x like the kernel's own, scaled in float32.
+
+    The r numbers are scaled, not the O: all large products, the gradients' too, are in that dtype.
+    """
     if hasattr(self, "lora_key"):
       kept = jax.random.bernoulli(self.lora_key[...], 1.0 - self.dropout, x.shape)
       x = jnp.where(kept, x / (1.0 - self.dropout), 0.0)
     a, b = (w[...].astype(x.dtype) for w in (self.lora_a, self.lora_b))
-    low = jnp.matmul(x, a, preferred_element_type=jnp.float32).astype(x.dtype)
-    y = jnp.matmul(low, b.reshape(b.shape[0], -1), preferred_element_type=jnp.float32)
-    return (self.lora_scale[...] * y).astype(x.dtype)
+    low = self.lora_scale[...] * (x @ a).astype(jnp.float32)
+    return low.astype(x.dtype) @ b.reshape(b.shape[0], -1)
 
 
 class Norm(nnx.Module):

@@ -9,6 +9,7 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.path = path
   c.loader = ""  # "package.module:function" in place of a path; see sampler.load_policy.
   c.random_seed = -1  # 0 or more: fresh weights from this seed in place of the directory's.
+  c.adapter = ""  # A PEFT directory: LoRA weights that belong to this model; none by default.
   c.dtype = "float32"
   c.tools = ("zoom_in",)
   c.preset = "qwen"
@@ -16,6 +17,20 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.max_tokens = 32  # Sampled tokens a turn.
   c.max_rows = 256  # Episodes decoded together.
   c.rows_multiple = 1  # Rows are padded to multiples of this; see sampler.Sampler.
+  return c
+
+
+def trained(path: str = "assets/tiny-vl") -> ConfigDict:
+  """A model, and which of its weights learn: all but `freeze`, or with a LoRA rank adapters."""
+  c = model(path)
+  c.freeze = ()  # Parts whose weights stay, such as "visual" or "text/embedding".
+  c.lora = ConfigDict()
+  c.lora.rank = 0  # Of every target; 0: none but those that `ranks` lists.
+  c.lora.ranks = ""  # A JSON file with a rank for each layer; see model.lora.read_ranks.
+  c.lora.alpha = 32.0  # An adapter's share is alpha / rank.
+  c.lora.dropout = 0.0
+  # Regular expressions of whole paths of our tree; these are the decoder's linear layers.
+  c.lora.targets = ("text/layers/attn/[qkvo]", "text/layers/mlp/(gate|up|down)")
   return c
 
 

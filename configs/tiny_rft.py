@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
   c = ConfigDict()
   c.seed = 0
-  c.model = common.model("runs/tiny-sft/model")
+  c.model = common.trained("runs/tiny-sft/model")
   c.limits = common.limits()
   c.mesh = common.mesh()
   c.data = ConfigDict()

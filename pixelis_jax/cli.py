@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
   )
   p.add_argument("question")
   p.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
+  p.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT directory of a LoRA adapter")
   p.add_argument("--image", default=[], type=Path, metavar="PATH", action="append")
   p.add_argument("--tools", default="zoom_in", help="comma-separated, or none (default: zoom_in)")
   p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
   p = command("export", export, "Copy a run's model to a Hugging Face directory.")
   p.add_argument("workdir", type=Path, help="of sft or rft; its model/ is copied")
   p.add_argument("out", type=Path)
+  p.add_argument("--adapter", action="store_true", help="copy its LoRA adapter instead, for PEFT")
   p.add_argument("--force", action="store_true", help="replace the weights that are there")
 
   p = command(
@@ -124,6 +126,7 @@ def ask(args: argparse.Namespace) -> int:
       path=args.model,
       loader="",
       random_seed=-1,
+      adapter="" if args.adapter is None else str(args.adapter),
       dtype=args.dtype,
       tools=tuple(name for name in args.tools.split(",") if name not in ("", "none")),
       preset=args.preset,
@@ -306,15 +309,17 @@ def view(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-  """Copies workdir/model file by file, weights last; each file is replaced whole."""
-  from pixelis_jax.model.load import INDEX, WEIGHTS, load
+  """Copies workdir/model or workdir/adapter file by file, weights last; each is replaced whole."""
+  from pixelis_jax.model.load import INDEX
 
-  source, out = args.workdir / "model", args.out
+  out, name = args.out, "adapter" if args.adapter else "model"
+  source = args.workdir / name
   if not source.is_dir():
-    raise FileNotFoundError(f"there is no directory {source}: sft and rft write it when they end")
+    when = "sft and rft write it when they end" + (", if they train adapters" * args.adapter)
+    raise FileNotFoundError(f"there is no directory {source}: {when}")
   if out.resolve() == source.resolve():
-    raise ValueError(f"{out} is the run's own model: name another directory")
-  load(source)  # A damaged model replaces nothing.
+    raise ValueError(f"{out} is the run's own {name}: name another directory")
+  _check_export(args)  # What is damaged replaces nothing.
   out.mkdir(parents=True, exist_ok=True)
   old = sorted({*out.glob("*.safetensors"), *out.glob(INDEX)})
   if old and not args.force:
@@ -326,8 +331,27 @@ def export(args: argparse.Namespace) -> int:
     aside.replace(out / file.name)
   for file in {*old} - {out / file.name for file in files}:  # An old index would be read first.
     file.unlink()
-  print(f"{out}: {', '.join(file.name for file in files)} ({(out / WEIGHTS).stat().st_size} bytes)")
+  size = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+  print(f"{out}: {', '.join(file.name for file in files)} ({size} bytes)")
   return 0
+
+
+def _check_export(args: argparse.Namespace) -> None:
+  """That the run's model or adapter is whole, and an adapter does not go beside a model's weights.
+
+  transformers would lay it over those, merged or not.
+  """
+  from pixelis_jax.model.load import load, load_config
+  from pixelis_jax.model.peft import load_adapter
+  from pixelis_jax.model.policy import Model
+
+  model = args.workdir / "model"
+  if not args.adapter:
+    load(model)
+    return
+  load_adapter(args.workdir / "adapter", Model(load_config(model)), {})
+  if (args.out / "config.json").exists():
+    raise ValueError(f"{args.out} holds a model: name another directory for the adapter")
 
 
 def convert(args: argparse.Namespace) -> int:

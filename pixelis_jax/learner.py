@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
 from pixelis_jax.batch import AIMS, PLACES, GrpoBatch, Inputs, SftBatch
+from pixelis_jax.model import lora
 from pixelis_jax.model.policy import Model
 from pixelis_jax.sharding import replicated
 
@@ -52,16 +53,19 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
   return state.replace(step=whole(state.step), rng=whole(state.rng), opt_state=moments)
 
 
-def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+  c: Any, *, freeze: Sequence[str] = ()
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """`adamw` with linear warm-up and cosine decay to `final_fraction` of the peak, and its rate.
 
   Args:
     c: fields lr, warmup, steps, final_fraction, and those of `adamw`.
+    freeze: As for `adamw`.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
   )
-  return adamw(c, schedule), schedule
+  return adamw(c, schedule, freeze=freeze), schedule
 
 
 def adamw(
@@ -76,17 +80,23 @@ def adamw(
   Args:
     c: fields b1, b2, weight_decay, clip_norm, patch_scale.
     rate: Of learning.
-    freeze: Top-level names, as for `frozen`.
+    freeze: Paths, as for `frozen`.
   """
   adam = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
 
   def scale(path: tuple[Any, ...], update: Array) -> Array:
-    if path[0].key in freeze:
+    if _under(path, freeze):
       return jnp.zeros_like(update)  # Weight decay would move them.
     return c.patch_scale * update if _is_patch(path) else update
 
   scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam, scaled)
+
+
+def _under(path: tuple[Any, ...], names: Sequence[str]) -> bool:
+  """Whether a leaf is one of the named parts, or in one."""
+  at = "/".join(str(entry.key) for entry in path)
+  return any(f"{at}/".startswith(f"{name}/") for name in names)
 
 
 def _is_patch(path: tuple[Any, ...]) -> bool:
@@ -250,18 +260,46 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
 
 
 def frozen(loss: Loss, names: Sequence[str]) -> Loss:
-  """The loss without gradients for the parts of the parameters with these top-level names.
+  """The loss without gradients for these parts of the parameters: paths, such as "policy/visual".
 
-  Raises ValueError, when called, for a name that the parameters do not have.
+  Raises ValueError, when called, for a path that the parameters do not have.
   """
 
   def partial(params: Params, *rest: Any) -> tuple[Array, Metrics]:
-    if unknown := [name for name in names if name not in params]:
-      raise ValueError(f"cannot freeze {unknown[0]!r}: the parameters have {sorted(params)}")
-    held = {name: jax.lax.stop_gradient(params[name]) for name in names}
-    return loss({**params, **held}, *rest)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for name in names:
+      if not any(_under(path, [name]) for path in paths):
+        there = {"/".join(str(e.key) for e in path[: name.count("/") + 1]) for path in paths}
+        raise ValueError(f"cannot freeze {name!r}: the parameters have {sorted(there)}")
+    hold = lambda path, x: jax.lax.stop_gradient(x) if _under(path, names) else x
+    return loss(jax.tree_util.tree_map_with_path(hold, params), *rest)
 
   return partial
+
+
+def parts(model: Model, params: Params) -> tuple[Params, Params]:
+  """(what is trained, what is not) of a model's parameters: without adapters all and nothing.
+
+  With adapters these are trained, and the base, scales included, is not. Both share the arrays.
+  """
+  return (params, {}) if model.lora is None else lora.split(params)
+
+
+def adapted(model: Model, loss: Loss) -> Loss:
+  """The loss of whole parameters as one of (trained, batch, base, key, *rest); see `parts`.
+
+  The base is an argument of the step: as a closure's constant it would be copied into the program.
+  The key is that of the adapters' dropout; without dropout it is not used.
+  """
+  dropout = model.lora is not None and model.lora.dropout > 0
+
+  def joined(
+    trained: Params, batch: Any, base: Params, key: PRNGKeyArray, *rest: Any
+  ) -> tuple[Array, Metrics]:
+    params = lora.join(trained, base)
+    return loss(lora.keyed(params, key) if dropout else params, batch, *rest)
+
+  return joined
 
 
 def pushing_kl(
@@ -291,7 +329,7 @@ def make_step(
   """
 
   def step(
-    state: TrainState, batch: SftBatch | GrpoBatch, *rest: Array
+    state: TrainState, batch: SftBatch | GrpoBatch, *rest: Any
   ) -> tuple[TrainState, Metrics]:
     (value, measured), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, *rest)
     norm = optax.tree.norm(grads)

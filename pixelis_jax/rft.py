@@ -4,9 +4,11 @@
 
 One step: `group` samples of each of `questions` prompts are played, scored, compared within their
 group, and the policy takes one clipped-surrogate step on the very tokens it sampled. Resumes from
-the workdir bit for bit.
+the workdir bit for bit. With `--config.model.lora.rank=16` only adapters are trained, and the
+reference of the KL is the model without them, which costs no second copy of the weights.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -20,26 +22,28 @@ from pixelis_jax.algo import grpo, rewards
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.data.tasks import TaskSource
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
-from pixelis_jax.model.load import save
+from pixelis_jax.model import lora
 from pixelis_jax.types import Reward, Trajectory
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
   mesh = sharding.make_mesh(**c.mesh)
-  policy = sampler.load_policy(c.model)
+  policy = sampler.load_policy(c.model, adapters=jax.random.key(c.seed))
   model, across = policy.model, sharding.rows_multiple(mesh)
   limits, Q, G = agent.Limits(**c.limits), c.grpo.questions, c.grpo.group
-  tx, schedule = learner.make_optimizer(c.optimizer)
+  tx, schedule = learner.make_optimizer(c.optimizer, freeze=c.model.freeze)
   loss = learner.grpo_loss(
     model,
     clip_low=c.grpo.clip_low,
     clip_high=c.grpo.clip_high,
     entropy_weight=c.grpo.entropy_weight,
   )
-  step = learner.make_step(loss, tx)
-  reference = jax.device_put(policy.params, sharding.shardings(model.axes(), mesh))
-  reference_logps = learner.make_logps(model)
-  state = learner.init_state(jax.tree.map(jnp.copy, reference), tx, seed=c.seed)
+  step = learner.make_step(learner.adapted(model, learner.frozen(loss, c.model.freeze)), tx)
+  params = jax.device_put(policy.params, sharding.shardings(model.axes(), mesh))
+  trained, base = learner.parts(model, params)
+  reference = lora.plain(params)
+  reference_logps = learner.make_logps(dataclasses.replace(model, lora=None))
+  state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
   tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   held_out = evaluate.tasks(c.eval)
 
@@ -52,7 +56,9 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   for i in range(int(state.step), c.optimizer.steps):
     started = time.monotonic()
     key = jax.random.fold_in(state.rng, i)
-    generate = policy.sampler.bind(state.params, key=key, version=i, temperature=c.grpo.temperature)
+    dropout = jax.random.fold_in(state.rng, c.optimizer.steps + i)  # No step samples by this key.
+    params = lora.join(state.params, base)
+    generate = policy.sampler.bind(params, key=key, version=i, temperature=c.grpo.temperature)
     questions = [tasks[(i * Q + q) % len(tasks)] for q in range(Q)]
     asked = [task for task in questions for _ in range(G)]
     played = agent.play(asked, generate=generate, run=policy.tools.run, limits=limits)
@@ -79,7 +85,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       )
       packed = jax.device_put(packed, sharding.batch_sharding(mesh))
       ref = reference_logps(reference, packed.inputs) if c.grpo.kl_coef else packed.old_logps
-      state, update = step(state, packed, ref, jnp.float32(c.grpo.kl_coef))
+      state, update = step(state, packed, base, dropout, ref, jnp.float32(c.grpo.kl_coef))
       measured |= {k: float(v) for k, v in update.items()}
     else:
       state = state.replace(step=state.step + 1)  # Nothing to compare: no group had two outcomes.
@@ -91,7 +97,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       )
       trajectories.write(i + 1, "rft", played[0])
     if due(i, c.eval.every, c.optimizer.steps):
-      result = evaluate.greedy(policy, state.params, held_out, limits=limits)
+      result = evaluate.greedy(policy, lora.join(state.params, base), held_out, limits=limits)
       metrics.log(i + 1, evaluate.measured(result))
       print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
     if due(i, c.save_every, c.optimizer.steps):
@@ -99,7 +105,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   checkpoints.close()
   metrics.close()
   trajectories.close()
-  save(workdir / "model", model, state.params, source=Path(c.model.path))
+  sampler.save_policy(workdir, c.model, model, lora.join(state.params, base))
   return state
 
 

@@ -26,8 +26,10 @@ from pixelis_jax.batch import image_sources, pack_images, round_up
 from pixelis_jax.chat.family import frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
+from pixelis_jax.model import lora
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
-from pixelis_jax.model.load import load_config
+from pixelis_jax.model.load import load_config, save
+from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
@@ -363,14 +365,16 @@ class Policy:
   tools: Toolbox
 
 
-def load_policy(c: Any) -> Policy:
+def load_policy(c: Any, *, adapters: PRNGKeyArray | None = None) -> Policy:
   """Opens the directory `c.path`, Hugging Face or Orbax, or what `c.loader` makes.
 
   Args:
-    c: fields path, loader, random_seed, tools, preset, guidelines, dtype, max_tokens, max_rows,
-      rows_multiple. A loader "package.module:function" is called with `c` and returns objects with
-      `save_pretrained`, as the torch project's `load_model` returns (model, tokenizer, processor);
-      it replaces the path.
+    c: fields path, loader, random_seed, adapter, tools, preset, guidelines, dtype, max_tokens,
+      max_rows, rows_multiple. A loader "package.module:function" is called with `c` and returns
+      objects with `save_pretrained`, as the torch project's `load_model` returns (model, tokenizer,
+      processor); it replaces the path. `adapter` is a PEFT directory, merged into the weights.
+    adapters: For who trains adapters: `c.adapter` is not merged, and `c.lora` with a rank makes new
+      ones from this key. Without either the model has none.
   """
   if c.loader:
     c = c.copy_and_resolve_references().unlock()
@@ -381,7 +385,46 @@ def load_policy(c: Any) -> Policy:
     params = model.init(jax.random.key(c.random_seed), dtype)
   else:
     model, params = load(c.path, dtype=dtype)
+  if c.adapter:
+    model, params = load_adapter(c.adapter, model, params)
+  if adapters is not None:
+    model, params = _with_adapters(c, model, params, adapters)
+  elif model.lora is not None:
+    model, params = dataclasses.replace(model, lora=None), lora.merge(params)
   return with_tools(c, model, params, c.tools)
+
+
+def _with_adapters(c: Any, model: Model, params: Params, key: PRNGKeyArray) -> tuple[Model, Params]:
+  """New adapters where `c.lora` asks for some."""
+  if not c.lora.rank and not c.lora.ranks:
+    return model, params
+  if model.lora is not None:
+    raise ValueError(
+      f"model.adapter {c.adapter!r} goes on as it is, model.lora makes new adapters: "
+      "leave model.lora.rank 0 and model.lora.ranks empty, or the adapter"
+    )
+  ranks = lora.read_ranks(c.lora.ranks) if c.lora.ranks else ()
+  settings = lora.LoraConfig(
+    rank=c.lora.rank,
+    alpha=float(c.lora.alpha),
+    dropout=float(c.lora.dropout),
+    targets=tuple(c.lora.targets),
+    ranks=ranks,
+  )
+  model = dataclasses.replace(model, lora=settings)
+  return model, model.adapt(params, key)
+
+
+def save_policy(workdir: Path, c: Any, model: Model, params: Params) -> None:
+  """`workdir`/model, a Hugging Face directory, adapters merged; these alone in `workdir`/adapter.
+
+  Args:
+    c: field path, the directory that the model was loaded from.
+  """
+  if model.lora is not None:
+    save_adapter(workdir / "adapter", model, params, c.path)
+    model, params = dataclasses.replace(model, lora=None), lora.merge(params)
+  save(workdir / "model", model, params, source=Path(c.path))
 
 
 def with_tools(c: Any, model: Model, params: Params, tools: Sequence[str]) -> Policy:

@@ -3,7 +3,7 @@
     python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=runs/sft
 
 Resumes from the workdir bit for bit: parameters, optimizer and the data iterator come from one
-checkpoint.
+checkpoint. With `--config.model.lora.rank=16` only adapters are trained, see model/lora.py.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.data import demos
 from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.metrics import Metrics, due
-from pixelis_jax.model.load import save
+from pixelis_jax.model.lora import join
 
 
 def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.DatasetIterator:
@@ -53,22 +53,25 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
   mesh = sharding.make_mesh(**c.mesh)
-  policy = sampler.load_policy(c.model)
+  policy = sampler.load_policy(c.model, adapters=jax.random.fold_in(jax.random.key(c.seed), 1))
   blind = sampler.with_tools(c.model, policy.model, policy.params, ())
   model, across = policy.model, sharding.rows_multiple(mesh)
-  tx, schedule = learner.make_optimizer(c.optimizer)
+  freeze = tuple(f"policy/{name}" for name in c.model.freeze)
+  tx, schedule = learner.make_optimizer(c.optimizer, freeze=freeze)
   loss = learner.sft_loss(
     model,
     entropy_weight=c.entropy_weight,
     aim_weight=c.aim_weight,
     sight_weight=c.sight_weight,
   )
-  step = learner.make_step(loss, tx)
-  see = learner.make_step(learner.see_loss(model), tx)
+  teach = lambda loss: learner.adapted(model, learner.frozen(loss, freeze))
+  step = learner.make_step(teach(loss), tx)
+  see = learner.make_step(teach(learner.see_loss(model)), tx)
   axes = {"policy": model.axes(), **learner.HEAD_AXES}
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
   params = jax.device_put(params, sharding.shardings(axes, mesh))
-  state = learner.init_state(params, tx, seed=c.seed)
+  trained, base = learner.parts(model, params["policy"])
+  state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   data = rows(c, policy, blind)
   held_out = evaluate.tasks(c.eval)
 
@@ -84,22 +87,24 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       next(data), model.config, max_tokens=c.max_row, multiple_of=across, labels=demos.LABELS
     )
     waited = time.monotonic() - started
-    taught = see if i < c.see_steps else step
-    state, measured = taught(state, jax.device_put(packed, sharding.batch_sharding(mesh)))
+    taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)
+    packed = jax.device_put(packed, sharding.batch_sharding(mesh))
+    state, measured = taught(state, packed, {"policy": base}, key)
     if due(i, c.log_every, c.optimizer.steps):
       measured = {k: float(v) for k, v in measured.items()}
       seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}
       metrics.log(i + 1, {**measured, "lr": float(schedule(i)), **seconds})
     if due(i, c.eval.every, c.optimizer.steps):
       limits = agent.Limits(**c.limits)
-      result = evaluate.greedy(policy, state.params["policy"], held_out, limits=limits)
+      params = join(state.params["policy"], base)
+      result = evaluate.greedy(policy, params, held_out, limits=limits)
       metrics.log(i + 1, evaluate.measured(result))
       print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
     if due(i, c.save_every, c.optimizer.steps):
       checkpoints.save(i + 1, state, {"data": data.get_state()})
   checkpoints.close()
   metrics.close()
-  save(workdir / "model", model, state.params["policy"], source=Path(c.model.path))
+  sampler.save_policy(workdir, c.model, model, join(state.params["policy"], base))
   return state
 
 

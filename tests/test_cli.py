@@ -1,13 +1,16 @@
 """The console script: what it writes, the numbers of `score`, one clear line for each mistake."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -19,6 +22,9 @@ from pixelis_jax import cli, sampler
 from pixelis_jax.metrics import Metrics, TrajectoryLog, read_lines
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.load import INDEX, WEIGHTS, load, save
+from pixelis_jax.model.lora import LoraConfig
+from pixelis_jax.model.peft import WEIGHTS as ADAPTER
+from pixelis_jax.model.peft import save_adapter
 from pixelis_jax.model.policy import Model
 from pixelis_jax.serve import doctor
 from pixelis_jax.types import Segment, Status, Step, Trajectory
@@ -303,6 +309,7 @@ def test_a_phone_picture_is_shown_upright(model, tmp_path, capsys, says):
   [
     (("--image", "nowhere.png"), "there is no image nowhere.png"),
     (("--tools", "zoom"), r"tools \['zoom'\] must be among \['zoom_in'\]"),
+    (("--adapter", "{folder}/no"), "adapter_config.json is missing"),
     (("--preset", "qwen9"), "preset 'qwen9' must be one of"),
     (("--temperature", "-1"), "--temperature -1.0 must be 0 or more"),
     (("--max-tokens", "0"), "--max-tokens 0 must be 1 or more"),
@@ -418,6 +425,68 @@ def test_export_replaces_weights_only_when_forced(workdir, tmp_path, capsys):
   assert cli.main(["export", str(workdir), str(out), "--force"]) == 0
   assert {f.name for f in out.iterdir()} == {f.name for f in (workdir / "model").iterdir()}
   load(out)
+
+
+@pytest.fixture
+def adapted(workdir) -> Path:
+  """Of a run that trained adapters: also in adapter/."""
+  model, params = load(workdir / "model")
+  model = dataclasses.replace(model, lora=LoraConfig(rank=2, alpha=4.0))
+  params = model.adapt(params, jax.random.key(0))
+  q = params["text"]["layers"]["attn"]["q"]
+  q["lora_b"] = jax.random.normal(jax.random.key(1), q["lora_b"].shape)
+  save_adapter(workdir / "adapter", model, params, "org/base")
+  return workdir
+
+
+def test_ask_with_an_adapter_uses_the_merged_weights(adapted, capsys, monkeypatch):
+  seen = []
+
+  def bind(self, params, *, key, version, temperature):
+    seen.append(params)
+    context = Segment(tokens=np.zeros(0, np.int32))
+    return lambda requests: [fakes.completion("\\boxed{7}", context=context) for _ in requests]
+
+  monkeypatch.setattr(sampler.Sampler, "bind", bind)
+  asked = ["ask", "--model", str(adapted / "model"), "3 + 4?", "--tools", "none"]
+  assert cli.main(asked) == cli.main([*asked, "--adapter", str(adapted / "adapter")]) == 0
+  plain, merged = seen
+  assert jax.tree.structure(plain) == jax.tree.structure(merged)
+  layers = (params["text"]["layers"]["attn"] for params in (plain, merged))
+  moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), *layers)
+  assert moved["q"]["kernel"] > 0.1 and moved["k"]["kernel"] == 0.0
+
+
+def test_export_copies_an_adapter_that_peft_loads(adapted, tmp_path, capsys):
+  out = tmp_path / "out"
+  assert cli.main(["export", str(adapted), str(out), "--adapter"]) == 0
+  assert str(out) in capsys.readouterr().out
+  assert {f.name for f in out.iterdir()} == {"adapter_config.json", ADAPTER}
+  net = Qwen2_5_VLForConditionalGeneration.from_pretrained(adapted / "model")
+  with warnings.catch_warnings():  # peft 0.21 reads a field that transformers 5.24 deprecates.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    net = peft.PeftModel.from_pretrained(net, out)
+  assert net.peft_config["default"].base_model_name_or_path == "org/base"
+  # An adapter that is there stays unless told otherwise.
+  (out / ADAPTER).write_bytes(b"old")
+  assert "--force" in refused(capsys, "export", adapted, out, "--adapter")
+  assert (out / ADAPTER).read_bytes() == b"old"
+  assert cli.main(["export", str(adapted), str(out), "--adapter", "--force"]) == 0
+  assert (out / ADAPTER).read_bytes() == (adapted / "adapter" / ADAPTER).read_bytes()
+
+
+def test_export_of_an_adapter_refuses_what_would_harm(workdir, tmp_path, capsys, request):
+  out = tmp_path / "out"
+  assert "if they train adapters" in refused(capsys, "export", workdir, out, "--adapter")
+  adapted = request.getfixturevalue("adapted")
+  own = adapted / "adapter"
+  assert "the run's own adapter" in refused(capsys, "export", adapted, own, "--adapter")
+  # Beside a model transformers would lay it over weights that may have it already.
+  model = shutil.copytree(adapted / "model", tmp_path / "model")
+  assert "holds a model" in refused(capsys, "export", adapted, model, "--adapter", "--force")
+  (own / ADAPTER).write_bytes((own / ADAPTER).read_bytes()[:1000])
+  assert "truncated" in refused(capsys, "export", adapted, out, "--adapter")
+  assert not out.exists()
 
 
 def test_export_replaces_nothing_with_a_damaged_model(workdir, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """One step does what its loss says: on a policy small enough for paper, and on the real one."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from pixelis_jax import batch, learner, sharding
+from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.types import Demo, DemoTurn
 from tests import episodes
 from tests.episodes import copied, max_difference
@@ -261,6 +263,68 @@ def test_what_is_frozen_neither_moves_nor_decays():
     ValueError, match=r"cannot freeze 'tower': the parameters have \['text', 'vis"
   ):
     learner.frozen(loss, ("tower",))(params, packed)
+
+
+def test_parts_of_parts_may_be_frozen():
+  params = {
+    "policy": {"text": {"w": jnp.ones(1)}, "texture": {"w": jnp.ones(1)}},
+    "aim": jnp.ones(1),
+  }
+  loss = lambda p, batch: (sum(jnp.sum(x) for x in jax.tree.leaves(p)), {})
+  held = learner.frozen(loss, ("policy/text",))
+  grads = jax.grad(lambda p: held(p, None)[0])(params)
+  # "texture" begins like "text", and is another part.
+  expected = {"policy": {"text": {"w": 0.0}, "texture": {"w": 1.0}}, "aim": 1.0}
+  assert jax.tree.map(lambda g: float(g[0]), grads) == expected
+  with pytest.raises(
+    ValueError, match=r"'policy/tower': .*\['aim', 'policy/text', 'policy/texture'"
+  ):
+    learner.frozen(loss, ("policy/tower",))(params, None)
+
+
+def test_only_adapters_are_trained(policy):
+  """The base is an argument, not a constant, and is the same bits after a donating step."""
+  model = dataclasses.replace(policy.model, lora=LoraConfig(rank=2, alpha=4.0, dropout=0.5))
+  trained, base = learner.parts(model, model.adapt(policy.params, jax.random.key(1)))
+  before = copied(base)
+
+  def loss(params, batch):
+    tokens = jnp.asarray(batch.inputs.tokens)  # [2, 3], as all that follows.
+    positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32)[None, None], (2, 3, 3))
+    nothing = jnp.zeros((0, model.config.text.width))
+    states = model.hidden(
+      params, tokens, positions, nothing, jnp.full_like(tokens, -1), jnp.ones_like(tokens)
+    )
+    return states[:, :, 0].sum(), {}
+
+  tx, keys = optax.adamw(1e-2, weight_decay=0.5), jax.random.split(jax.random.key(2))
+  whole = learner.adapted(model, loss)
+  step = learner.make_step(whole, tx)
+  state = learner.init_state(copied(trained), tx, seed=0)
+  moments = [
+    path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state) if x.ndim
+  ]
+  assert set(moments) == {"lora_a", "lora_b"}
+  assert len(moments) == 2 * len(jax.tree.leaves(trained))
+  state, one = step(state, table_batch(), base, keys[0])
+  assert max_difference(base, before) == 0.0
+  moved = state.params["text"]["layers"]["attn"]["q"]["lora_b"]
+  assert 5e-3 < float(jnp.abs(moved).max()) < 2e-2  # Adam's first step is the rate.
+  # B was zero, so A has no gradient yet: only decay moves it, by 1e-2 * 0.5 of itself.
+  a = lambda tree: tree["text"]["layers"]["attn"]["q"]["lora_a"]
+  np.testing.assert_allclose(a(state.params), 0.995 * a(trained), rtol=1e-5)
+  # Another key drops other inputs, the same one the same.
+  start = lambda: learner.init_state(copied(trained), tx, seed=0)
+  again, other = (step(start(), table_batch(), base, key)[1]["grad_norm"] for key in keys)
+  assert float(again) == float(one["grad_norm"]) != float(other)
+  # An argument is no constant of the program: the text of a program with the base in it is longer.
+  text = jax.jit(whole).lower(trained, table_batch(), base, keys[0]).as_text()
+  assert len(text) < sum(x.nbytes for x in jax.tree.leaves(base)) / 2
+
+
+def test_without_adapters_all_is_trained(policy):
+  trained, base = learner.parts(policy.model, policy.params)
+  assert trained is policy.params and base == {}
 
 
 def test_ema_keeps_its_share():

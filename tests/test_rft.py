@@ -3,14 +3,21 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import tiny_rft
 from pixelis_jax import rft
+from pixelis_jax.model import lora
+from pixelis_jax.model.load import load
+from pixelis_jax.model.peft import load_adapter
 from pixelis_jax.types import Reward, Status, Step, ToolCall, ToolResult, Trajectory
 from tests import fakes
 from tests.episodes import max_difference
+
+flat = nnx.traversals.flatten_mapping
 
 
 def score(group, *, curiosity, target):
@@ -74,6 +81,88 @@ def test_resuming_at_two_of_four_is_bit_identical(config, straight, tmp_path):
   assert max_difference(resumed.params, state.params) == 0.0
   assert logged(killed) == logged(workdir)
   assert logged(killed, "trajectories.jsonl") == logged(workdir, "trajectories.jsonl")
+
+
+@pytest.fixture(scope="module")
+def lora_config(config):
+  """The same with adapters of rank 2 on the decoder, held to their reference."""
+  c = config.copy_and_resolve_references().unlock()
+  c.model.lora.rank, c.model.lora.alpha = 2, 8.0
+  c.grpo.kl_coef = 0.1
+  return c.lock()
+
+
+@pytest.fixture(scope="module")
+def lora_run(lora_config, tmp_path_factory):
+  """(workdir, final state, what the step was given as its base) of a run from 0 to 4."""
+  workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], rft.learner.parts
+
+  def spied(model, params):
+    bases.append(parts(model, params)[1])
+    return parts(model, params)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rft.learner, "parts", spied)
+    state = rft.main(lora_config, workdir)
+  return workdir, state, bases[0]
+
+
+def test_adapters_alone_are_trained_and_saved(lora_run, policy):
+  workdir, state, base = lora_run
+  last = lambda tree: [path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+  moments = [x for x in jax.tree_util.tree_leaves_with_path(state.opt_state) if x[1].ndim]
+  adapters = state.params
+  assert set(last(adapters)) == {"lora_a", "lora_b"} == {path[-1].key for path, _ in moments}
+  assert len(moments) == 2 * len(jax.tree.leaves(adapters))
+  # What the steps were given is, bit for bit, what the same seed gave another program.
+  assert max_difference(lora.plain(base), policy.params) == 0.0
+  assert max(float(abs(x).max()) for p, x in flat(adapters).items() if p[-1] == "lora_b") > 1e-5
+  model, params = load_adapter(workdir / "adapter", policy.model, policy.params)
+  assert max_difference(lora.split(params)[0], adapters) == 0.0
+  _, merged = load(workdir / "model")
+  assert max_difference(merged, lora.merge(params)) == 0.0
+  assert max_difference(merged, policy.params) > 1e-6
+
+
+def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path):
+  workdir, state, _ = lora_run
+  killed = tmp_path / "killed"
+  shutil.copytree(workdir, killed)
+  shutil.rmtree(killed / "checkpoints" / "4")
+  resumed = rft.main(lora_config, killed)
+  assert int(resumed.step) == 4
+  assert max_difference(resumed.params, state.params) == 0.0
+  assert logged(killed) == logged(workdir)
+
+
+def test_the_reference_is_the_base_without_adapters(
+  lora_config, lora_run, policy, monkeypatch, tmp_path
+):
+  """At the first step B is zero and the KL with it; what is compared with must not move later."""
+  steps = [line for line in logged(lora_run[0]) if "kl" in line]
+  assert len(steps) > 1 and steps[0]["kl"] < 1e-7 < steps[-1]["kl"]
+  seen, make_logps = [], rft.learner.make_logps
+
+  def spied(model):
+    assert model.lora is None
+    compute = make_logps(model)
+    return lambda params, inputs: seen.append(params) or compute(params, inputs)
+
+  monkeypatch.setattr(rft.learner, "make_logps", spied)
+  c = lora_config.copy_and_resolve_references().unlock()
+  c.optimizer.steps = 2
+  rft.main(c, tmp_path / "run")
+  assert seen and all(params is seen[0] for params in seen)
+  assert max_difference(seen[0], policy.params) == 0.0
+
+
+def test_what_is_frozen_stays(config, tmp_path, policy):
+  c = config.copy_and_resolve_references().unlock()
+  c.model.freeze, c.optimizer.steps = ("visual",), 2
+  state = rft.main(c, tmp_path / "run")
+  learned = state.params
+  assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
+  assert max_difference(learned["text"], policy.params["text"]) > 1e-6
 
 
 def test_groups_without_a_difference_teach_nothing(config, tmp_path, monkeypatch, policy):

@@ -1,13 +1,17 @@
 """The sampler and the learner see the same tokens and give them the same probabilities."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from configs import common
 from pixelis_jax import batch, learner, sampler
+from pixelis_jax.model import lora
+from pixelis_jax.model.peft import save_adapter
 from pixelis_jax.types import ToolResult
 from tests import episodes, fakes
 from tests.episodes import asked, continued, ended, max_difference, task, tilted, two_turns
@@ -316,6 +320,71 @@ def test_bfloat16_log_probs_are_near_the_learners(model_config):
   ours, theirs = np.exp(sampled(played)), np.exp(np.asarray(logps)[packed.loss_mask])
   assert ours.dtype == np.float32 and len(ours) > 20
   assert 0.0 < np.abs(ours - theirs).mean() < 0.005
+
+
+@pytest.fixture(scope="module")
+def adapter(policy, tmp_path_factory):
+  """(directory, model, params) of adapters that say something: B is drawn at random."""
+  model = dataclasses.replace(policy.model, lora=lora.LoraConfig(rank=2, alpha=8.0, dropout=0.5))
+  trained, base = lora.split(model.adapt(policy.params, jax.random.key(1)))
+  trained = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), trained)
+  params = lora.join(trained, base)
+  path = tmp_path_factory.mktemp("adapter")
+  save_adapter(path, model, params, "base")
+  return path, model, params
+
+
+def test_an_adapter_is_merged_or_kept_apart_for_training(model_config, policy, adapter):
+  path, model, params = adapter
+  c = common.trained(model_config.path)
+  c.random_seed, c.adapter = model_config.random_seed, str(path)
+  merged = sampler.load_policy(c)
+  assert merged.model == policy.model
+  assert max_difference(merged.params, lora.merge(params)) == 0.0
+  assert max_difference(merged.params, policy.params) > 0.01
+  apart = sampler.load_policy(c, adapters=jax.random.key(0))
+  assert max_difference(apart.params, params) == 0.0
+  # An adapter goes on with its own settings; new ones beside it would be two answers.
+  assert apart.model.lora.dropout == 0.5
+  c.lora.rank = 4
+  with pytest.raises(ValueError, match="goes on as it is, model.lora makes new adapters"):
+    sampler.load_policy(c, adapters=jax.random.key(0))
+
+
+def test_new_adapters_come_from_the_config_and_the_key(model_config, policy, tmp_path):
+  c = common.trained(model_config.path)
+  c.random_seed = model_config.random_seed
+  assert sampler.load_policy(c, adapters=jax.random.key(0)).model.lora is None  # Rank 0.
+  layers = policy.model.config.text.layers
+  ranks = list(range(1, layers + 1))
+  (tmp_path / "ranks.json").write_text(json.dumps({"ranks": {"text/layers/attn/q/kernel": ranks}}))
+  c.lora.rank, c.lora.alpha, c.lora.dropout = 3, 6.0, 0.25
+  c.lora.ranks, c.lora.targets = str(tmp_path / "ranks.json"), ("text/layers/attn/[qv]",)
+  one, other = (sampler.load_policy(c, adapters=jax.random.key(i)) for i in (0, 1))
+  attn = one.params["text"]["layers"]["attn"]
+  # alpha / rank: 6 / 1, 6 / 2, ... of the file, 6 / 3 elsewhere.
+  np.testing.assert_allclose(attn["q"]["lora_scale"], [6 / r for r in ranks], rtol=1e-6)
+  np.testing.assert_allclose(attn["v"]["lora_scale"], [2.0] * layers)
+  assert "lora_a" not in attn["k"] and one.model.lora.dropout == 0.25
+  assert max_difference(lora.plain(one.params), policy.params) == 0.0
+  assert max_difference(one.params, other.params) > 0.01
+
+
+def test_a_policy_with_adapters_samples_with_its_learners_log_probs(adapter, policy, model_config):
+  """Where tokens are sampled, read again and read by the merged weights: no dropout anywhere."""
+  _, model, params = adapter
+  adapted = sampler.with_tools(model_config, model, params, model_config.tools)
+  played = two_turns(bind(adapted), three_tasks(), [episodes.crop(i) for i in range(3)])
+  rows = [batch.trajectory_row(t) for t in played]
+  packed = batch.pack_grpo(rows, np.zeros(3, np.float32), model.config, max_tokens=512)
+  read = lambda model, params: np.asarray(learner.make_logps(model)(params, packed.inputs))
+  again = read(model, params)[packed.loss_mask]
+  np.testing.assert_allclose(again, sampled(played), atol=CLOSE)
+  # W + A B is rounded once more than x W + (x A) B.
+  merged = read(policy.model, lora.merge(params))[packed.loss_mask]
+  np.testing.assert_allclose(merged, sampled(played), atol=10 * CLOSE)
+  plain = read(policy.model, policy.params)[packed.loss_mask]
+  assert np.abs(plain - sampled(played)).max() > 100 * CLOSE
 
 
 def load_model(c):

@@ -4,12 +4,19 @@ import itertools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import tiny_sft
 from pixelis_jax import sampler, sft
+from pixelis_jax.model import lora
+from pixelis_jax.model.load import load
+from pixelis_jax.model.peft import load_adapter
 from tests.episodes import max_difference
+
+flat = nnx.traversals.flatten_mapping
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,71 @@ def test_a_finished_run_has_nothing_to_do(config, straight, tmp_path):
   again = sft.main(config, copy)
   assert max_difference(again.params, state.params) == 0.0
   assert logged(copy) == logged(workdir)
+
+
+@pytest.fixture(scope="module")
+def lora_config(config):
+  """The same with adapters of rank 2 on the decoder, with dropout."""
+  c = config.copy_and_resolve_references().unlock()
+  c.model.lora.rank, c.model.lora.alpha = 2, 8.0
+  c.model.lora.dropout, c.see_steps = 0.5, 0
+  return c.lock()
+
+
+@pytest.fixture(scope="module")
+def lora_run(lora_config, tmp_path_factory):
+  """(workdir, final state, what the step was given as its base) of a run from 0 to 4."""
+  workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], sft.learner.parts
+
+  def spied(model, params):
+    bases.append(parts(model, params)[1])
+    return parts(model, params)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sft.learner, "parts", spied)
+    state = sft.main(lora_config, workdir)
+  return workdir, state, bases[0]
+
+
+def test_adapters_alone_are_trained_and_saved(lora_run, policy):
+  workdir, state, base = lora_run
+  last = lambda tree: [path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+  moments = [x for x in jax.tree_util.tree_leaves_with_path(state.opt_state) if x[1].ndim]
+  adapters = state.params["policy"]
+  assert set(last(adapters)) == {"lora_a", "lora_b"}
+  # Beside them the heads of the auxiliary losses, which nobody keeps.
+  heads = {"aim", "sight", "sight_bias"}
+  assert {path[-1].key for path, _ in moments} == {"lora_a", "lora_b"} | heads
+  assert len(moments) == 2 * len(jax.tree.leaves(state.params))
+  # What the steps were given is, bit for bit, what the same seed gave another program.
+  assert max_difference(lora.plain(base), policy.params) == 0.0
+  assert max(float(abs(x).max()) for p, x in flat(adapters).items() if p[-1] == "lora_b") > 1e-5
+  model, params = load_adapter(workdir / "adapter", policy.model, policy.params)
+  assert max_difference(lora.split(params)[0], adapters) == 0.0
+  _, merged = load(workdir / "model")
+  assert max_difference(merged, lora.merge(params)) == 0.0
+  assert max_difference(merged, policy.params) > 1e-6
+
+
+def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path):
+  workdir, state, _ = lora_run
+  killed = tmp_path / "killed"
+  shutil.copytree(workdir, killed)
+  shutil.rmtree(killed / "checkpoints" / "4")
+  resumed = sft.main(lora_config, killed)
+  assert int(resumed.step) == 4
+  assert max_difference(resumed.params, state.params) == 0.0
+  assert logged(killed) == logged(workdir)
+
+
+def test_what_is_frozen_stays(config, tmp_path, policy):
+  c = config.copy_and_resolve_references().unlock()
+  c.model.freeze, c.optimizer.steps = ("visual",), 2
+  c.see_steps = 0
+  state = sft.main(c, tmp_path / "run")
+  learned = state.params["policy"]
+  assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
+  assert max_difference(learned["text"], policy.params["text"]) > 1e-6
 
 
 def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy, model_config):

@@ -32,7 +32,10 @@ def weight(
 
 
 class Linear(nnx.Module):
-  """y = x W + b; W is [in, ...], flattened to one output axis where it has more than two."""
+  """y = x W + b; W is [in, ...], flattened to one output axis where it has more than two.
+
+  `lora.attach` may add an adapter, whose share is added to y.
+  """
 
   def __init__(self, shape: tuple[int, ...], axes: Axes, *, bias: bool, rngs: nnx.Rngs):
     # LeCun's deviation: with a fixed 0.02 narrow models hardly learn to see at first.
@@ -41,10 +44,25 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
     # One flat matrix product: with several batch axes XLA CPU transposes copies for the gradient.
-    y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].reshape(x.shape[-1], -1)
+    flat = x.reshape(-1, x.shape[-1])
+    y = flat @ self.kernel[...].reshape(x.shape[-1], -1)
     if self.bias is not None:
       y = y + self.bias[...].reshape(1, -1)
+    if hasattr(self, "lora_a"):
+      y = y + self.low_rank(flat)
     return y.reshape(*x.shape[:-1], -1)
+
+  def low_rank(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
+    """scale (dropout(x) A) B, products in the dtype of x like the kernel's own, scaled in float32.
+
+    The r numbers are scaled, not the O: all large products, the gradients' too, are in that dtype.
+    """
+    if hasattr(self, "lora_key"):
+      kept = jax.random.bernoulli(self.lora_key[...], 1.0 - self.dropout, x.shape)
+      x = jnp.where(kept, x / (1.0 - self.dropout), 0.0)
+    a, b = (w[...].astype(x.dtype) for w in (self.lora_a, self.lora_b))
+    low = self.lora_scale[...] * (x @ a).astype(jnp.float32)
+    return low.astype(x.dtype) @ b.reshape(b.shape[0], -1)
 
 
 class Norm(nnx.Module):

@@ -12,10 +12,12 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 
 from kernels import token_logps as kernel
+from pixelis_jax.model import lora as adapters
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.decoder import Cache, Decoder
 from pixelis_jax.model.layers import weight
 from pixelis_jax.model.layout import VisionInputs
+from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.model.vision import Tower
 
 Params: TypeAlias = dict  # Nested dict of arrays; layers and blocks are stacked on a leading axis.
@@ -34,31 +36,43 @@ class _Modules(nnx.Module):
 class Model:
   """The policy's functions. Hashable, so it may be a static argument or closed over by a jit.
 
-  `remat` recomputes each layer in the backward pass of `encode` and `hidden`.
+  `remat` recomputes each layer in the backward pass of `encode` and `hidden`. With `lora` the
+  parameters hold adapters, see lora.py; these are float32 in every dtype.
   """
 
   config: ModelConfig
   remat: bool = False
+  lora: LoraConfig | None = None
   graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
+  keyed_graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
     graphdef, _ = nnx.split(self._abstract())
+    keyed = graphdef if self.lora is None else nnx.split(self._abstract(keys=True))[0]
     object.__setattr__(self, "graphdef", graphdef)
+    object.__setattr__(self, "keyed_graphdef", keyed)
 
   def init(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
     """Random weights (normal, std 0.1 for embeddings and fan_in^-0.5 else), biases zero."""
 
     def build(key: PRNGKeyArray) -> Params:
-      _, state = nnx.split(_Modules(self.config, rngs=nnx.Rngs(key)))
-      return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(state))
+      _, state = nnx.split(self._build(nnx.Rngs(key)))
+      cast = lambda path, x: x.astype(_kept(path, dtype))
+      return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
 
     return jax.jit(build)(key)
+
+  def adapt(self, params: Params, key: PRNGKeyArray) -> Params:
+    """The parameters of the model without `lora`, and fresh adapters that change no output yet."""
+    fresh = jax.jit(lambda key: adapters.adapters(self.init(key)))(key)
+    return adapters.join(params, fresh)
 
   def shapes(self, dtype: DTypeLike = jnp.float32) -> Params:
     """What `init` returns, as `jax.ShapeDtypeStruct`s."""
     _, state = nnx.split(self._abstract())
     pure = nnx.to_pure_dict(state)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), pure)
+    described = lambda path, x: jax.ShapeDtypeStruct(x.shape, _kept(path, dtype))
+    return jax.tree_util.tree_map_with_path(described, pure)
 
   def axes(self) -> Params:
     """The logical axis names of each weight, a tuple in place of each array of `init`."""
@@ -148,7 +162,19 @@ class Model:
     return params["text"]["embedding"]
 
   def _modules(self, params: Params) -> _Modules:
-    return nnx.merge(self.graphdef, params)
+    keyed = self.lora is not None and adapters.is_keyed(params)
+    return nnx.merge(self.keyed_graphdef if keyed else self.graphdef, params)
 
-  def _abstract(self) -> _Modules:
-    return nnx.eval_shape(lambda: _Modules(self.config, rngs=nnx.Rngs(0)))
+  def _abstract(self, *, keys: bool = False) -> _Modules:
+    return nnx.eval_shape(lambda: self._build(nnx.Rngs(0), keys=keys))
+
+  def _build(self, rngs: nnx.Rngs, *, keys: bool = False) -> _Modules:
+    modules = _Modules(self.config, rngs=rngs)
+    if self.lora is not None:
+      adapters.attach(modules, self.lora, rngs=rngs, keys=keys)
+    return modules
+
+
+def _kept(path: tuple, dtype: DTypeLike) -> DTypeLike:
+  """Adapters stay float32: a bfloat16 one would round the small steps of training away."""
+  return jnp.float32 if path[-1].key.startswith("lora_") else dtype

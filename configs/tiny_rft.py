@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     {"task": 1.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0, "tool_cost": 0.0}
   )
   c.max_row = 384
+  c.packed = False  # Several conversations a row: pays where attention is not the cost.
   c.optimizer = common.optimizer(lr=2e-5, steps=60, warmup=5)
   c.optimizer.patch_scale = 0.1
   c.optimizer.b2 = 0.99

@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.batch = 32
   c.see_steps = 1000  # First steps, in which the tower alone learns what images show.
   c.max_row = 384
+  c.packed = False  # Several conversations a row: pays where attention is not the cost.
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0

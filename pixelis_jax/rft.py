@@ -82,6 +82,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
         model.config,
         max_tokens=c.max_row,
         multiple_of=across,
+        packed=c.packed,
       )
       packed = jax.device_put(packed, sharding.batch_sharding(mesh))
       ref = reference_logps(reference, packed.inputs) if c.grpo.kl_coef else packed.old_logps

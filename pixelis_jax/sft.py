@@ -84,7 +84,12 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   for i in range(int(state.step), c.optimizer.steps):
     started = time.monotonic()
     packed = batch.pack_sft(
-      next(data), model.config, max_tokens=c.max_row, multiple_of=across, labels=demos.LABELS
+      next(data),
+      model.config,
+      max_tokens=c.max_row,
+      multiple_of=across,
+      packed=c.packed,
+      labels=demos.LABELS,
     )
     waited = time.monotonic() - started
     taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)

@@ -11,6 +11,7 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.random_seed = -1  # 0 or more: fresh weights from this seed in place of the directory's.
   c.adapter = ""  # A PEFT directory: LoRA weights that belong to this model; none by default.
   c.dtype = "float32"
+  c.int8 = False  # The layers' kernels as int8: half of bfloat16's memory, for inference only.
   c.tools = ("zoom_in",)
   c.preset = "qwen"
   c.guidelines = ""  # Appended to the user's question.

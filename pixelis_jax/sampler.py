@@ -369,22 +369,28 @@ def load_policy(c: Any, *, adapters: PRNGKeyArray | None = None) -> Policy:
   """Opens the directory `c.path`, Hugging Face or Orbax, or what `c.loader` makes.
 
   Args:
-    c: fields path, loader, random_seed, adapter, tools, preset, guidelines, dtype, max_tokens,
-      max_rows, rows_multiple. A loader "package.module:function" is called with `c` and returns
-      objects with `save_pretrained`, as the torch project's `load_model` returns (model, tokenizer,
-      processor); it replaces the path. `adapter` is a PEFT directory, merged into the weights.
+    c: fields path, loader, random_seed, adapter, int8, tools, preset, guidelines, dtype,
+      max_tokens, max_rows, rows_multiple. A loader "package.module:function" is called with `c` and
+      returns objects with `save_pretrained`, as the torch project's `load_model` returns (model,
+      tokenizer, processor); it replaces the path. `adapter` is a PEFT directory, merged into the
+      weights.
     adapters: For who trains adapters: `c.adapter` is not merged, and `c.lora` with a rank makes new
       ones from this key. Without either the model has none.
   """
   if c.loader:
     c = c.copy_and_resolve_references().unlock()
     c.path = str(_saved(c))
+  if c.int8 and (adapters is not None or c.adapter or c.random_seed >= 0):
+    raise ValueError(
+      "model.int8 only answers, with the weights of model.path: it cannot be trained, take "
+      f"model.adapter {c.adapter!r} or model.random_seed {c.random_seed}"
+    )
   dtype = jnp.dtype(c.dtype)
   if c.random_seed >= 0:
     model = Model(load_config(c.path))
     params = model.init(jax.random.key(c.random_seed), dtype)
   else:
-    model, params = load(c.path, dtype=dtype)
+    model, params = load(c.path, dtype=dtype, quantise=c.int8)
   if c.adapter:
     model, params = load_adapter(c.adapter, model, params)
   if adapters is not None:

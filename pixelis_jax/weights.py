@@ -39,17 +39,24 @@ def is_orbax(path: str | os.PathLike) -> bool:
 
 
 def load(
-  path: str | os.PathLike, *, dtype: DTypeLike | None = jnp.float32, mesh: Mesh | None = None
+  path: str | os.PathLike,
+  *,
+  dtype: DTypeLike | None = jnp.float32,
+  mesh: Mesh | None = None,
+  quantise: bool = False,
 ) -> tuple[Model, Params]:
   """(model, params) of a directory in either form, as `model.load.load` gives them.
 
-  Of the Orbax form every file is checked before any is read: ValueError or FileNotFoundError names
-  the one that is damaged or missing, or lists the weights that do not fit config.json.
+  Only the Hugging Face form can be quantised: ValueError. Of the Orbax form every file is checked
+  before any is read: ValueError or FileNotFoundError names the one that is damaged or missing, or
+  lists the weights that do not fit config.json.
   """
   path = Path(path)
   if not (path / PARAMS).is_dir():
-    return hugging_face.load(path, dtype=dtype, mesh=mesh)
+    return hugging_face.load(path, dtype=dtype, mesh=mesh, quantise=quantise)
   is_orbax(path)
+  if quantise:
+    raise ValueError(f"{path} is an Orbax directory: int8 is made from the Hugging Face form")
   model = Model(load_config(path))
   stored = _checked(path / PARAMS)
   shapes = model.shapes()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Axes: TypeAlias = tuple[str | None, ...]
 
@@ -34,7 +34,7 @@ def weight(
 class Linear(nnx.Module):
   """y = x W + b; W is [in, ...], flattened to one output axis where it has more than two.
 
-  `lora.attach` may add an adapter, whose share is added to y.
+  `lora.attach` may add an adapter, whose share is added to y; `int8.attach` makes W int8.
   """
 
   def __init__(self, shape: tuple[int, ...], axes: Axes, *, bias: bool, rngs: nnx.Rngs):
@@ -45,12 +45,19 @@ class Linear(nnx.Module):
   def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
     # One flat matrix product: with several batch axes XLA CPU transposes copies for the gradient.
     flat = x.reshape(-1, x.shape[-1])
-    y = flat @ self.kernel[...].reshape(x.shape[-1], -1)
+    y = self.product(flat, self.kernel[...].reshape(x.shape[-1], -1))
     if self.bias is not None:
       y = y + self.bias[...].reshape(1, -1)
     if hasattr(self, "lora_a"):
       y = y + self.low_rank(flat)
     return y.reshape(*x.shape[:-1], -1)
+
+  def product(self, x: Float[Array, "M I"], kernel: Shaped[Array, "I O"]) -> Float[Array, "M O"]:
+    """x W, where W may be int8 with a scale an output."""
+    if not hasattr(self, "kernel_scale"):
+      return x @ kernel
+    y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y * self.kernel_scale[...].reshape(1, -1)).astype(x.dtype)
 
   def low_rank(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
     """scale (dropout(x) A) B, products in the dtype of x like the kernel's own, scaled in float32.

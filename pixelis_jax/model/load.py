@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, Int
 from safetensors.numpy import save_file
 
+from pixelis_jax.model import int8
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.names import TABLES, Row, canonical
 from pixelis_jax.model.policy import Model, Params
@@ -39,12 +40,18 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
 
 
 def load(
-  path: str | os.PathLike, *, dtype: DTypeLike | None = jnp.float32, mesh: Mesh | None = None
+  path: str | os.PathLike,
+  *,
+  dtype: DTypeLike | None = jnp.float32,
+  mesh: Mesh | None = None,
+  quantise: bool = False,
 ) -> tuple[Model, Params]:
   """(model, params) of a directory: config.json and one or several safetensors files.
 
   `dtype` None keeps each weight's own, bit for bit; ValueError lists the weights that then cannot
   be arrays: layers of several dtypes, or a dtype that is not in `DTYPES`.
+
+  With `quantise` the layers' kernels become int8 as they are read (int8.py), for inference.
 
   Tensors are read one at a time and go straight to where they are kept: the default device, or the
   mesh's devices by the weights' logical axes. Beside the result the host holds one tensor.
@@ -52,7 +59,7 @@ def load(
   ValueError listing every missing, unexpected and misshaped tensor, before any is read.
   """
   path = Path(path)
-  model = Model(load_config(path))
+  model = Model(load_config(path), int8=quantise)
   entries = read_entries(path, model.config.family)
   if model.config.text.tied:
     entries.pop("lm_head.weight", None)  # Some exporters write the copy; transformers ignores it.
@@ -65,7 +72,8 @@ def load(
   )
   if dtype is None:
     stored = _stored_dtypes(parts, entries, path)
-    shapes = {k: jax.ShapeDtypeStruct(v.shape, stored[k]) for k, v in shapes.items()}
+    keep = lambda k, v: v.dtype if v.dtype == jnp.int8 else stored.get(k, v.dtype)
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, keep(k, v)) for k, v in shapes.items()}
   kept = _flatten(shardings(model.axes(), mesh)) if mesh is not None else {}
   flat: dict[str, Array] = {}
   by_file = sorted(entries.items(), key=lambda item: str(item[1].file))
@@ -74,7 +82,8 @@ def load(
     for name, entry in group:
       part = parts[name]
       ours = _ours(part.row, opened.get_tensor(entry.name))
-      flat[part.row.path] = _placed(flat, part, ours, shapes[part.row.path], kept)
+      for weight, array in _weights(part, ours, shapes):
+        flat[weight] = _placed(flat, weight, part.layer, array, shapes[weight], kept)
   return model, _unflatten(flat)
 
 
@@ -90,9 +99,11 @@ def save(
 
   `dtype` in config.json follows the weights. Weights that exceed `shard_bytes` go to several files
   and an index. The host holds one file's tensors; all files are there, or none is.
-  Raises ValueError if `path` is `source` or params do not have the model's shapes.
+  Raises ValueError if `path` is `source`, params do not have the model's shapes or are int8.
   """
   path, source = Path(path), Path(source)
+  if model.int8:
+    raise ValueError(f"{path}: int8 weights are not saved: the directory they came from holds more")
   if path.resolve() == source.resolve():
     raise ValueError(f"path {path} must differ from source {source}")
   shapes, arrays = _flatten(model.shapes()), _flatten(params)
@@ -191,25 +202,38 @@ def _stored_dtypes(
   return {row.path: DTYPES[dtype] for row, (dtype,) in found.items()}
 
 
+def _weights(
+  part: _Part, ours: np.ndarray, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """What becomes of a tensor: one array, or where that is kept as int8 two. Paths and arrays."""
+  whole = shapes[part.row.path]
+  ours = ours.reshape(whole.shape[1:] if part.layer >= 0 else whole.shape)
+  if whole.dtype != jnp.int8:
+    yield part.row.path, ours.astype(whole.dtype, copy=False)
+    return
+  quantised, scale = int8.quantise(ours)
+  yield part.row.path, quantised
+  yield f"{part.row.path}_scale", scale
+
+
 def _placed(
   flat: Mapping[str, Array],
-  part: _Part,
+  path: str,
+  layer: int,
   ours: np.ndarray,
   whole: jax.ShapeDtypeStruct,
   kept: Mapping[str, NamedSharding],
 ) -> Array:
-  """The part as an array, or the stack of layers so far with it written in place."""
-  sharding = kept.get(part.row.path)
-  stacked = part.layer >= 0
-  ours = ours.reshape(whole.shape[1:] if stacked else whole.shape).astype(whole.dtype, copy=False)
-  if not stacked:
+  """The weight as an array, or the stack of layers so far with it written in place."""
+  sharding = kept.get(path)
+  if layer < 0:
     return jnp.asarray(ours) if sharding is None else jax.device_put(ours, sharding)
-  stack = flat.get(part.row.path)
+  stack = flat.get(path)
   if stack is None:
     stack = jnp.zeros(whole.shape, whole.dtype, device=sharding)
   if sharding is not None:
     ours = jax.device_put(ours, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])))
-  return _write(stack, ours, np.int32(part.layer))
+  return _write(stack, ours, np.int32(layer))
 
 
 def _write_layer(stack: Array, layer: Array, index: Int[Array, ""]) -> Array:

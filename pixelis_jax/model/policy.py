@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 
 from kernels import token_logps as kernel
+from pixelis_jax.model import int8
 from pixelis_jax.model import lora as adapters
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.decoder import Cache, Decoder
@@ -37,12 +38,14 @@ class Model:
   """The policy's functions. Hashable, so it may be a static argument or closed over by a jit.
 
   `remat` recomputes each layer in the backward pass of `encode` and `hidden`. With `lora` the
-  parameters hold adapters, see lora.py; these are float32 in every dtype.
+  parameters hold adapters, see lora.py; these are float32 in every dtype. With `int8` the layers'
+  kernels are int8, see int8.py: such parameters are loaded, neither initialised nor saved.
   """
 
   config: ModelConfig
   remat: bool = False
   lora: LoraConfig | None = None
+  int8: bool = False
   graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
   keyed_graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
 
@@ -54,10 +57,11 @@ class Model:
 
   def init(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
     """Random weights (normal, std 0.1 for embeddings and fan_in^-0.5 else), biases zero."""
+    assert not self.int8, "int8 weights come from `load`, not from a random draw"
 
     def build(key: PRNGKeyArray) -> Params:
       _, state = nnx.split(self._build(nnx.Rngs(key)))
-      cast = lambda path, x: x.astype(_kept(path, dtype))
+      cast = lambda path, x: x.astype(_kept(path, dtype, x.dtype))
       return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
 
     return jax.jit(build)(key)
@@ -71,7 +75,7 @@ class Model:
     """What `init` returns, as `jax.ShapeDtypeStruct`s."""
     _, state = nnx.split(self._abstract())
     pure = nnx.to_pure_dict(state)
-    described = lambda path, x: jax.ShapeDtypeStruct(x.shape, _kept(path, dtype))
+    described = lambda path, x: jax.ShapeDtypeStruct(x.shape, _kept(path, dtype, x.dtype))
     return jax.tree_util.tree_map_with_path(described, pure)
 
   def axes(self) -> Params:
@@ -170,11 +174,18 @@ class Model:
 
   def _build(self, rngs: nnx.Rngs, *, keys: bool = False) -> _Modules:
     modules = _Modules(self.config, rngs=rngs)
+    if self.int8:
+      int8.attach(modules)
     if self.lora is not None:
       adapters.attach(modules, self.lora, rngs=rngs, keys=keys)
     return modules
 
 
-def _kept(path: tuple, dtype: DTypeLike) -> DTypeLike:
-  """Adapters stay float32: a bfloat16 one would round the small steps of training away."""
-  return jnp.float32 if path[-1].key.startswith("lora_") else dtype
+def _kept(path: tuple, dtype: DTypeLike, built: DTypeLike) -> DTypeLike:
+  """The dtype of a weight. int8 and its scales keep the one they are built with.
+
+  So do adapters: bfloat16 would round the small steps of training away.
+  """
+  name = path[-1].key
+  fixed = built == jnp.int8 or name == "kernel_scale" or name.startswith("lora_")
+  return built if fixed else dtype

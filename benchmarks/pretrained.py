@@ -8,7 +8,8 @@ weights) is a llama: a Qwen2.5-VL decoder whose q, k and v have no bias. The scr
 Qwen2.5-VL directory with a small random tower, which both sides load. Both continue each prompt
 greedily in float32: ours by prefill and a key-value cache, transformers by `generate`. The table
 gives, for each prompt, how many tokens agree before the first that does not, and the largest
-difference of the log-probabilities that both give the same tokens.
+difference of the log-probabilities that both give the same tokens. Last, what int8 kernels
+(model/int8.py) do to the same weights: bytes, and the log-probabilities of the same tokens.
 """
 
 import argparse
@@ -137,6 +138,18 @@ def ours(model: Model, params: Params, prompt: list[int], count: int) -> tuple[l
   return tokens, logps
 
 
+def given(model: Model, params: Params, tokens: list[int], start: int) -> np.ndarray:
+  """Log-probabilities of tokens[start:], each given those before it, read at once."""
+  row = jnp.asarray([tokens], jnp.int32)
+  places = jnp.arange(len(tokens), dtype=jnp.int32)
+  positions = jnp.broadcast_to(places[None, None], (1, 3, len(tokens)))
+  none, one = jnp.full(row.shape, -1, jnp.int32), jnp.ones(row.shape, jnp.int32)
+  nothing = jnp.zeros((0, model.config.text.width))
+  hidden = model.hidden(params, row, positions, nothing, none, one)
+  logps, _ = model.token_logps(params, hidden[:, :-1], row[:, 1:])
+  return np.asarray(logps[0, start - 1 :])
+
+
 def theirs(model, prompt: list[int], count: int) -> tuple[list[int], list]:
   """The same of transformers."""
   out = model.generate(
@@ -166,8 +179,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     path = directory(file, Path(folder) / "model")
     model, params = load(path)
+    small_model, small = load(path, quantise=True)
     reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(path).eval()
-  rows = []
+  rows, moved = [], []
   print(f"{'prompt':70} {'tokens equal':>12} {'max |dlogp|':>12}  continuation")
   for text in PROMPTS:
     turns = [{"role": "user", "content": text}]
@@ -184,8 +198,20 @@ def main() -> None:
     rows.append(
       {"prompt": text, "equal": equal, "of": args.tokens, "logp_error": apart, "text": said}
     )
+    whole, first = [*prompt, *mine], len(prompt)
+    moved.append(given(small_model, small, whole, first) - given(model, params, whole, first))
     print(f"{text:70} {equal:5} of {args.tokens:3} {apart:12.1e}  {said[:60]!r}", flush=True)
-  record(args.out, "pretrained", {"rows": rows})
+  size = lambda params: sum(weight.nbytes for weight in jax.tree.leaves(params["text"]))
+  moved = np.concatenate(moved)
+  int8 = {
+    "bytes": size(small),
+    "bytes_float32": size(params),
+    "tokens": len(moved),
+    "mean_logp_change": float(moved.mean()),
+    "mean_abs_logp_change": float(np.abs(moved).mean()),
+  }
+  print("int8 decoder:", {k: round(v, 4) for k, v in int8.items()})
+  record(args.out, "pretrained", {"rows": rows, "int8": int8})
 
 
 if __name__ == "__main__":

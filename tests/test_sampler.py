@@ -354,6 +354,7 @@ def test_an_adapter_is_merged_or_kept_apart_for_training(model_config, policy, a
 def test_new_adapters_come_from_the_config_and_the_key(model_config, policy, tmp_path):
   c = common.trained(model_config.path)
   c.random_seed = model_config.random_seed
+  assert c.lora.targets == lora.TARGETS  # Configs import nothing of ours, so it stands twice.
   assert sampler.load_policy(c, adapters=jax.random.key(0)).model.lora is None  # Rank 0.
   layers = policy.model.config.text.layers
   ranks = list(range(1, layers + 1))

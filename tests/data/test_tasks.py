@@ -60,7 +60,7 @@ def test_no_label_survives_dropping():
   kept = {
     f.name for f in dataclasses.fields(Task) if getattr(bare, f.name) == getattr(task, f.name)
   }
-  assert kept == {"id", "images", "question", "kind"}
+  assert kept == {"id", "images", "videos", "question", "kind"}
   # The id is the same whatever the answer is; a skew towards 8 must not be legible in it.
   assert bare.id.rsplit("-", 1)[0] == "stream-0-11-rotate"
 

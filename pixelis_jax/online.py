@@ -189,6 +189,8 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     result = json.loads((workdir / "result.json").read_text())
     print(f"{workdir} is complete; remove it to run again\n{table(result)}")
     return result
+  if c.model.int8:
+    raise ValueError("model.int8 only answers: online learns, and needs the weights themselves")
   policy = sampler.load_policy(c.model)
   shifted, original = evaluate.tasks(c.shifted), evaluate.tasks(c.original)
   stream = requests(c, policy)

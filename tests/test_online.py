@@ -109,6 +109,13 @@ def test_a_missing_stream_is_named(config, policy, tmp_path):
     online.requests(c, policy)
 
 
+def test_int8_weights_do_not_learn(config, tmp_path):
+  c = config.copy_and_resolve_references().unlock()
+  c.model.int8 = True
+  with pytest.raises(ValueError, match="model.int8 only answers"):
+    online.main(c, tmp_path)
+
+
 def test_a_missing_model_is_named(config, tmp_path):
   c = config.copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed = "no/such/model", -1

@@ -415,6 +415,27 @@ def test_a_loader_replaces_the_path(model_config, monkeypatch, tmp_path):
   assert_same(ours, theirs)
 
 
+def test_int8_answers_with_the_probabilities_it_is_read_with(model_config):
+  c = model_config.copy_and_resolve_references().unlock()
+  c.random_seed, c.int8 = -1, True
+  policy = sampler.load_policy(c)
+  played = ended(requests := asked([task("a")]), bind(policy)(requests))
+  rows = [batch.trajectory_row(t) for t in played]
+  packed = batch.pack_grpo(rows, np.zeros(1, np.float32), policy.model.config, max_tokens=512)
+  logps = np.asarray(learner.make_logps(policy.model)(policy.params, packed.inputs))
+  np.testing.assert_allclose(logps[packed.loss_mask], sampled(played), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+  "settings", [{"random_seed": 0}, {"random_seed": -1, "adapter": "runs/lora/adapter"}]
+)
+def test_int8_is_refused_where_the_weights_are_not_the_directorys(model_config, settings):
+  c = model_config.copy_and_resolve_references().unlock()
+  c.update({**settings, "int8": True})
+  with pytest.raises(ValueError, match="model.int8 only answers"):
+    sampler.load_policy(c)
+
+
 @pytest.mark.parametrize("loader", ["no_such_module:load", "json:no_such_function", "json"])
 def test_a_loader_that_is_not_there_is_named(model_config, loader):
   c = model_config.copy_and_resolve_references().unlock()

@@ -1,5 +1,7 @@
 """Index arrays against transformers' vision_utils and get_rope_index."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -22,10 +24,16 @@ SIDES = st.integers(1, 9).map(lambda n: 2 * n)
 GRID = st.tuples(st.integers(1, 3), SIDES, SIDES)
 
 
-def rope_index(tokens, images, hf=HF):
-  """What transformers gives one unpadded row. Its method needs only the config of the model."""
+@functools.cache
+def without_weights(family: str):
+  """transformers' model: its positions need only the config."""
   with torch.device("meta"):
-    model = oracle.MODELS[hf.model_type](hf).model
+    return oracle.MODELS[family]({"qwen2_5_vl": HF, "qwen3_vl": HF_3}[family]).model
+
+
+def rope_index(tokens, images, hf=HF):
+  """What transformers gives one unpadded row."""
+  model = without_weights(hf.model_type)
   tokens = torch.tensor(tokens)[None].long()
   kinds = (tokens == oracle.IMAGE).int() + 2 * (tokens == oracle.VIDEO).int()
   stills = [i.grid for i in images if i.interval is None]

@@ -120,9 +120,10 @@ def test_hidden_states_equal_transformers_after_each_layer(pair):
     assert_allclose(np.asarray(hidden)[batch.valid], expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_gradients_equal_transformers(pair, remat):
-  model, batch = dataclasses.replace(pair.model, remat=remat), pair.batch
+def test_gradients_equal_transformers(pair):
+  # Recomputed where weights are tied, kept where not: either way they are transformers'.
+  model = dataclasses.replace(pair.model, remat=pair.model.config.text.tied)
+  batch = pair.batch
   rows, columns = np.nonzero(batch.valid)
 
   def loss(params):
@@ -352,9 +353,9 @@ def test_head_is_the_embedding_only_when_tied(pair):
   assert (head is embedding) == tied
 
 
-@pytest.mark.parametrize("chunks", [(320,), (200, 7, 113), (300, *[1] * 20)], ids=str)
+@pytest.mark.parametrize("chunks", [(320,), (193, 7, 113, *[1] * 7)], ids=str)
 def test_extend_equals_hidden(pair, chunks):
-  """Prefill at once, in pieces, and 20 tokens one by one: the same float32 states to 1e-5."""
+  """Prefill at once, in pieces and 7 tokens one by one: the same float32 states to 1e-5."""
   model, batch = pair.model, pair.batch
   features = encoded(model, pair.params, batch)
   expected = model.hidden(pair.params, *batch.arguments(features))

@@ -159,8 +159,11 @@ def test_positions_by_hand():
   assert following == 6
 
 
+# A still image fills its one time step: t is 1.
 SEGMENTS = st.lists(
-  st.tuples(st.integers(1, 5), st.lists(GRID, max_size=2)), min_size=1, max_size=4
+  st.tuples(st.integers(1, 5), st.lists(st.tuples(st.just(1), SIDES, SIDES), max_size=2)),
+  min_size=1,
+  max_size=4,
 )
 
 

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("question")
   p.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
   p.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT directory of a LoRA adapter")
+  p.add_argument("--int8", action="store_true", help="the layers' kernels as int8: half the memory")
   p.add_argument("--image", default=[], type=Path, metavar="PATH", action="append")
   p.add_argument("--tools", default="zoom_in", help="comma-separated, or none (default: zoom_in)")
   p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
@@ -127,6 +128,7 @@ def ask(args: argparse.Namespace) -> int:
       loader="",
       random_seed=-1,
       adapter="" if args.adapter is None else str(args.adapter),
+      int8=args.int8,
       dtype=args.dtype,
       tools=tuple(name for name in args.tools.split(",") if name not in ("", "none")),
       preset=args.preset,

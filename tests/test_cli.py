@@ -439,15 +439,30 @@ def adapted(workdir) -> Path:
   return workdir
 
 
-def test_ask_with_an_adapter_uses_the_merged_weights(adapted, capsys, monkeypatch):
-  seen = []
+@pytest.fixture
+def seen(monkeypatch):
+  """The parameters that each `ask` plays with; the policy answers 7."""
+  found = []
 
   def bind(self, params, *, key, version, temperature):
-    seen.append(params)
+    found.append(params)
     context = Segment(tokens=np.zeros(0, np.int32))
     return lambda requests: [fakes.completion("\\boxed{7}", context=context) for _ in requests]
 
   monkeypatch.setattr(sampler.Sampler, "bind", bind)
+  return found
+
+
+def test_ask_with_int8_keeps_the_kernels_small(adapted, capsys, seen):
+  asked = ["ask", "--model", str(adapted / "model"), "3 + 4?", "--int8"]
+  assert cli.main(asked) == 0
+  kernel = seen[0]["text"]["layers"]["mlp"]["up"]["kernel"]
+  assert kernel.dtype == np.int8 and seen[0]["text"]["embedding"].dtype == np.float32
+  assert cli.main([*asked, "--adapter", str(adapted / "adapter")]) == 2
+  assert "model.int8 only answers" in capsys.readouterr().err
+
+
+def test_ask_with_an_adapter_uses_the_merged_weights(adapted, capsys, seen):
   asked = ["ask", "--model", str(adapted / "model"), "3 + 4?", "--tools", "none"]
   assert cli.main(asked) == cli.main([*asked, "--adapter", str(adapted / "adapter")]) == 0
   plain, merged = seen

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, Int
 from safetensors.numpy import save_file
@@ -26,6 +28,8 @@ from pixelis_jax.sharding import shardings
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # As Hugging Face shards by default.
+_flatten = partial(nnx.traversals.flatten_mapping, sep="/")
+_unflatten = partial(nnx.traversals.unflatten_mapping, sep="/")
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}  # As the files say them.
 
 
@@ -349,24 +353,3 @@ def _write_config(file: Path, dtype: str) -> None:
   raw.pop("torch_dtype", None)
   raw["dtype"] = dtype
   file.write_text(json.dumps(raw, indent=2) + "\n")
-
-
-def _flatten(tree: Mapping, prefix: str = "") -> dict:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f"{prefix}{key}/"))
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat
-
-
-def _unflatten(flat: Mapping) -> dict:
-  tree = {}
-  for path, value in flat.items():
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = value
-  return tree

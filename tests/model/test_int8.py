@@ -1,16 +1,21 @@
 """int8 kernels: how far they are from the weights, and that the model computes with just these."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pixelis_jax.model.int8 import quantise, quantised
 from pixelis_jax.model.load import load, save
 from pixelis_jax.model.policy import Model
 from tests.model import oracle
+
+flat = partial(nnx.traversals.flatten_mapping, sep="/")
+nested = partial(nnx.traversals.unflatten_mapping, sep="/")
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "qwen3"])
@@ -19,25 +24,6 @@ def pair(request, tmp_path_factory):
   path = tmp_path_factory.mktemp("int8")
   oracle.hf_model(tied=True, family=request.param).save_pretrained(path)
   return path, *load(path), *load(path, quantise=True)
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-  found = {}
-  for key, value in tree.items():
-    inner = flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
-    found |= inner
-  return found
-
-
-def nested(tree: dict) -> dict:
-  out: dict = {}
-  for path, value in tree.items():
-    *parents, leaf = path.split("/")
-    node = out
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = value
-  return out
 
 
 def test_rounding_by_hand():

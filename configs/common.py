@@ -35,6 +35,29 @@ def trained(path: str = "assets/tiny-vl") -> ConfigDict:
   return c
 
 
+def own(c: ConfigDict, *, tools: bool) -> None:
+  """Room for the turns and images of a released model; without tools for one that only reads."""
+  c.model.max_tokens, c.model.rows_multiple = 1024, 1
+  c.limits.tokens = 16_384
+  if not tools:
+    c.model.tools = ()
+
+
+TRAINED = ("", "text", "lora", "text-lora")  # Models of one's own, and what of them learns.
+
+
+def own_training(c: ConfigDict, arg: str, *, lr: float, lora_lr: float, steps: int) -> None:
+  """Long rows, a rate and room for a model of `TRAINED`."""
+  if arg not in TRAINED:
+    raise ValueError(f"config argument {arg!r} must be one of {TRAINED}")
+  c.model = trained()
+  own(c, tools="text" not in arg)
+  c.max_row, c.packed = 16_384, True
+  c.optimizer = optimizer(lr=lr, steps=steps, warmup=steps // 20)
+  if "lora" in arg:
+    c.model.lora.rank, c.optimizer.lr = 16, lora_lr
+
+
 def limits() -> ConfigDict:
   """agent.Limits of an episode."""
   c = ConfigDict()
@@ -45,10 +68,8 @@ def limits() -> ConfigDict:
   return c
 
 
-def evaluation(
-  split: str = "held_out", shift: str = "none", n: int = 200, seed: int = 1000
-) -> ConfigDict:
-  """Labelled questions, and how often they are asked."""
+def scenes(split: str, shift: str = "none", n: int = 200, seed: int = 1000) -> ConfigDict:
+  """Digit scenes."""
   c = ConfigDict()
   c.split = split
   c.shift = shift
@@ -56,7 +77,22 @@ def evaluation(
   c.kinds = ("framed", "beside", "parity")
   c.n = n
   c.seed = seed
-  c.every = 200  # Training steps between evaluations.
+  return c
+
+
+def questions(
+  split: str = "held_out", shift: str = "none", n: int = 200, seed: int = 1000
+) -> ConfigDict:
+  """Labelled questions: digit scenes, or the first n of a file."""
+  c = scenes(split, shift, n, seed)
+  c.file = ""  # Labelled questions (data/questions.py) in place of scenes.
+  return c
+
+
+def evaluation(n: int = 200, every: int = 200) -> ConfigDict:
+  """Held-out questions, and how often they are asked."""
+  c = questions(n=n)
+  c.every = every  # Training steps between evaluations.
   return c
 
 

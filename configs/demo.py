@@ -3,7 +3,9 @@
     python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
 
 The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer; or
-"own" for a model of your own, whose turns, images and updates are larger than the embedded one's.
+"own" for a model of your own, whose turns, images and updates are larger than the embedded one's;
+or "text" for one of your own that only reads: its samples vote (TTRL's rule), and its questions
+come from files: --config.requests, and --config.X.file for X of shifted, original, probe.tasks.
 """
 
 from ml_collections import ConfigDict
@@ -11,25 +13,26 @@ from ml_collections import ConfigDict
 from configs import common
 
 SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
-OPTIONS = ("", "debug", "own", *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
+OWN = ("own", "text")
+OPTIONS = ("", "debug", *OWN, *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
 
 
 def get_config(arg: str = "") -> ConfigDict:
   if arg not in OPTIONS:
     raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
-  shift, _, skewed = (arg if arg not in ("", "debug", "own") else "blur").partition("-")
+  shift, _, skewed = (arg if arg not in ("", "debug", *OWN) else "blur").partition("-")
   c = ConfigDict()
   c.seed = 0
   c.model = common.model()
   c.model.rows_multiple = 16
   c.limits = common.limits()
   c.mesh = common.mesh()
-  c.stream = common.evaluation("stream", shift, n=384)
+  c.stream = common.scenes("stream", shift, n=384)
   c.stream.seed = 2000 + c.get_ref("seed")  # Other seeds are other requests.
   c.stream.skew = 8 if skewed else -1
   c.requests = ""  # A JSON or JSONL file of requests in place of the stream.
-  c.shifted = common.evaluation("held_out", shift, n=400, seed=3000)
-  c.original = common.evaluation("held_out", "none", n=400, seed=3000)
+  c.shifted = common.questions("held_out", shift, n=400, seed=3000)
+  c.original = common.questions("held_out", "none", n=400, seed=3000)
   c.baseline = True  # Also learn by plain majority vote from the same stream, to compare.
   c.arrivals = 16  # Requests that arrive together.
   c.pace = "learner"  # The load generator waits for learning ("learner") or for nothing ("none").
@@ -40,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vote.rule = "entropy_weighted"
   c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
   c.vote.view_temperature = 0.1  # Nats that a view tells less than the best where it weighs 1/e.
-  c.vote.trust_half = 0.1  # Nats: voters of whom the best tells this little are half believed.
+  c.vote.trust_half = 0.1  # Nats: voters whose best tells this little are half believed; 0: fully.
   c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
   c.gate = ConfigDict({"confidence": 0.5, "margin": 0.3})
   c.memory = ConfigDict()
@@ -71,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.ema = 0.8  # 0.999 over 6,000 updates, scaled to a run of about 30.
   c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.5})
   c.probe = ConfigDict()
-  c.probe.tasks = common.evaluation("stream", "none", n=384, seed=4000)
+  c.probe.tasks = common.questions("stream", "none", n=384, seed=4000)
   c.probe.canary = 96  # Of the probe's tasks; the others are rehearsed.
   c.probe.tolerance = 0.08
   c.probe.rehearse = 28  # Rows an update: 64 with 2 + 1 of each experience.
@@ -81,10 +84,15 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
-  if arg == "own":
-    c.model.max_tokens, c.model.rows_multiple = 1024, 1
-    c.limits.tokens = 16_384
+  if arg in OWN:
+    common.own(c, tools=arg == "own")
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1
     c.learn.lr, c.learn.patch_scale = 1e-6, 1.0
+  if arg == "text":
+    c.learn.freeze, c.baseline = (), False  # It would be the same.
+    c.vote.voters, c.vote.rule = "samples", "majority"
+    # The entropy of a turn is that of its reasoning: it does not say how sure the answer is. And a
+    # voted answer behind the reasoning of another teaches to contradict oneself.
+    c.vote.trust_half, c.learn.corrections = 0.0, 0
   c.lock()
   return c

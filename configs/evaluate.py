@@ -2,14 +2,17 @@
 
     python -m pixelis_jax.evaluate --config=configs/evaluate.py --workdir=runs/evaluate
 
-The argument is a shift of the digit scenes; none by default.
+The argument is a shift of the digit scenes, none by default; or "own" for a model and questions of
+your own (--config.model.path, --config.eval.file), "text" for such that have no images.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 
-OPTIONS = ("", "debug", "rotate", "dim", "invert", "noise", "blur", "static")
+OWN = ("own", "text")
+SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
+OPTIONS = ("", "debug", *OWN, *SHIFTS)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -18,8 +21,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c = ConfigDict()
   c.model = common.model()
   c.limits = common.limits()
-  c.eval = common.evaluation(shift="none" if arg in ("", "debug") else arg, n=1000, seed=5000)
+  c.eval = common.questions(shift=arg if arg in SHIFTS else "none", n=1000, seed=5000)
   if arg == "debug":
     c.eval.n = 4
+  if arg in OWN:
+    common.own(c, tools=arg == "own")
   c.lock()
   return c

@@ -19,6 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.limits = common.limits()
   c.mesh = common.mesh()
   c.data = ConfigDict()
+  c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
   c.data.n = 1_000_000
   c.data.kinds = ("framed", "beside", "parity")
   c.grpo = ConfigDict()
@@ -39,8 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.optimizer = common.optimizer(lr=2e-5, steps=60, warmup=5)
   c.optimizer.patch_scale = 0.1
   c.optimizer.b2 = 0.99
-  c.eval = common.evaluation(n=200)
-  c.eval.every = 20
+  c.eval = common.evaluation(n=200, every=20)
   c.log_every = 5
   c.save_every = 20
   c.keep = 2

@@ -20,6 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.limits = common.limits()
   c.mesh = common.mesh()
   c.data = ConfigDict()
+  c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
   c.data.n = 1_000_000  # Scenes before the first repeats.
   c.data.kinds = ("framed", "beside", "parity")
   c.data.parts = 134_400  # Rows that teach where to look and how to read apart.
@@ -37,8 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.optimizer = common.optimizer(lr=1e-3, steps=6600, warmup=50)
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200)
-  c.eval.every = 500
+  c.eval = common.evaluation(n=200, every=500)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2

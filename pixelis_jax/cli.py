@@ -391,8 +391,9 @@ def requests(args: argparse.Namespace) -> int:
   from pixelis_jax.data.requests import read_requests
 
   counts: Counter = Counter()
-  decode = None if args.model is None else Chat.from_directory(args.model, tools=()).decode
-  for _ in read_requests(args.path, report=print, counts=counts, decode=decode):
+  chat = None if args.model is None else Chat.from_directory(args.model, tools=())
+  known = {} if chat is None else {"sees": chat.family.sees, "decode": chat.decode}
+  for _ in read_requests(args.path, report=print, counts=counts, **known):
     pass
   refused = {name: counts[name] for name in ("malformed", "duplicate")}
   print(

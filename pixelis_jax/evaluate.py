@@ -18,6 +18,7 @@ import numpy as np
 
 from pixelis_jax import agent, program
 from pixelis_jax.algo.answers import equal
+from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.tasks import TaskSource
 from pixelis_jax.metrics import interval
 from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
@@ -161,14 +162,18 @@ def _at(box: Box, task: Task, tools: Toolbox) -> ToolCall:
 def arms(
   policy: Policy, c: Any, asked: Sequence[Task], *, limits: agent.Limits, seed: int
 ) -> dict[str, Result]:
-  """The four arms on the same questions, greedy."""
+  """The four arms on the same questions, greedy; of a policy without tools one.
+
+  Crops are moved where all questions have an image, and to the evidence where it is known for all.
+  """
   blind = with_tools(c, policy.model, policy.params, ())
-  played = {
-    "tools": (policy, policy.tools.run),
-    "no_tools": (blind, blind.tools.run),
-    "random_crop": (policy, random_crop(policy.tools, seed=seed)),
-    "oracle_crop": (policy, oracle_crop(policy.tools)),
-  }
+  played = {"no_tools": (blind, blind.tools.run)}
+  if policy.tools.tools:
+    played = {"tools": (policy, policy.tools.run), **played}
+    if all(task.images for task in asked):
+      played["random_crop"] = (policy, random_crop(policy.tools, seed=seed))
+    if all(task.images and task.boxes for task in asked):
+      played["oracle_crop"] = (policy, oracle_crop(policy.tools))
   results = {}
   for name, (p, execute) in played.items():
     results[name] = greedy(p, p.params, asked, limits=limits, execute=execute)
@@ -177,7 +182,7 @@ def arms(
 
 def table(results: dict[str, Result]) -> str:
   """One line an arm: accuracy in percent with its 95% interval, calls a question, by kind."""
-  kinds = list(next(iter(results.values())).by_kind)
+  kinds = [kind for kind in next(iter(results.values())).by_kind if kind]
   lines = [f"{'arm':<12} {'accuracy (95%)':<22} {'calls':>5} {'hits':>6}  " + "  ".join(kinds)]
   for name, r in results.items():
     span = f"{100 * r.accuracy:5.1f} ({100 * r.low:.1f} to {100 * r.high:.1f})"
@@ -186,8 +191,25 @@ def table(results: dict[str, Result]) -> str:
   return "\n".join(lines)
 
 
-def tasks(c: Any) -> list[Task]:
-  """The questions of an evaluation.
+def tasks(c: Any, policy: Policy) -> list[Task]:
+  """The questions of an evaluation of this policy: the first `c.n` of `c.file`, or scenes.
+
+  Args:
+    c: fields file and n, and those of `scenes`.
+
+  Raises:
+    ValueError: a policy that only reads is to be shown scenes, or as `QuestionFile.open` says.
+  """
+  if not c.file:
+    if not policy.sees:
+      raise ValueError("the model only reads: give it questions from a file, here one is empty")
+    return scenes(c)
+  file = QuestionFile.open(c.file, sees=policy.sees)
+  return [file[i] for i in range(min(c.n, len(file)))]
+
+
+def scenes(c: Any) -> list[Task]:
+  """Digit scenes with their answers.
 
   Args:
     c: fields split, seed, shift, skew (a digit or -1 for none), kinds, n.
@@ -207,8 +229,10 @@ def measured(result: Result) -> dict[str, float]:
 def main(c: Any, workdir: Path) -> dict[str, Result]:
   workdir.mkdir(parents=True, exist_ok=True)
   policy = load_policy(c.model)
-  results = arms(policy, c.model, tasks(c.eval), limits=agent.Limits(**c.limits), seed=c.eval.seed)
-  print(f"{c.model.path} on {c.eval.split}, shift {c.eval.shift}, n {c.eval.n}, seed {c.eval.seed}")
+  asked = tasks(c.eval, policy)
+  results = arms(policy, c.model, asked, limits=agent.Limits(**c.limits), seed=c.eval.seed)
+  source = c.eval.file or f"{c.eval.split}, shift {c.eval.shift}, seed {c.eval.seed}"
+  print(f"{c.model.path} on {source}, n {len(asked)}")
   print(table(results))
   out = {"config": c.to_dict(), "arms": {name: r.summary() for name, r in results.items()}}
   (workdir / "evaluate.json").write_text(json.dumps(out, indent=2))

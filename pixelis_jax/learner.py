@@ -179,15 +179,10 @@ def sft_loss(
     taken, entropies = taken_logps(model, params["policy"], states, inputs.tokens)
     value, aux = losses.cross_entropy(taken, entropies, mask, entropy_weight=entropy_weight)
     likely = (taken > -jnp.log(2.0)).astype(jnp.float32)
-    known = ~jnp.isnan(batch.aims[:, :, 0])
-    calling = known & jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-    missed = jnp.square(states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims))
-    aim, phase = (losses.token_mean(m.mean(-1), calling) for m in jnp.split(missed, [2], axis=-1))
     measured = {**aux, "likely_tokens": losses.token_mean(likely, mask)}
-    measured |= {"aim_error": jnp.sqrt(aim), "aim_phase_error": jnp.sqrt(phase)}
-    missed = missed.mean(-1)
-    misses = losses.token_mean(missed, calling) + losses.token_mean(missed, known)
-    value = value + aim_weight * misses
+    if aim_weight:
+      misses, missed = aim_loss(params, states, batch)
+      value, measured = value + aim_weight * misses, {**measured, **missed}
     if sight_weight:
       entering = features[..., : states.shape[-1]]  # Without DeepStack levels.
       sight, measured["sight_error"] = sight_loss(params, entering, batch.sights)
@@ -195,6 +190,19 @@ def sft_loss(
     return value, measured
 
   return loss
+
+
+def aim_loss(
+  params: Params, states: Float[Array, "B T D"], batch: SftBatch
+) -> tuple[Array, Metrics]:
+  """The `aim` part of `sft_loss`, and the root mean square misses of the tokens of calls."""
+  known = ~jnp.isnan(batch.aims[:, :, 0])
+  calling = known & jnp.pad(batch.loss_mask[:, 1:], ((0, 0), (0, 1)))
+  missed = jnp.square(states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims))
+  aim, phase = (losses.token_mean(m.mean(-1), calling) for m in jnp.split(missed, [2], axis=-1))
+  missed = missed.mean(-1)
+  misses = losses.token_mean(missed, calling) + losses.token_mean(missed, known)
+  return misses, {"aim_error": jnp.sqrt(aim), "aim_phase_error": jnp.sqrt(phase)}
 
 
 def see_loss(model: Model) -> Loss:
@@ -262,7 +270,8 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
 def frozen(loss: Loss, names: Sequence[str]) -> Loss:
   """The loss without gradients for these parts of the parameters: paths, such as "policy/visual".
 
-  Raises ValueError, when called, for a path that the parameters do not have.
+  Raises ValueError, when called, for a path that the parameters do not have, and where nothing but
+  the heads of `with_heads` is left to learn.
   """
 
   def partial(params: Params, *rest: Any) -> tuple[Array, Metrics]:
@@ -271,6 +280,8 @@ def frozen(loss: Loss, names: Sequence[str]) -> Loss:
       if not any(_under(path, [name]) for path in paths):
         there = {"/".join(str(e.key) for e in path[: name.count("/") + 1]) for path in paths}
         raise ValueError(f"cannot freeze {name!r}: the parameters have {sorted(there)}")
+    if all(_under(path, (*names, *HEAD_AXES)) for path in paths):
+      raise ValueError(f"freezing {tuple(names)} leaves nothing to learn")
     hold = lambda path, x: jax.lax.stop_gradient(x) if _under(path, names) else x
     return loss(jax.tree_util.tree_map_with_path(hold, params), *rest)
 

@@ -133,12 +133,18 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
   Prints each refused request and the counts. FileNotFoundError names a file that is not there.
   """
   if not c.requests:
-    return [Request(task=drop_labels(task)) for task in evaluate.tasks(c.stream)]
+    return [Request(task=drop_labels(task)) for task in evaluate.scenes(c.stream)]
   counts: collections.Counter = collections.Counter()
-  decode = lambda ids: policy.chat.decode(ids)
-  size = c.memory.embedding_size or None
-  found = read_requests(c.requests, report=print, counts=counts, decode=decode, embedding_size=size)
-  stream = list(found)
+  stream = list(
+    read_requests(
+      c.requests,
+      report=print,
+      counts=counts,
+      sees=policy.sees,
+      decode=policy.chat.decode,
+      embedding_size=c.memory.embedding_size or None,
+    )
+  )
   print(f"{c.requests}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
   return stream
 
@@ -192,9 +198,15 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   if c.model.int8:
     raise ValueError("model.int8 only answers: online learns, and needs the weights themselves")
   policy = sampler.load_policy(c.model)
-  shifted, original = evaluate.tasks(c.shifted), evaluate.tasks(c.original)
+  shifted, original = evaluate.tasks(c.shifted, policy), evaluate.tasks(c.original, policy)
+  if len(shifted) != len(original):
+    raise ValueError(
+      f"{len(shifted)} shifted and {len(original)} original questions: the result has one n, set "
+      "shifted.n and original.n to a number that both have"
+    )
   stream = requests(c, policy)
-  probe = make_probe(c, policy, [drop_labels(task) for task in evaluate.tasks(c.probe.tasks)])
+  probed = evaluate.tasks(c.probe.tasks, policy)
+  probe = make_probe(c, policy, [drop_labels(task) for task in probed])
   before = _kept(
     workdir / "before.json", lambda: _scores(c, policy, policy.params, shifted, original)
   )
@@ -202,7 +214,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   with TrajectoryLog(workdir, resume=len(stream)) as log:
     after = _scores(c, policy, outcome.params, shifted, original, log, len(stream) + 1)
   result = {
-    "shift": c.stream.shift,
+    "shift": Path(c.shifted.file).stem or c.shifted.shift,
     "skew": c.stream.skew,
     "seed": c.seed,
     "n": len(shifted),

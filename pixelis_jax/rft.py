@@ -20,7 +20,7 @@ import numpy as np
 from pixelis_jax import agent, batch, evaluate, learner, program, sampler, sharding
 from pixelis_jax.algo import grpo, rewards
 from pixelis_jax.checkpoint import Checkpoints
-from pixelis_jax.data.tasks import TaskSource
+from pixelis_jax.data.tasks import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
 from pixelis_jax.model import lora
 from pixelis_jax.types import Reward, Trajectory
@@ -44,8 +44,8 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   reference = lora.plain(params)
   reference_logps = learner.make_logps(dataclasses.replace(model, lora=None))
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
-  tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
-  held_out = evaluate.tasks(c.eval)
+  tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
+  held_out = evaluate.tasks(c.eval, policy)
 
   checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
   if restored := checkpoints.restore(state):
@@ -59,7 +59,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     dropout = jax.random.fold_in(state.rng, c.optimizer.steps + i)  # No step samples by this key.
     params = lora.join(state.params, base)
     generate = policy.sampler.bind(params, key=key, version=i, temperature=c.grpo.temperature)
-    questions = [tasks[(i * Q + q) % len(tasks)] for q in range(Q)]
+    questions = [tasks[i * Q + q] for q in range(Q)]
     asked = [task for task in questions for _ in range(G)]
     played = agent.play(asked, generate=generate, run=policy.tools.run, limits=limits)
     rolled = time.monotonic()

@@ -364,6 +364,11 @@ class Policy:
   sampler: Sampler
   tools: Toolbox
 
+  @property
+  def sees(self) -> bool:
+    """Whether it can be shown images; else it only reads."""
+    return self.images is not None
+
 
 def load_policy(c: Any, *, adapters: PRNGKeyArray | None = None) -> Policy:
   """Opens the directory `c.path`, Hugging Face or Orbax, or what `c.loader` makes.

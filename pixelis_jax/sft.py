@@ -18,7 +18,8 @@ import numpy as np
 from pixelis_jax import agent, batch, evaluate, learner, program, sampler, sharding
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.data import demos
-from pixelis_jax.data.tasks import DemoSource, TaskSource
+from pixelis_jax.data.questions import QuestionFile
+from pixelis_jax.data.tasks import DemoSource, TaskSource, shuffled
 from pixelis_jax.metrics import Metrics, due
 from pixelis_jax.model.lora import join
 
@@ -30,7 +31,13 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
   where to look (the call), and how to read (the picture alone, answered at once). Later rows are
   whole demonstrations, but for `c.data.direct` of them that answer from the overview, without
   tools. While only the tower learns, all rows hold a whole demonstration's images.
+
+  With `c.data.file` rows are that file's solutions, and nothing else.
   """
+  if c.data.file:
+    file = QuestionFile.open(c.data.file, sees=policy.sees)
+    solved = lambda index: batch.demo_row(file.demo(index), policy.chat)
+    return _batches(shuffled(file, seed=c.seed).map(solved), c)
   tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
 
@@ -46,12 +53,19 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
     return batch.demo_row(looking[index], policy.chat)
 
-  dataset = grain.MapDataset.range(c.data.n).repeat().map(row)
+  return _batches(grain.MapDataset.range(c.data.n).repeat().map(row), c)
+
+
+def _batches(dataset: grain.MapDataset, c: Any) -> grain.DatasetIterator:
   read = grain.ReadOptions(num_threads=c.data.threads, prefetch_buffer_size=2 * c.batch)
   return iter(dataset.to_iter_dataset(read).batch(c.batch, batch_fn=list))
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
+  if c.data.file and c.see_steps:
+    raise ValueError(
+      f"see_steps is {c.see_steps}: no file says what its images show, with data.file it must be 0"
+    )
   mesh = sharding.make_mesh(**c.mesh)
   policy = sampler.load_policy(c.model, adapters=jax.random.fold_in(jax.random.key(c.seed), 1))
   blind = sampler.with_tools(c.model, policy.model, policy.params, ())
@@ -73,7 +87,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   trained, base = learner.parts(model, params["policy"])
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   data = rows(c, policy, blind)
-  held_out = evaluate.tasks(c.eval)
+  held_out = evaluate.tasks(c.eval, policy)
 
   checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
   if restored := checkpoints.restore(state):

@@ -116,7 +116,7 @@ class History:
     """What the voters and the memory's ballots come to.
 
     Its confidence is its share times how far the voters are to be believed: those who agree on what
-    they cannot see teach nothing.
+    they cannot see teach nothing. `trust_half` 0 believes all.
 
     Args:
       voted: the task's voters.
@@ -124,6 +124,8 @@ class History:
       c: fields rule and trust_half, and those of `ballots`.
     """
     vote = voting.RULES[c.rule]([*self.ballots(voted, c), *remembered], self.prior)
+    if not c.trust_half:
+      return vote
     trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
     return dataclasses.replace(vote, confidence=vote.share * trust)
 
@@ -199,17 +201,24 @@ class Answerer:
   def voters(
     self, tasks: Sequence[Task], groups: Sequence[Sequence[Trajectory]]
   ) -> list[list[Voter]]:
-    """Each task's voters: a reference episode a view, or the samples in `groups`."""
+    """Each task's voters: a reference episode a view, or the samples in `groups`.
+
+    A task without images cannot be looked at in other ways: its samples vote.
+    """
     if self.c.vote.voters == "samples":
       return [[(IDENTITY, t) for t in group] for group in groups]
     if self.c.vote.voters != "views":
       raise ValueError(f"vote.voters {self.c.vote.voters!r} must be 'views' or 'samples'")
-    pairs = [(task, view) for task in tasks for view in views_for(task.kind)]
+    views = [views_for(task.kind) if task.images else () for task in tasks]
+    pairs = [(task, view) for task, seen in zip(tasks, views, strict=True) for view in seen]
     generate = self.policy.sampler.bind(
       self.policy.params, key=jax.random.key(0), version=0, temperature=0.0
     )
     played = iter(self._play([task for task, _ in pairs], generate, [view for _, view in pairs]))
-    return [[(view, next(played)) for view in views_for(task.kind)] for task in tasks]
+    looked = [[(view, next(played)) for view in seen] for seen in views]
+    return [
+      voted or [(IDENTITY, t) for t in group] for voted, group in zip(looked, groups, strict=True)
+    ]
 
   def _remembered(self, task: Task, key: np.ndarray) -> list[Ballot]:
     """The nearest experiences of the kind vote with their similarity times their confidence."""

@@ -17,7 +17,7 @@ def arms():
   c.unlock()
   c.model.path, c.eval.n = str(ASSETS), N
   policy = sampler.load_policy(c.model)
-  asked = evaluate.tasks(c.eval)
+  asked = evaluate.scenes(c.eval)
   return evaluate.arms(policy, c.model, asked, limits=agent.Limits(**c.limits), seed=0)
 
 

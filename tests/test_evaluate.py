@@ -136,14 +136,24 @@ def test_other_presets_frames_are_refused():
     evaluate.oracle_crop(tools)(call, question("a"), ())
 
 
-def test_questions_of_a_config():
-  c = common.evaluation("held_out", "rotate", n=3, seed=5)
-  asked = evaluate.tasks(c)
+def test_scenes_of_a_config(policy):
+  c = common.questions("held_out", "rotate", n=3, seed=5)
+  asked = evaluate.tasks(c, policy)
   assert len(asked) == 3 and len({t.id for t in asked}) == 3
   assert all(t.answer is not None and t.boxes for t in asked)
-  assert [t.question for t in evaluate.tasks(c)] == [t.question for t in asked]
+  assert [t.question for t in evaluate.scenes(c)] == [t.question for t in asked]
   c.skew = 8
-  assert [t.id for t in evaluate.tasks(c)] != [t.id for t in asked]
+  assert [t.id for t in evaluate.scenes(c)] != [t.id for t in asked]
+
+
+def test_questions_of_a_file(policy, tmp_path):
+  c = common.questions(n=2)
+  c.file = str(tmp_path / "q.jsonl")
+  ask = {"question": "?", "images": [], "answer": "x"}
+  (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({"request_id": i, **ask}) for i in "abc"))
+  assert [(t.id, t.answer) for t in evaluate.tasks(c, policy)] == [("a", "x"), ("b", "x")]
+  c.n = 10
+  assert len(evaluate.tasks(c, policy)) == 3
 
 
 def test_the_program_writes_all_four_arms(model_config, tmp_path, capsys):

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from configs import common
-from pixelis_jax import batch, learner, sampler
+from configs import common, demo
+from configs import evaluate as evaluate_config
+from configs import rft as rft_config
+from configs import sft as sft_config
+from pixelis_jax import batch, evaluate, learner, online, rft, sampler, sft
+from pixelis_jax.memory.store import Memory
 from pixelis_jax.types import Task, ToolCall, ToolResult, Video
 from tests import episodes, fakes
 from tests.chat import conftest as chats
@@ -47,10 +51,15 @@ def seeing(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reading(tmp_path_factory):
+def text_settings(tmp_path_factory):
   path = chats.chat_directory(tmp_path_factory.mktemp("qwen3"), template=chats.TOOLS_TEMPLATE)
   (path / "preprocessor_config.json").unlink()
-  return sampler.load_policy(settings("qwen3", path))
+  return settings("qwen3", path)
+
+
+@pytest.fixture(scope="module")
+def reading(text_settings):
+  return sampler.load_policy(text_settings)
 
 
 def bound(policy):
@@ -128,6 +137,107 @@ def test_a_step_trains_a_text_model(reading):
     state, measured = step(state, given, given.old_logps, np.float32(0.0))
   assert float(measured["skipped"]) == 0.0 and float(measured["grad_norm"]) > 0.0
   assert episodes.max_difference(reading.params, state.params) > 1e-4
+
+
+SUMS = ((1, 1), (3, 1), (2, 4), (5, 3))
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+  """Four solved questions without a picture."""
+  path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
+  solved = [
+    {
+      "request_id": f"{a}+{b}",
+      "question": f"What is {a} and {b}?",
+      "answer": a + b,
+      "solution": f"The digit is \\boxed{{{a + b}}}",
+    }
+    for a, b in SUMS
+  ]
+  path.write_text("\n".join(map(json.dumps, solved)))
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def taught(text_settings, sums, tmp_path_factory):
+  """(workdir, config) of a random Qwen3 that SFT taught four sums by heart."""
+  c = sft_config.get_config("text").unlock()
+  c.model.path, c.model.random_seed, c.model.max_tokens = text_settings.path, 0, 16
+  c.data.file = c.eval.file = sums
+  c.batch, c.max_row = 4, 128
+  c.optimizer.steps, c.optimizer.warmup, c.optimizer.lr = 120, 10, 1e-2
+  c.eval.every, c.save_every = 120, 120
+  workdir = tmp_path_factory.mktemp("sft") / "run"
+  sft.main(c.lock(), workdir)
+  return workdir, c
+
+
+def own(config, workdir, sums):
+  """A config of a program, for the taught model."""
+  c = config.get_config("text").unlock()
+  c.model.path, c.model.max_tokens = str(workdir / "model"), 16
+  for part in ("data", "eval", "shifted", "original"):
+    if part in c:
+      c[part].file = sums
+  return c
+
+
+def test_sft_teaches_a_text_model_its_solutions(taught, sums, tmp_path):
+  workdir, _ = taught
+  c = own(evaluate_config, workdir, sums)
+  results = evaluate.main(c, tmp_path / "out")
+  # There are no tools to take away and no crops to move.
+  assert list(results) == ["no_tools"] and results["no_tools"].n == len(SUMS)
+  # By heart: a program that mixed up rows, answers or positions would miss some.
+  assert results["no_tools"].accuracy == 1.0
+  said = [t.steps[0].completion.text for t in results["no_tools"].trajectories]
+  assert said == [f"The digit is \\boxed{{{a + b}}}" for a, b in SUMS]
+
+
+def test_rft_of_a_text_model(taught, sums, tmp_path):
+  c = own(rft_config, taught[0], sums)
+  c.grpo.questions, c.grpo.group, c.grpo.temperature = 4, 4, 2.0
+  c.optimizer.steps, c.optimizer.warmup, c.max_row = 3, 1, 256
+  rft.main(c.lock(), tmp_path / "run")
+  lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert lines[0]["task"] > 0, "at temperature 2 it is still right at times"
+  updates = [line for line in lines if "loss" in line]
+  assert updates and all(line["skipped"] == 0 and line["grad_norm"] > 0 for line in updates)
+  assert updates[0]["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_online_answers_and_learns_from_text(taught, sums, tmp_path):
+  c = own(demo, taught[0], sums)
+  c.requests = c.probe.tasks.file = sums
+  c.temperature, c.samples, c.arrivals, c.memory.backend = 2.0, 6, 2, "exact"
+  c.gate.confidence, c.gate.margin = 0.0, 0.0
+  c.learn.requests, c.learn.publish_every = 2, 1
+  c.probe.canary, c.probe.rehearse = 2, 2
+  result = online.main(c.lock(), tmp_path / "run")
+  assert result["n"] == len(SUMS) and result["requests"] == len(SUMS)
+  assert result["shift"] == "sums" and result["shifted_before"] == 1.0
+  assert result["updates_applied"] + result["updates_refused"] == 2
+  dim = 2 * 64
+  with Memory(tmp_path / "run" / "memory.sqlite", dim=dim, backend="exact") as memory:
+    assert memory.ids() == [f"{a}+{b}" for a, b in SUMS]
+
+
+def test_a_text_model_is_not_shown_scenes(taught, sums, tmp_path):
+  c = own(rft_config, taught[0], sums)
+  c.data.file = ""
+  with pytest.raises(ValueError, match="data.file must name a file of questions"):
+    rft.main(c, tmp_path / "run")
+  c.data.file, c.eval.file = sums, ""
+  with pytest.raises(ValueError, match="give it questions from a file"):
+    rft.main(c, tmp_path / "run")
+
+
+def test_a_file_cannot_teach_a_tower_alone(taught, tmp_path):
+  c = taught[1].copy_and_resolve_references().unlock()
+  c.see_steps = 1
+  with pytest.raises(ValueError, match="see_steps is 1: .* must be 0"):
+    sft.main(c, tmp_path / "run")
 
 
 def test_the_memory_key_of_text_is_its_question(reading):

@@ -263,6 +263,8 @@ def test_what_is_frozen_neither_moves_nor_decays():
     ValueError, match=r"cannot freeze 'tower': the parameters have \['text', 'vis"
   ):
     learner.frozen(loss, ("tower",))(params, packed)
+  with pytest.raises(ValueError, match=r"freezing \('text', 'visual'\) leaves nothing to learn"):
+    learner.frozen(loss, ("text", "visual"))(params, packed)
 
 
 def test_parts_of_parts_may_be_frozen():
@@ -280,6 +282,8 @@ def test_parts_of_parts_may_be_frozen():
     ValueError, match=r"'policy/tower': .*\['aim', 'policy/text', 'policy/texture'"
   ):
     learner.frozen(loss, ("policy/tower",))(params, None)
+  with pytest.raises(ValueError, match="leaves nothing to learn"):  # The heads are dropped later.
+    learner.frozen(loss, ("policy",))(params, None)
 
 
 def test_only_adapters_are_trained(policy):

@@ -49,6 +49,10 @@ def unlabelled(id, seed=0):
   return dataclasses.replace(episodes.task(id, seed=seed), answer=None)
 
 
+def without_image(id):
+  return dataclasses.replace(unlabelled(id), images=())
+
+
 @pytest.fixture
 def answerer(config, policy, tmp_path):
   dim = 2 * policy.model.config.text.width
@@ -73,6 +77,15 @@ def test_an_answer_is_samples_votes_and_a_unit_key(answerer, config):
     assert [b.view for b in e.vote.ballots] == [v.name for v in VIEWS]
     assert e.policy_version == 7
     np.testing.assert_allclose(np.linalg.norm(e.key), 1.0, rtol=1e-5)
+
+
+def test_samples_vote_where_there_is_nothing_to_look_at(answerer, config):
+  """Views of no image would be one greedy answer 13 times, and unanimous about it."""
+  tasks = [unlabelled("a"), without_image("b")]
+  seen, read = answerer(tasks, jax.random.key(0), START)[0]
+  assert [b.view for b in seen.vote.ballots] == [v.name for v in VIEWS]
+  assert [b.view for b in read.vote.ballots] == ["identity"] * config.samples
+  assert [b.answer for b in read.vote.ballots] == [t.answer for t in read.trajectories]
 
 
 def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy):

@@ -96,7 +96,7 @@ def test_a_malformed_line_is_reported_with_its_number_and_the_stream_goes_on(tmp
     (record(question="  "), "question must be a text"),
     (record(kind=3), "kind must be a string, not 3"),
     ({"request_id": "b", "question": "What?"}, "image or images must be a path"),
-    (record(image=[]), "image or images must be a path"),
+    (record(image=[3]), "image or images must be a path"),
     (record(image="no.png"), "there is no image .*no.png"),
     (record(image="s.jsonl"), "image s.jsonl cannot be read: cannot identify"),
     (record(image="a\0b"), "cannot be read: .*null"),

@@ -1,0 +1,26 @@
+"""GRPO of a model of your own on a file of labelled questions (data/questions.py).
+
+    python -m pixelis_jax.rft --config=configs/rft.py --workdir=runs/rft --config.model.path=DIR \
+      --config.data.file=train.jsonl --config.eval.file=held_out.jsonl
+
+"text" for a model that only reads, "lora" and "text-lora" to train adapters only. Where one
+would begin with 7B on 8 devices of 80 GB and `--config.mesh.fsdp=8`; no run of that size is
+recorded.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, tiny_rft
+
+OPTIONS = common.TRAINED
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  c = tiny_rft.get_config().unlock()
+  common.own_training(c, arg, lr=1e-6, lora_lr=1e-5, steps=500)
+  if "text" in arg:
+    c.reward.curiosity = "off"  # It pays for looking at pixels.
+  c.eval = common.evaluation(n=500, every=50)
+  c.log_every, c.save_every = 1, 50
+  c.lock()
+  return c

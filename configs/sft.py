@@ -1,0 +1,26 @@
+"""SFT of a model of your own on a file of solved questions (data/questions.py).
+
+    python -m pixelis_jax.sft --config=configs/sft.py --workdir=runs/sft --config.model.path=DIR \
+      --config.data.file=train.jsonl --config.eval.file=held_out.jsonl
+
+"text" for a model that only reads, "lora" and "text-lora" to train adapters only. Where one
+would begin with 7B on 8 devices of 80 GB and `--config.mesh.fsdp=8`; no run of that size is
+recorded.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, tiny_sft
+
+OPTIONS = common.TRAINED
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  c = tiny_sft.get_config().unlock()
+  common.own_training(c, arg, lr=1e-5, lora_lr=1e-4, steps=1000)
+  c.see_steps, c.data.parts, c.data.direct = 0, 0, 0.0
+  c.aim_weight, c.sight_weight = 0.0, 0.0
+  c.eval = common.evaluation(n=500, every=200)
+  c.log_every, c.save_every = 10, 100
+  c.lock()
+  return c

@@ -1,0 +1,160 @@
+"""Questions in files: JSON lines or one JSON list, and the fields that every question there has.
+
+A record is an object with
+  request_id      string or integer, once a file
+  question        text; or `input_ids` (and `attention_mask`), decoded to the question
+  image, images   a path relative to the file, or a data URI with base64; or a list of them, empty
+                  for a question about none; a model that only reads needs neither
+  kind            optional, the question's kind
+`requests.py` and `questions.py` say what else they read there. Other fields are ignored.
+"""
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+from PIL import Image
+
+from pixelis_jax.types import Pixels, Task, value
+
+Decode = Callable[[Int32[np.ndarray, " T"]], str]
+
+
+class Malformed(ValueError):
+  """What is wrong with one record."""
+
+
+@value
+class Record:
+  """The checked common fields; `fields` is the whole object, `images` are names, not yet read."""
+
+  id: str
+  question: str
+  images: tuple[str, ...]
+  kind: str
+  fields: Mapping
+
+  def task(self, folder: Path, answer: str | None = None) -> Task:
+    """The record with its pixels; names are relative to `folder`. Raises Malformed."""
+    images = tuple(_pixels(name, folder) for name in self.images)
+    return Task(id=self.id, images=images, question=self.question, answer=answer, kind=self.kind)
+
+
+def items(path: Path) -> Iterator[tuple[str, object]]:
+  """(where, raw line or parsed item). A list is parsed here, at once.
+
+  Raises ValueError where the file is one JSON list, and broken.
+  """
+  with path.open("rb") as f:
+    opening = next((line.lstrip()[:1] for line in f if line.strip()), b"")
+  if opening != b"[":
+    return _lines(path)
+  try:
+    parsed = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{path} begins with [ but is not a JSON list: {e}") from e
+  return ((f"item {number}", item) for number, item in enumerate(parsed, start=1))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+  with path.open("rb") as f:
+    for number, line in enumerate(f, start=1):
+      if line.strip():
+        yield f"line {number}", line
+
+
+def read(item: object, *, sees: bool, decode: Decode | None = None) -> Record:
+  """An item of `items`, checked. Raises Malformed.
+
+  Args:
+    sees: Whether the model can be shown images: then a record has to say which, or that there are
+      none; else it must have none.
+    decode: Token ids to text, for records that bring `input_ids` in place of a question.
+  """
+  fields = _parse(item) if isinstance(item, bytes) else item
+  if not isinstance(fields, Mapping):
+    raise Malformed(f"a request must be a JSON object, not {type(fields).__name__}")
+  id = fields.get("request_id")
+  if isinstance(id, bool) or not isinstance(id, str | int) or id == "":
+    raise Malformed(f"request_id must be a string or an integer, not {id!r}")
+  kind = fields.get("kind", "")
+  if not isinstance(kind, str):
+    raise Malformed(f"kind must be a string, not {kind!r}")
+  question, images = _question(fields, decode), _images(fields, sees)
+  return Record(id=str(id), question=question, images=images, kind=kind, fields=fields)
+
+
+def _parse(line: bytes) -> object:
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError) as e:
+    raise Malformed(f"not JSON: {e}") from e
+
+
+def _question(fields: Mapping, decode: Decode | None) -> str:
+  question = fields.get("question")
+  if question is None and "input_ids" in fields:
+    if decode is None:
+      raise Malformed("input_ids in place of a question need a tokenizer, and none was given")
+    ids = _integers("input_ids", fields["input_ids"])
+    if fields.get("attention_mask") is not None:
+      mask = _integers("attention_mask", fields["attention_mask"])
+      if mask.shape != ids.shape:
+        raise Malformed(f"attention_mask has {len(mask)} entries and input_ids {len(ids)}")
+      ids = ids[mask != 0]
+    question = decode(ids)
+  if not isinstance(question, str) or not question.strip():
+    raise Malformed(f"question must be a text, not {question!r}; fields: {sorted(fields)}")
+  return question
+
+
+def _integers(name: str, given: object) -> Int32[np.ndarray, " T"]:
+  """A list of non-negative integers, or one such list inside a list: a batch of one."""
+  if isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
+    given = given[0]
+  if not isinstance(given, list) or not all(
+    isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in given
+  ):
+    raise Malformed(f"{name} must be a list of integers from 0, one sequence")
+  return np.array(given, np.int32)
+
+
+def _images(fields: Mapping, sees: bool) -> tuple[str, ...]:
+  given = fields.get("images", fields.get("image", None if sees else []))
+  names = [given] if isinstance(given, str) else given
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise Malformed(
+      "image or images must be a path or data URI, or a list of them, empty if there is none"
+    )
+  if names and not sees:
+    raise Malformed(f"the model only reads, and cannot be shown {len(names)} images")
+  return tuple(names)
+
+
+def _pixels(name: str, folder: Path) -> Pixels:
+  """Of a path or a data URI, as RGB."""
+  shown = name if len(name) < 80 else f"{name[:40]}... ({len(name)} characters)"
+  file = io.BytesIO(_decoded(name)) if name.startswith("data:") else folder / name
+  try:
+    with Image.open(file) as image:
+      return np.array(image.convert("RGB"))
+  except FileNotFoundError as e:
+    raise Malformed(f"there is no image {folder / name}") from e
+  # OSError: not an image, or cut off; ValueError: no valid path; SyntaxError: a broken PNG.
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    raise Malformed(f"image {shown} cannot be read: {e}") from e
+
+
+def _decoded(uri: str) -> bytes:
+  head, comma, body = uri.partition(",")
+  if not comma or not head.endswith(";base64"):
+    raise Malformed(f"data URI {head[:40]!r} must end with ;base64 before its comma")
+  try:
+    return base64.b64decode(body, validate=True)
+  except binascii.Error as e:
+    raise Malformed(f"data URI holds no valid base64: {e}") from e

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 PyTree: TypeAlias = Any
+FOLDER = "checkpoints"  # Of a run's directory.
 
 
 class Checkpoints:
@@ -20,15 +22,26 @@ class Checkpoints:
   next opening.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep: int, background: bool = False):
-    """Creates nothing before the first save. `background`: save() does not wait for the disk."""
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    *,
+    keep: int = 1,
+    background: bool = False,
+    read_only: bool = False,
+  ):
+    """Creates nothing before the first save. `background`: save() does not wait for the disk.
+
+    `read_only`: for who reads beside the process that saves; nothing is removed.
+    """
     if keep < 1:
       raise ValueError(f"keep {keep} must be at least 1")
     self.directory = Path(directory).absolute()
     self._options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
+      max_to_keep=None if read_only else keep,
       enable_async_checkpointing=background,
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=not read_only,
+      read_only=read_only,
     )
     self._opened: ocp.CheckpointManager | None = None
 
@@ -83,6 +96,39 @@ class Checkpoints:
     )
     return state, dict(about.extra)
 
+  def restore_part(self, places: Sequence[tuple[str, ...]], like: PyTree, *, step: int) -> PyTree:
+    """One part of a state, a nested dict of arrays as `like`; the rest, moments say, is not read.
+
+    Args:
+      places: Paths of field names and keys at which it may be: the first that is there counts.
+
+    Raises FileNotFoundError for a step that isn't there, ValueError as `restore` does.
+    """
+    if not self.directory.is_dir() or step not in self._manager().all_steps():
+      raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
+    where = f"checkpoint {self.directory} step {step}"
+    about = self._manager().restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
+    stored = {_names(path): spec for path, spec in about.layout["leaves"].items()}
+    place = next((p for p in places if any(names[: len(p)] == p for names in stored)), None)
+    if place is None:
+      raise ValueError(f"{where} has none of {['/'.join(p) for p in places]}")
+    inside = lambda names: names[: len(place)] == place
+    part = {"/".join(names[len(place) :]): spec for names, spec in stored.items() if inside(names)}
+    wanted = {"/".join(_names(path)): spec for path, spec in _layout(like).items()}
+    _check_layout(f"{where}, {'/'.join(place)}", part, wanted)
+    item = jax.tree.map(_abstract, like)
+    targets = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding), item)
+    for name in reversed(place):
+      item, targets = {name: item}, {name: targets}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      found = reader.restore(
+        self.directory / str(step) / "state",
+        args=ocp.args.PyTreeRestore(item=item, restore_args=targets, partial_restore=True),
+      )
+    for name in place:
+      found = found[name]
+    return found
+
   def latest_step(self) -> int | None:
     """The newest complete step, None if there is none."""
     return self._manager().latest_step() if self.directory.is_dir() else None
@@ -100,7 +146,9 @@ class Checkpoints:
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._opened is None:
-      logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs some 20 lines a save.
+      # Orbax logs some 20 lines a save, and warns of what read_only means.
+      level = logging.ERROR if self._options.read_only else logging.WARNING
+      logging.getLogger("absl").setLevel(level)
       self._opened = ocp.CheckpointManager(self.directory, options=self._options)
     return self._opened
 
@@ -141,6 +189,11 @@ def _layout(tree: PyTree) -> dict[str, list]:
   return {
     jax.tree_util.keystr(path): [list(np.shape(leaf)), str(leaf.dtype)] for path, leaf in leaves
   }
+
+
+def _names(path: str) -> tuple[str, ...]:
+  """The names in what `keystr` gives: ".params['text']" -> ("params", "text")."""
+  return tuple("".join(found) for found in re.findall(r"\.(\w+)|\['([^']*)'\]|\[(\d+)\]", path))
 
 
 def _check_layout(where: str, stored: Mapping[str, list], wanted: Mapping[str, list]) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,9 +71,11 @@ def parser() -> argparse.ArgumentParser:
   p = command("view", view, "Write report.html of a run and print its path.")
   p.add_argument("workdir", type=Path)
 
-  p = command("export", export, "Copy a run's model to a Hugging Face directory.")
-  p.add_argument("workdir", type=Path, help="of sft or rft; its model/ is copied")
+  p = command("export", export, "Write a run's model as a Hugging Face directory.")
+  p.add_argument("workdir", type=Path, help="of sft, rft or online, running or ended")
   p.add_argument("out", type=Path)
+  about = "of a checkpoint (default: the model at the run's end, else the latest checkpoint)"
+  p.add_argument("--step", type=int, metavar="N", help=about)
   p.add_argument("--adapter", action="store_true", help="copy its LoRA adapter instead, for PEFT")
   p.add_argument("--force", action="store_true", help="replace the weights that are there")
 
@@ -311,17 +314,32 @@ def view(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-  """Copies workdir/model or workdir/adapter file by file, weights last; each is replaced whole."""
+  """Copies a run's model or adapter: what it left when it ended, or one of its checkpoints."""
+  from pixelis_jax import runs
+
+  _directory(args.workdir)
+  if (args.workdir / "model").is_dir() and args.step is None:
+    return _export(args, args.workdir)
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}-") as aside:
+    step = runs.save_checkpoint(args.workdir, Path(aside), step=args.step)
+    print(f"{args.workdir}: the checkpoint of step {step}")
+    return _export(args, Path(aside))
+
+
+def _export(args: argparse.Namespace, run: Path) -> int:
+  """Copies run/model or run/adapter file by file, weights last; each is replaced whole."""
   from pixelis_jax.model.load import INDEX
 
   out, name = args.out, "adapter" if args.adapter else "model"
-  source = args.workdir / name
+  source = run / name
   if not source.is_dir():
-    when = "sft and rft write it when they end" + (", if they train adapters" * args.adapter)
-    raise FileNotFoundError(f"there is no directory {source}: {when}")
+    raise FileNotFoundError(
+      f"{args.workdir} trained no adapter: there is no directory {name} in it"
+    )
   if out.resolve() == source.resolve():
     raise ValueError(f"{out} is the run's own {name}: name another directory")
-  _check_export(args)  # What is damaged replaces nothing.
+  _check_export(args, run)  # What is damaged replaces nothing.
   out.mkdir(parents=True, exist_ok=True)
   old = sorted({*out.glob("*.safetensors"), *out.glob(INDEX)})
   if old and not args.force:
@@ -338,7 +356,7 @@ def export(args: argparse.Namespace) -> int:
   return 0
 
 
-def _check_export(args: argparse.Namespace) -> None:
+def _check_export(args: argparse.Namespace, run: Path) -> None:
   """That the run's model or adapter is whole, and an adapter does not go beside a model's weights.
 
   transformers would lay it over those, merged or not.
@@ -347,11 +365,11 @@ def _check_export(args: argparse.Namespace) -> None:
   from pixelis_jax.model.peft import load_adapter
   from pixelis_jax.model.policy import Model
 
-  model = args.workdir / "model"
+  model = run / "model"
   if not args.adapter:
     load(model)
     return
-  load_adapter(args.workdir / "adapter", Model(load_config(model)), {})
+  load_adapter(run / "adapter", Model(load_config(model)), {})
   if (args.out / "config.json").exists():
     raise ValueError(f"{args.out} holds a model: name another directory for the adapter")
 

@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float32
 
-from pixelis_jax import agent, evaluate, learner, program, sampler
+from pixelis_jax import agent, evaluate, learner, program, runs, sampler
 from pixelis_jax.algo import voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
@@ -189,8 +189,7 @@ def _signals(
 
 def main(c: Any, workdir: Path) -> dict[str, Any]:
   """The whole experiment: score, answer and learn from the unlabelled stream, score again."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  _same_config(workdir / "config.json", c)
+  runs.keep_config(workdir, c, same=True)
   if (workdir / "result.json").exists():
     result = json.loads((workdir / "result.json").read_text())
     print(f"{workdir} is complete; remove it to run again\n{table(result)}")
@@ -292,19 +291,6 @@ def _watched(c: Any, policy, stream, probe, workdir: Path, name: str) -> Outcome
       bar.update(answered - bar.n)
 
     return run(c, policy, stream, probe, workdir, on_answers)
-
-
-def _same_config(path: Path, c: Any) -> None:
-  """A workdir belongs to one config. Raises ValueError naming what differs."""
-  now = json.loads(c.to_json())
-  if not path.exists():
-    path.write_text(json.dumps(now, indent=2))
-    return
-  before = json.loads(path.read_text())
-  differs = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-  if differs:
-    was = {k: before.get(k) for k in differs}
-    raise ValueError(f"{path} was written with other values of {differs}: {was}; use a new workdir")
 
 
 def _kept(path: Path, make: Callable[[], dict]) -> dict:

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixelis_jax import agent, batch, evaluate, learner, program, sampler, sharding
+from pixelis_jax import agent, batch, evaluate, learner, program, runs, sampler, sharding
 from pixelis_jax.algo import grpo, rewards
-from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.tasks import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
 from pixelis_jax.model import lora
@@ -47,7 +47,8 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
   held_out = evaluate.tasks(c.eval, policy)
 
-  checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
+  runs.keep_config(workdir, c)
+  checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep)
   if restored := checkpoints.restore(state):
     state, _ = restored
   metrics = Metrics(workdir, resume=int(state.step))

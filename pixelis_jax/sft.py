@@ -15,8 +15,8 @@ import grain
 import jax
 import numpy as np
 
-from pixelis_jax import agent, batch, evaluate, learner, program, sampler, sharding
-from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax import agent, batch, evaluate, learner, program, runs, sampler, sharding
+from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data import demos
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.tasks import DemoSource, TaskSource, shuffled
@@ -89,7 +89,8 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   data = rows(c, policy, blind)
   held_out = evaluate.tasks(c.eval, policy)
 
-  checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
+  runs.keep_config(workdir, c)
+  checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep)
   if restored := checkpoints.restore(state):
     state, extra = restored
     data.set_state(extra["data"])

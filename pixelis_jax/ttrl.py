@@ -25,7 +25,7 @@ from pixelis_jax.algo import grpo, rewards, voting
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.information import Information
 from pixelis_jax.algo.kl import AdaptiveKl
-from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
@@ -307,7 +307,7 @@ class Learner:
     self.learned: str | None = None  # The id of the last experience read.
     self.taught = voting.AnswerPrior(decay=c.vote.decay)  # Answers of the experiences read.
     self.latest_kl = 0.0
-    self.checkpoints = Checkpoints(workdir / "checkpoints", keep=c.keep)
+    self.checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep)
     if restored := self.checkpoints.restore({"state": self.state, "average": self.average}):
       tree, extra = restored
       self.state, self.average = tree["state"], tree["average"]

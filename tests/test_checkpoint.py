@@ -116,6 +116,45 @@ def test_what_does_not_fit_is_named(tmp_path):
   assert "['b'] is [[3], 'float32'] in the checkpoint, [[3], 'bfloat16'] is wanted" in message
 
 
+def test_a_part_is_restored_without_the_rest(tmp_path):
+  """Under keys as under fields; the first place that is there counts; moments are not read."""
+  state = train_state()
+  with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+    checkpoints.save(3, state, {})
+  like = jax.tree.map(jnp.zeros_like, state["params"])
+  with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
+    for places in ([("params",)], [("average",), ("params", "policy"), ("params",)]):
+      assert_same(checkpoints.restore_part(places, like, step=3), state["params"])
+    inner = checkpoints.restore_part([("params", "decoder")], like["decoder"], step=3)
+    assert_same(inner, state["params"]["decoder"])
+    with pytest.raises(ValueError, match=r"step 3 has none of \['average', 'a/b'\]"):
+      checkpoints.restore_part([("average",), ("a", "b")], like, step=3)
+    with pytest.raises(
+      ValueError, match=r"params does not fit: head/embed is not in .*; embed is only"
+    ):
+      checkpoints.restore_part(
+        [("params",)], {"decoder": like["decoder"], "head": {"embed": like["embed"]}}, step=3
+      )
+    with pytest.raises(FileNotFoundError, match="has no step 4"):
+      checkpoints.restore_part([("params",)], like, step=4)
+
+
+def test_a_reader_leaves_what_is_being_saved(tmp_path):
+  with Checkpoints(tmp_path / "c", keep=3) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, train_state(), {})
+    half = tmp_path / "c" / "3.orbax-checkpoint-tmp"
+    half.mkdir()
+    with Checkpoints(tmp_path / "c", read_only=True) as reader:
+      assert reader.latest_step() == 2
+      reader.restore(train_state(), step=1)
+    assert half.is_dir() and sorted(p.name for p in (tmp_path / "c").iterdir()) == [
+      "1",
+      "2",
+      half.name,
+    ]
+
+
 def test_keep_must_be_positive(tmp_path):
   with pytest.raises(ValueError, match="keep 0 must be at least 1"):
     Checkpoints(tmp_path, keep=0)

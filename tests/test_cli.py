@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pixelis_jax import cli, sampler
+from pixelis_jax import cli, runs, sampler
 from pixelis_jax.metrics import Metrics, TrajectoryLog, read_lines
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.load import INDEX, WEIGHTS, load, save
@@ -413,6 +413,27 @@ def test_export_completes_a_directory_that_transformers_loads(workdir, tmp_path,
   np.testing.assert_array_equal(net.get_input_embeddings().weight.detach().numpy(), ours)
 
 
+def test_export_of_a_checkpoint(workdir, tmp_path, capsys, monkeypatch):
+  """By its step, or the latest of a run that has not ended; nothing of it stays beside OUT."""
+  asked = []
+
+  def save_checkpoint(run, out, *, step):
+    asked.append((run, step))
+    shutil.copytree(ASSETS, out / "model")
+    return step or 40
+
+  monkeypatch.setattr(runs, "save_checkpoint", save_checkpoint)
+  assert cli.main(["export", str(workdir), str(tmp_path / "ended")]) == 0 and not asked
+  for name, chosen in (("early", ["--step", "20"]), ("late", [])):
+    if not chosen:
+      shutil.rmtree(workdir / "model")
+    assert cli.main(["export", str(workdir), str(tmp_path / "out" / name), *chosen]) == 0
+    load(tmp_path / "out" / name)
+  assert asked == [(workdir, 20), (workdir, None)]
+  assert "the checkpoint of step 40" in capsys.readouterr().out
+  assert {f.name for f in (tmp_path / "out").iterdir()} == {"early", "late"}
+
+
 def test_export_replaces_weights_only_when_forced(workdir, tmp_path, capsys):
   out = tmp_path / "tiny-vl"
   out.mkdir()
@@ -492,7 +513,7 @@ def test_export_copies_an_adapter_that_peft_loads(adapted, tmp_path, capsys):
 
 def test_export_of_an_adapter_refuses_what_would_harm(workdir, tmp_path, capsys, request):
   out = tmp_path / "out"
-  assert "if they train adapters" in refused(capsys, "export", workdir, out, "--adapter")
+  assert "trained no adapter" in refused(capsys, "export", workdir, out, "--adapter")
   adapted = request.getfixturevalue("adapted")
   own = adapted / "adapter"
   assert "the run's own adapter" in refused(capsys, "export", adapted, own, "--adapter")

@@ -6,6 +6,7 @@ within one frame); m-RoPE positions follow `get_rope_index` of its modeling_qwen
 modeling_qwen3_vl.py.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import TypeAlias, no_type_check
 
@@ -76,18 +77,28 @@ def vision_inputs(
       )
     if count > patches:
       raise ValueError(f"image {row} has {count} patches, more than the row's {patches}")
-    order, windows = window_order(image.grid, config)
-    units = np.arange(count).reshape(-1, unit)[order].reshape(-1)  # unit order -> patch order
-    frames = np.repeat(np.arange(image.grid[0]), image.grid[1] * image.grid[2]) + 1
+    units, *arranged, inverse = _arranged(image.grid, config)
     packed.patches[row, :count] = image.patches[units]
-    packed.positions[row, :count] = patch_positions(image.grid, config)[units]
-    packed.window_segments[row, :count] = np.repeat(windows, unit)
-    packed.frame_segments[row, :count] = frames[units]
-    packed.inverse[row, : len(order)] = np.argsort(order)
-    if config.position_side:
-      corners, shares = table_places(image.grid, config)
-      packed.corners[row, :count], packed.shares[row, :count] = corners[units], shares[units]
+    packed.inverse[row, : len(inverse)] = inverse
+    places = packed.positions, packed.window_segments, packed.frame_segments
+    for whole, own in zip((*places, packed.corners, packed.shares), arranged, strict=True):
+      whole[row, :count] = own
   return packed
+
+
+@functools.lru_cache(maxsize=64)  # Most images of a run have one of few sizes.
+def _arranged(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, ...]:
+  """Of each patch, in window order: its number in Qwen's order, position, window, frame, corners,
+  shares. And of each merged unit, in reading order, its number in window order.
+  """
+  unit = config.merge_unit
+  order, windows = window_order(grid, config)
+  units = np.arange(len(order) * unit).reshape(-1, unit)[order].reshape(-1)
+  frames = np.repeat(np.arange(grid[0]), grid[1] * grid[2]) + 1
+  none = np.zeros((len(units), 0))
+  corners, shares = table_places(grid, config) if config.position_side else (none, none)
+  positions, windows = patch_positions(grid, config)[units], np.repeat(windows, unit)
+  return units, positions, windows, frames[units], corners[units], shares[units], np.argsort(order)
 
 
 def window_order(
@@ -205,6 +216,7 @@ def _text_positions(count: int, start: int) -> Int32[np.ndarray, "3 T"]:
   return np.tile(np.arange(start, start + count, dtype=np.int32), (3, 1))
 
 
+@functools.lru_cache(maxsize=64)
 def _grid_positions(grid: Grid, merge: int, step: float) -> Int32[np.ndarray, "3 T"]:
   times = (np.arange(grid[0]) * np.float32(step)).astype(np.int32)  # Truncated, as in the original.
   axes = (times, np.arange(grid[1] // merge), np.arange(grid[2] // merge))

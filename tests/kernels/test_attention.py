@@ -1,5 +1,7 @@
 """Attention against loops over every query, and its two formulations against each other."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from kernels.attention import attention, reference, single_query, visible
+from kernels import attention as attention_module
+from kernels.attention import attention, blocked, reference, single_query, visible
 
 
 def inputs(B=2, T=5, S=7, N=4, K=2, H=8, seed=0):
@@ -89,11 +92,11 @@ def test_single_query_is_the_reference_at_one_token(K):
   q, k, v = inputs(T=1, K=K)
   mask = visible(True, segments([1], [1]), segments([1] * 7, [0, 1, 1, 1, 0, 0, 1]), 4)
 
-  def gradients(function):
+  def squared(function):
     return jax.grad(lambda *x: jnp.square(function(*x, mask)).sum(), argnums=(0, 1, 2))(q, k, v)
 
   assert_allclose(single_query(q, k, v, mask), reference(q, k, v, mask), atol=1e-6)
-  for ours, expected in zip(gradients(single_query), gradients(reference), strict=True):
+  for ours, expected in zip(squared(single_query), squared(reference), strict=True):
     assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -139,3 +142,78 @@ def test_heads_that_do_not_divide_are_refused():
   q, k, v = inputs(B=1, N=3, K=2)
   with pytest.raises(ValueError, match="3 query heads must be a multiple of 2"):
     attention(q, k, v, causal=True, q_segments=segments([1] * 5), kv_segments=segments([1] * 7))
+
+
+def gradients(function, *inputs):
+  """The value and the gradients for q, k, v of a sum that weighs every output differently."""
+  value = function(*inputs)
+  weights = jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape)
+  loss = lambda *x: (function(*x).astype(jnp.float32) * weights).sum()
+  return value, *jax.grad(loss, argnums=(0, 1, 2))(*inputs)
+
+
+def poisoned(x, at):
+  """NaN in the tokens of segment 0: what is padding must not matter."""
+  return jnp.where((at == 0)[:, :, None, None], jnp.nan, x)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("T, extra, tile", [(7, 0, 3), (5, 6, 4), (4, 2, 64)])
+def test_tiles_are_the_reference(causal, T, extra, tile):
+  """Any segments, in any order, tiles that do not divide the lengths, rows that see nothing."""
+  S = T + extra
+
+  @jax.jit
+  def both(q, k, v, q_at, kv_at):
+    mask = visible(causal, q_at, kv_at, extra)
+    tiled = lambda *x: blocked(
+      *x, causal=causal, q_segments=q_at, kv_segments=kv_at, q_offset=extra, tile=tile
+    )
+    padded = poisoned(q, q_at), poisoned(k, kv_at), poisoned(v, kv_at)
+    return gradients(tiled, *padded), gradients(lambda *x: reference(*x, mask), q, k, v)
+
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    at = (jnp.asarray(rng.integers(0, 3, (2, n)), jnp.int32) for n in (T, S))
+    for ours, theirs in zip(*both(*inputs(T=T, S=S, K=2, seed=seed), *at), strict=True):
+      # Float32 sums of up to 11 terms of order 1, in another order.
+      assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_tiles_between_segments_and_above_the_diagonal_are_not_computed():
+  """By hand: 8 tokens in tiles of 2."""
+  at = segments([1, 1, 1, 2, 2, 2, 3, 0])
+  tile = attention_module._Tile(at, at, jnp.asarray(0, jnp.int32), False, (2, 2), 1.0)
+  low, high = tile.spans()
+  # Tiles hold segments {1}, {1, 2}, {2}, {3}: tile 0 meets 0 and 1, tile 1 meets 0 to 2, ...
+  assert_array_equal(low, [0, 0, 1, 3])
+  assert_array_equal(high, [2, 3, 3, 4])
+  causal = dataclasses.replace(tile, causal=True).spans()
+  assert_array_equal(causal[1], [1, 2, 3, 4])
+  # Queries that begin at key 4 of these 8 see one tile less of what lies behind them.
+  late = dataclasses.replace(tile, q_segments=at[:, 4:], causal=True, q_offset=jnp.int32(4))
+  assert_array_equal(late.spans(), ([1, 3], [3, 4]))
+  nothing = dataclasses.replace(tile, q_segments=segments([0, 0, 9, 9])).spans()
+  assert_array_equal(nothing[0], nothing[1])
+
+
+def test_memory_of_tiles_is_linear_in_tokens():
+  """Temporaries of forward and backward at 4 times the tokens: 4 times as many bytes, not 16."""
+
+  def temporary(T):
+    q, k, v = inputs(B=1, T=T, S=T)
+    ones = jnp.ones((1, T), jnp.int32)
+    run = lambda q, k, v: blocked(
+      q, k, v, causal=True, q_segments=ones, kv_segments=ones, tile=64
+    ).sum()
+    compiled = jax.jit(jax.grad(run, argnums=(0, 1, 2))).lower(q, k, v).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary(4096) < 5 * temporary(1024)
+
+
+def test_an_unknown_backend_is_refused():
+  q, k, v = inputs()
+  at = {"q_segments": segments([1] * 5, [1] * 5), "kv_segments": segments([1] * 7, [1] * 7)}
+  with pytest.raises(ValueError, match=r"'triton' must be one of \('reference', 'blocked'\)"):
+    attention(q, k, v, causal=True, **at, backend="triton")

@@ -1,10 +1,12 @@
-"""Speed beside torch: the same checkpoint, the same inputs, float32, runs in turn on this CPU.
+r"""Speed beside torch: the same checkpoint, the same inputs, float32, runs in turn on this CPU.
 
-    python benchmarks/forward.py --sizes tiny 50m 300m --repeats 5 --out runs/forward
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+      python benchmarks/forward.py --sizes tiny 50m 300m --repeats 5 --out runs/forward
 
 Rows: `tower` (image features), `forward` (log-probabilities of the next tokens of whole rows with
-an image each), `backward` (that and the gradient for all weights), `decode` (greedy tokens behind a
-prompt with an image, from a key-value cache). tiny is assets/tiny-vl; the others are random
+an image each), `backward` (that and the gradient for all weights), `prefill` and `generate` (one
+greedy token, and many, behind a prompt with an image, from a key-value cache), and `decode`, what
+the other tokens of `generate` took beyond `prefill`. tiny is assets/tiny-vl; the others are random
 Qwen2.5-VLs of about that many weights. Torch is transformers' own model with scaled dot product
 attention, eager; with --compile its forward and backward are measured through torch.compile too.
 The ratio is torch's median time over ours: above 1 ours is faster. Results are compared first: a
@@ -13,6 +15,7 @@ benchmark of two different computations says nothing.
 
 import argparse
 import dataclasses
+import os
 import statistics
 import tempfile
 import time
@@ -124,8 +127,8 @@ def inputs(model: Model, theirs: Qwen2_5_VLForConditionalGeneration) -> Inputs:
   )
 
 
-def our_decode(model: Model) -> Callable:
-  """Prefill and NEW greedy tokens in one program."""
+def our_greedy(model: Model, count: int) -> Callable:
+  """Prefill and `count` greedy tokens in one program."""
 
   def run(params: Params, given: batch.Inputs) -> jax.Array:
     features = model.encode(params, given.vision)
@@ -134,18 +137,20 @@ def our_decode(model: Model) -> Callable:
     text = (given.tokens, given.positions, features, given.sources, given.segments)
     hidden, cache = model.extend(params, cache, *text)
     nowhere, one = jnp.full((ROWS, 1), -1, jnp.int32), jnp.ones((ROWS, 1), jnp.int32)
-    start = given.positions[:, :, -1:] + 1
+    start, apart = given.positions[:, :, -1:] + 1, model.apart(params)
 
     def step(i, carry):
       cache, hidden, out = carry
       token = jnp.argmax(hidden @ model.head(params).T, axis=-1).astype(jnp.int32)
       out = out.at[:, i].set(token)
       nothing = jnp.zeros((0, hidden.shape[-1]))
-      hidden, cache = model.extend(params, cache, token[:, None], start + i, nothing, nowhere, one)
+      hidden, cache = model.extend(
+        params, cache, token[:, None], start + i, nothing, nowhere, one, apart
+      )
       return cache, hidden[:, 0], out
 
-    out = jnp.zeros((ROWS, NEW), jnp.int32)
-    return jax.lax.fori_loop(0, NEW, step, (cache, hidden[:, -1], out))[2]
+    out = jnp.zeros((ROWS, count), jnp.int32)
+    return jax.lax.fori_loop(0, count, step, (cache, hidden[:, -1], out))[2]
 
   return jax.jit(run)
 
@@ -170,15 +175,15 @@ def pairs(path: Path, compiled: bool) -> dict[str, tuple[Callable, Callable, Cal
   logps = jax.jit(lambda params, inputs: learner.logps(model, params, inputs)[0][:, 1:])
   mean = lambda params, inputs: learner.logps(model, params, inputs)[0][:, 1:].mean()
   gradient = jax.jit(jax.grad(mean))
-  decode = our_decode(model)
+  first, many = our_greedy(model, 1), our_greedy(model, NEW)
   tower = lambda: (
     theirs.model.visual(given.theirs["pixel_values"], given.theirs["image_grid_thw"]).pooler_output
   )
-  greedy = lambda: theirs.generate(
+  greedy = lambda count: theirs.generate(
     **{k: v for k, v in given.theirs.items() if k != "position_ids"},
     attention_mask=torch.ones_like(given.theirs["input_ids"]),
-    max_new_tokens=NEW,
-    min_new_tokens=NEW,
+    max_new_tokens=count,
+    min_new_tokens=count,
     do_sample=False,
     pad_token_id=0,
   )[:, TOKENS:]
@@ -196,7 +201,8 @@ def pairs(path: Path, compiled: bool) -> dict[str, tuple[Callable, Callable, Cal
       lambda: their_gradient(theirs, given.theirs),
       None if fast is None else lambda: their_logps(fast, given.theirs).mean().backward(),
     ),
-    "decode": (lambda: decode(params, given.ours), no_grad(greedy), None),
+    "prefill": (lambda: first(params, given.ours), no_grad(lambda: greedy(1)), None),
+    "generate": (lambda: many(params, given.ours), no_grad(lambda: greedy(NEW)), None),
   }
 
 
@@ -208,9 +214,9 @@ def check(name: str, mine, other: torch.Tensor) -> None:
   """Both sides computed the same, or the benchmark stops."""
   mine, other = np.asarray(mine, np.float32), other.detach().numpy().astype(np.float32)
   mine = mine.reshape(other.shape)
-  if name == "decode":
+  if name in ("prefill", "generate"):
     agree = float((mine == other).mean())
-    assert agree > 0.9, f"decode: {agree:.0%} of the greedy tokens agree"
+    assert agree > 0.9, f"{name}: {agree:.0%} of the greedy tokens agree"
     return
   error = float(np.abs(mine - other).max() / np.abs(other).max())
   assert error < TOLERANCE, f"{name}: relative difference {error:.1e} must be below {TOLERANCE}"
@@ -230,9 +236,10 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("runs/forward"))
   args = parser.parse_args()
   rows = []
-  print(
+  head = (
     f"{'size':5} {'row':9} {'ours s':>8} {'torch s':>8} {'ratio':>6} {'compiled':>9} {'ratio':>6}"
   )
+  print(head, flush=True)
   with tempfile.TemporaryDirectory() as folder:
     for size in args.sizes:
       path = checkpoint(size, Path(folder))
@@ -246,14 +253,26 @@ def main() -> None:
         for _ in range(args.repeats):
           for side, run in sides.items():
             times[side].append(seconds(run))
-        median = {side: statistics.median(taken) for side, taken in times.items()}
-        rows.append({"size": size, "row": name, **median, "times": times})
-        ours, torch_s = median["ours"], median["eager"]
-        line = f"{size:5} {name:9} {ours:8.3f} {torch_s:8.3f} {torch_s / ours:6.2f}"
-        if "compiled" in median:
-          line += f" {median['compiled']:9.3f} {median['compiled'] / ours:6.2f}"
-        print(line, flush=True)
-  record(args.out, "forward", {"rows": rows, "threads": torch.get_num_threads()})
+        rows.append(row(size, name, times))
+        if name == "generate":
+          before = rows[-2]["times"]
+          beyond = {s: [b - a for a, b in zip(before[s], times[s], strict=True)] for s in times}
+          rows.append(row(size, "decode", beyond))
+  facts = {"threads": torch.get_num_threads(), "tunables": os.environ.get("GLIBC_TUNABLES", "")}
+  record(args.out, "forward", {"rows": rows, **facts})
+
+
+def row(size: str, name: str, times: dict[str, list[float]]) -> dict:
+  """The medians of a row, printed."""
+  median = {side: statistics.median(taken) for side, taken in times.items()}
+  ours, torch_s = median["ours"], median["eager"]
+  line = f"{size:5} {name:9} {ours:8.3f} {torch_s:8.3f} {torch_s / ours:6.2f}"
+  if "compiled" in median:
+    line += f" {median['compiled']:9.3f} {median['compiled'] / ours:6.2f}"
+  if name == "decode":
+    line += f"  {ROWS * (NEW - 1) / ours:.0f} and {ROWS * (NEW - 1) / torch_s:.0f} tokens/s"
+  print(line, flush=True)
+  return {"size": size, "row": name, **median, "times": times}
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def blocked(
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   tile = tile or (_TILE if max(T, S) <= _SHORT else _LONG_TILE)
-  tiles = min(tile, T), min(tile, S)
+  tiles = _even(T, tile), _even(S, tile)
   q_pad, kv_pad = -T % tiles[0], -S % tiles[1]
   hide = lambda x, segments: jnp.where((segments != 0)[:, :, None, None], x, 0)
   widen = lambda x, pad: jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
@@ -194,7 +194,8 @@ def _tiled_forward(q_BKTRH, k_BKSH, v_BKSH, q_segments, kv_segments, q_offset, c
 def _tiled_backward(causal, tiles, saved, grad_BKTRH):
   q_BKTRH, k_BKSH, v_BKSH, q_segments, kv_segments, q_offset, out_BKTRH, sums_BKTR = saved
   H = q_BKTRH.shape[-1]
-  tile = _Tile(q_segments, kv_segments, q_offset, causal, tiles, H**-0.5)
+  # A constant offset comes back from JAX as one of numpy's.
+  tile = _Tile(q_segments, kv_segments, jnp.asarray(q_offset), causal, tiles, H**-0.5)
   low, high = tile.spans()
   grad_BKTRH = jnp.where((q_segments != 0)[:, None, :, None, None], grad_BKTRH, 0)
   dtype = _sum_dtype(q_BKTRH)
@@ -288,6 +289,11 @@ class _Tile:
     )[:, None, :, None, :]
     logits = _product("BKTRH,BKSH->BKTRS", q, k)
     return jnp.where(seen, logits * self.scale, _HIDDEN), seen
+
+
+def _even(tokens: int, tile: int) -> int:
+  """The side, at most `tile`, of as many tiles as are needed with the least padding."""
+  return -(-tokens // -(-tokens // tile))
 
 
 def _sum_dtype(x: Array) -> DTypeLike:

@@ -304,7 +304,7 @@ def _decode(
   Every sampled token is in the cache afterwards, the stop token too.
   """
   B = hidden.shape[0]
-  head = model.head(params)
+  head, apart = model.head(params), model.apart(params)
   nothing = jnp.zeros((1, hidden.shape[-1]), hidden.dtype)
   nowhere = jnp.full((B, 1), -1, jnp.int32)
 
@@ -330,7 +330,7 @@ def _decode(
     positions = jnp.broadcast_to((starts + i)[:, None, None], (B, 3, 1))
     segments = active.astype(jnp.int32)[:, None]
     hidden, cache = model.extend(
-      params, cache, token[:, None], positions, nothing, nowhere, segments
+      params, cache, token[:, None], positions, nothing, nowhere, segments, apart
     )
     active = active & ~stop[token]
     return i + 1, cache, hidden[:, 0], active, tokens, logps, entropies, lengths

@@ -6,6 +6,7 @@ level). Facts from transformers 5.24, modeling_qwen2_5_vl.py, modeling_qwen3_vl.
 modeling_qwen3.py.
 """
 
+from collections.abc import Sequence
 from typing import no_type_check
 
 import flax.struct
@@ -168,8 +169,12 @@ class Decoder(nnx.Module):
     features: Float[Array, "F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
+    apart: Sequence[dict] | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache]:
-    """T more tokens a row, written to slots [end, end + T) and attending to all slots so far."""
+    """T more tokens a row, written to slots [end, end + T) and attending to all slots so far.
+
+    With `apart`, each layer's weights by themselves, the layers follow each other unscanned.
+    """
     angles_BTJ = self.angles(positions)
     graphdef, layers = nnx.split(self.layers)
     zero = jnp.zeros_like(cache.end)
@@ -197,7 +202,12 @@ class Decoder(nnx.Module):
       return (self.deepen(x, features, sources, index), keys, values), None
 
     carry = (self.embed(tokens, features, sources), cache.keys, cache.values)
-    (x_BTD, keys, values), _ = jax.lax.scan(body, carry, (layers, self.indices()))
+    if apart is None:
+      carry, _ = jax.lax.scan(body, carry, (layers, self.indices()))
+    else:
+      for index, layer in enumerate(apart):
+        carry, _ = body(carry, (layer, jnp.asarray(index, jnp.int32)))
+    x_BTD, keys, values = carry
     end = cache.end + jnp.asarray(tokens.shape[1], cache.end.dtype)
     return self.norm(x_BTD), Cache(keys=keys, values=values, segments=kv_segments, end=end)
 

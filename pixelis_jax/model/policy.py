@@ -131,17 +131,32 @@ class Model:
     features: Float[Array, "F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
+    apart: tuple[Params, ...] | None = None,
   ) -> tuple[Float[Array, "B T D"], Cache]:
     """Prefill and decode in one: T slots written at `cache.end` for all rows, then attended.
 
-    Arguments as for `hidden`. The caller keeps end + T <= capacity: a write past it would be moved
-    back over older slots. Donate the cache, or carry it in a loop, so that it is updated in place.
+    Arguments as for `hidden`; `apart` may be what `apart` gives for these parameters. The caller
+    keeps end + T <= capacity: a write past it would be moved back over older slots. Donate the
+    cache, or carry it in a loop, so that it is updated in place.
     Raises ValueError if T alone exceeds the capacity.
     """
     if tokens.shape[1] > cache.segments.shape[1]:
       raise ValueError(f"{tokens.shape[1]} tokens do not fit {cache.segments.shape[1]} slots")
     text = self._modules(params).text
-    return text.extend(cache, tokens, positions, features, sources, segments)
+    return text.extend(cache, tokens, positions, features, sources, segments, apart)
+
+  def apart(self, params: Params) -> tuple[Params, ...] | None:
+    """Each decoder layer's weights by themselves, for a loop of `extend`; None where it is no use.
+
+    A scan takes a layer's weights out of the stack at each token. XLA's CPU backend copies them
+    for that: as much memory traffic again as the few rows of a decoding step need. Elsewhere a scan
+    keeps the program as small as one layer.
+    """
+    if jax.default_backend() != "cpu":
+      return None
+    layers = params["text"]["layers"]
+    pick = lambda i: jax.tree.map(lambda x: x[i], layers)
+    return tuple(pick(i) for i in range(self.config.text.layers))
 
   def head(self, params: Params) -> Float[Array, "V D"]:
     """The output projection: logits are hidden @ head.T. The embedding itself when tied."""

@@ -355,12 +355,17 @@ def test_head_is_the_embedding_only_when_tied(pair):
 
 @pytest.mark.parametrize("chunks", [(320,), (193, 7, 113, *[1] * 7)], ids=str)
 def test_extend_equals_hidden(pair, chunks):
-  """Prefill at once, in pieces and 7 tokens one by one: the same float32 states to 1e-5."""
+  """Prefill at once, in pieces and 7 tokens one by one: the same float32 states to 1e-5.
+
+  One by one as the sampler decodes here, with each layer's weights by themselves.
+  """
   model, batch = pair.model, pair.batch
   features = encoded(model, pair.params, batch)
   expected = model.hidden(pair.params, *batch.arguments(features))
   extend = jax.jit(model.extend, donate_argnums=(1,))
   cache, at, pieces = model.init_cache(2, 333, jnp.float32), 0, []
+  apart = model.apart(pair.params)
+  assert len(apart) == model.config.text.layers
   for count in chunks:
     here = slice(at, at + count)
     piece, cache = extend(
@@ -371,6 +376,7 @@ def test_extend_equals_hidden(pair, chunks):
       features,
       batch.sources[:, here],
       batch.segments[:, here],
+      apart if count == 1 else None,
     )
     pieces.append(piece)
     at += count

@@ -160,13 +160,13 @@ def _at(box: Box, task: Task, tools: Toolbox) -> ToolCall:
 
 
 def arms(
-  policy: Policy, c: Any, asked: Sequence[Task], *, limits: agent.Limits, seed: int
+  policy: Policy, asked: Sequence[Task], *, limits: agent.Limits, seed: int
 ) -> dict[str, Result]:
   """The four arms on the same questions, greedy; of a policy without tools one.
 
   Crops are moved where all questions have an image, and to the evidence where it is known for all.
   """
-  blind = with_tools(c, policy.model, policy.params, ())
+  blind = with_tools(policy.settings, policy.model, policy.params, ())
   played = {"no_tools": (blind, blind.tools.run)}
   if policy.tools.tools:
     played = {"tools": (policy, policy.tools.run), **played}
@@ -230,7 +230,7 @@ def main(c: Any, workdir: Path) -> dict[str, Result]:
   workdir.mkdir(parents=True, exist_ok=True)
   policy = load_policy(c.model)
   asked = tasks(c.eval, policy)
-  results = arms(policy, c.model, asked, limits=agent.Limits(**c.limits), seed=c.eval.seed)
+  results = arms(policy, asked, limits=agent.Limits(**c.limits), seed=c.eval.seed)
   source = c.eval.file or f"{c.eval.split}, shift {c.eval.shift}, seed {c.eval.seed}"
   print(f"{c.model.path} on {source}, n {len(asked)}")
   print(table(results))

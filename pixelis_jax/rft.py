@@ -107,7 +107,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   checkpoints.close()
   metrics.close()
   trajectories.close()
-  sampler.save_policy(workdir, c.model, model, lora.join(state.params, base))
+  sampler.save_policy(workdir, policy.settings, model, lora.join(state.params, base))
   return state
 
 

@@ -60,5 +60,5 @@ def save_checkpoint(workdir: Path, out: Path, *, step: int | None = None) -> int
     if step is None:
       raise FileNotFoundError(f"{workdir / FOLDER} has no checkpoint yet")
     trained = checkpoints.restore_part(_PLACES, like, step=step)
-  sampler.save_policy(out, c, policy.model, lora.join(trained, base))
+  sampler.save_policy(out, policy.settings, policy.model, lora.join(trained, base))
   return step

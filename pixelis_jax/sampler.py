@@ -9,8 +9,10 @@ All rows of a cache share one slot counter. A row that is shorter or already fin
 a slot with segment 0 that nobody attends to. Positions are explicit, so holes do not move them.
 """
 
+import atexit
 import dataclasses
 import importlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -354,9 +356,11 @@ def _decode(
 class Policy:
   """A checkpoint directory, ready to play: weights, chat, sampler, and its prompt's tools.
 
-  `images` is None for a text-only model.
+  `images` is None for a text-only model. `settings` are what it was opened with; their `path` is
+  the directory that was, where a loader made one too.
   """
 
+  settings: Any
   model: Model
   params: Params
   images: ImageProcessor | None
@@ -430,7 +434,7 @@ def save_policy(workdir: Path, c: Any, model: Model, params: Params) -> None:
   """`workdir`/model, a Hugging Face directory, adapters merged; these alone in `workdir`/adapter.
 
   Args:
-    c: field path, the directory that the model was loaded from.
+    c: field path, the directory that the model was loaded from: `Policy.settings`.
   """
   if model.lora is not None:
     save_adapter(workdir / "adapter", model, params, c.path)
@@ -452,18 +456,28 @@ def with_tools(c: Any, model: Model, params: Params, tools: Sequence[str]) -> Po
     dtype=jnp.dtype(c.dtype),
   )
   return Policy(
-    model=model, params=params, images=chat.images, chat=chat, sampler=sampler, tools=toolbox
+    settings=c,
+    model=model,
+    params=params,
+    images=chat.images,
+    chat=chat,
+    sampler=sampler,
+    tools=toolbox,
   )
 
 
 def _saved(c: Any) -> Path:
-  """A directory with what the loader returned; ValueError names a loader that isn't there."""
+  """A directory with what the loader returned, for as long as this process runs.
+
+  ValueError names a loader that isn't there.
+  """
   module, _, name = c.loader.partition(":")
   try:
     load_model = getattr(importlib.import_module(module), name)
   except (ImportError, AttributeError, ValueError) as e:
     raise ValueError(f"model.loader {c.loader!r} must be 'package.module:function': {e}") from e
   directory = Path(tempfile.mkdtemp(prefix="pixelis-"))
+  atexit.register(shutil.rmtree, directory, ignore_errors=True)
   for part in load_model(c):
     part.save_pretrained(directory)
   return directory

@@ -68,7 +68,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     )
   mesh = sharding.make_mesh(**c.mesh)
   policy = sampler.load_policy(c.model, adapters=jax.random.fold_in(jax.random.key(c.seed), 1))
-  blind = sampler.with_tools(c.model, policy.model, policy.params, ())
+  blind = sampler.with_tools(policy.settings, policy.model, policy.params, ())
   model, across = policy.model, sharding.rows_multiple(mesh)
   freeze = tuple(f"policy/{name}" for name in c.model.freeze)
   tx, schedule = learner.make_optimizer(c.optimizer, freeze=freeze)
@@ -124,7 +124,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       checkpoints.save(i + 1, state, {"data": data.get_state()})
   checkpoints.close()
   metrics.close()
-  sampler.save_policy(workdir, c.model, model, join(state.params["policy"], base))
+  sampler.save_policy(workdir, policy.settings, model, join(state.params["policy"], base))
   return state
 
 

@@ -18,7 +18,7 @@ def arms():
   c.model.path, c.eval.n = str(ASSETS), N
   policy = sampler.load_policy(c.model)
   asked = evaluate.scenes(c.eval)
-  return evaluate.arms(policy, c.model, asked, limits=agent.Limits(**c.limits), seed=0)
+  return evaluate.arms(policy, asked, limits=agent.Limits(**c.limits), seed=0)
 
 
 def test_the_weights_fit_a_repository():

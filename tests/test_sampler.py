@@ -11,6 +11,7 @@ import pytest
 from configs import common
 from pixelis_jax import batch, learner, sampler
 from pixelis_jax.model import lora
+from pixelis_jax.model.load import load
 from pixelis_jax.model.peft import save_adapter
 from pixelis_jax.types import ToolResult
 from tests import episodes, fakes
@@ -413,6 +414,12 @@ def test_a_loader_replaces_the_path(model_config, monkeypatch, tmp_path):
   assert max_difference(loaded.params, direct.params) == 0.0
   ours, theirs = (bind(p, temperature=0.0)(asked([task("a")])) for p in (loaded, direct))
   assert_same(ours, theirs)
+  # What is made of it comes from the same place: another prompt, a directory of the model.
+  blind = sampler.with_tools(loaded.settings, loaded.model, loaded.params, ())
+  assert blind.chat.prompt(task("a")).tokens.size < loaded.chat.prompt(task("a")).tokens.size
+  sampler.save_policy(tmp_path / "run", loaded.settings, loaded.model, loaded.params)
+  _, saved = load(tmp_path / "run" / "model")
+  assert max_difference(saved, direct.params) == 0.0
 
 
 def test_int8_answers_with_the_probabilities_it_is_read_with(model_config):

@@ -20,6 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
   common.own_training(c, arg, lr=1e-6, lora_lr=1e-5, steps=500)
   if "text" in arg:
     c.reward.curiosity = "off"  # It pays for looking at pixels.
+  c.rows_multiple = 1
   c.eval = common.evaluation(n=500, every=50)
   c.log_every, c.save_every = 1, 50
   c.lock()

@@ -16,6 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.model = common.trained("runs/tiny-sft/model")
+  c.model.rows_multiple = 64
   c.limits = common.limits()
   c.mesh = common.mesh()
   c.data = ConfigDict()
@@ -36,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     {"task": 1.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0, "tool_cost": 0.0}
   )
   c.max_row = 384
+  c.rows_multiple = 64  # Rows and images of an update: the larger, the fewer programs are compiled.
   c.packed = False  # Several conversations a row: pays where attention is not the cost.
   c.optimizer = common.optimizer(lr=2e-5, steps=60, warmup=5)
   c.optimizer.patch_scale = 0.1
@@ -46,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.keep = 2
   if arg == "debug":
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
+    c.model.rows_multiple, c.rows_multiple = 1, 1
     c.optimizer.steps, c.optimizer.warmup = 4, 1
     c.eval.n, c.eval.every, c.log_every, c.save_every = 4, 4, 1, 2
   c.lock()

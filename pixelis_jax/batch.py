@@ -20,7 +20,7 @@ from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_position
 from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
 
 AIMS, PLACES = 6, 9  # Numbers of an aim and of a sight, see `SftBatch`.
-LENGTHS = 32  # Rows are padded to a multiple of this: few lengths, few programs.
+LENGTHS = 32  # Rows are padded to 1, 2, 3, 4, 6, 8, 12, ... times this: few lengths, few programs.
 _HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 
@@ -276,7 +276,7 @@ def place(
     places[i] = (b, used[b], lengths[i], held[b])
     used[b] += lengths[i]
   rows = round_up(len(used), multiple_of=multiple_of)
-  tokens = min(-(-max(used) // LENGTHS) * LENGTHS, max_tokens)
+  tokens = min(round_up(max(used), multiple_of=LENGTHS), max_tokens)
   return Placement((rows, tokens), tuple(places[i] for i in range(len(lengths))))
 
 

@@ -9,6 +9,7 @@ reference of the KL is the model without them, which costs no second copy of the
 """
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pixelis_jax.types import Reward, Trajectory
 def main(c: Any, workdir: Path) -> learner.TrainState:
   mesh = sharding.make_mesh(**c.mesh)
   policy = sampler.load_policy(c.model, adapters=jax.random.key(c.seed))
-  model, across = policy.model, sharding.rows_multiple(mesh)
+  model, across = policy.model, math.lcm(c.rows_multiple, sharding.rows_multiple(mesh))
   limits, Q, G = agent.Limits(**c.limits), c.grpo.questions, c.grpo.group
   tx, schedule = learner.make_optimizer(c.optimizer, freeze=c.model.freeze)
   loss = learner.grpo_loss(

@@ -81,9 +81,7 @@ class Checkpoints:
       step = self.latest_step()
     if step is None:
       return None
-    if not self.directory.is_dir() or step not in self._manager().all_steps():
-      raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
-    manager = self._manager()
+    manager = self._holding(step)
     about = manager.restore(
       step, args=ocp.args.Composite(extra=ocp.args.JsonRestore(), layout=ocp.args.JsonRestore())
     )
@@ -104,10 +102,9 @@ class Checkpoints:
 
     Raises FileNotFoundError for a step that isn't there, ValueError as `restore` does.
     """
-    if not self.directory.is_dir() or step not in self._manager().all_steps():
-      raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
+    manager = self._holding(step)
     where = f"checkpoint {self.directory} step {step}"
-    about = self._manager().restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
+    about = manager.restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
     stored = {_names(path): spec for path, spec in about.layout["leaves"].items()}
     place = next((p for p in places if any(names[: len(p)] == p for names in stored)), None)
     if place is None:
@@ -143,6 +140,12 @@ class Checkpoints:
     if self._opened is not None:
       self._opened.close()
       self._opened = None
+
+  def _holding(self, step: int) -> ocp.CheckpointManager:
+    """The manager, where it holds this step; FileNotFoundError where it does not."""
+    if not self.directory.is_dir() or step not in self._manager().all_steps():
+      raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
+    return self._manager()
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._opened is None:

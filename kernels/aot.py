@@ -25,7 +25,6 @@ os.environ |= {
 }
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -69,12 +68,6 @@ OPS = {
 }
 
 
-def backward(function: Callable, arguments: tuple[int, ...]) -> Callable:
-  """The gradients of a sum of what the function returns."""
-  total = lambda *x: function(*x).astype(jnp.float32).sum()
-  return jax.grad(total, argnums=arguments)
-
-
 def compiled(function: Callable, shapes: specs.Shapes, target: Target) -> jax.stages.Compiled:
   """For one chip: inside a shard_map, where Mosaic learns the generation, and on copies."""
   described = topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
@@ -94,7 +87,7 @@ def measure(op: str, name: str, direction: str, target: str) -> dict:
   spec, chip = named[name], TARGETS[target]
   function = make(spec)
   if direction == "backward":
-    function = backward(function, arguments)
+    function = specs.backward(function, arguments)
   row = {"target": target, "op": op, "spec": name, "direction": direction}
   began = time.monotonic()
   try:

@@ -5,6 +5,7 @@ are one image of 1792 x 1792 pixels.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,7 @@ class TokenLogps:
 
 
 _FLOAT32 = {"dtype": jnp.float32}
+_LONG = (1, 4, 16)  # Thousands of tokens, on shapes whose quadratic form still fits a host.
 
 ATTENTION = {
   "qwen2_5_vl_7b": Attention(B=1, T=8192, N=28, K=4, H=128, causal=True, segment=2048),
@@ -97,6 +99,7 @@ ATTENTION = {
   "qwen3_8b": Attention(B=1, T=8192, N=32, K=8, H=128, causal=True, segment=2048),
   "tiny": Attention(B=32, T=128, N=4, K=2, H=32, causal=True, **_FLOAT32),
   "tiny_windows": Attention(B=64, T=64, N=4, K=4, H=16, causal=False, segment=16, **_FLOAT32),
+  **{f"{n}k": Attention(B=1, T=1024 * n, N=2, K=1, H=64, causal=True, **_FLOAT32) for n in _LONG},
 }
 
 TOKEN_LOGPS = {
@@ -104,4 +107,11 @@ TOKEN_LOGPS = {
   "qwen3_vl_8b": TokenLogps(C=8192, D=4096, V=151_936),
   "qwen3_8b": TokenLogps(C=8192, D=4096, V=151_936),
   "tiny": TokenLogps(C=4096, D=128, V=512, **_FLOAT32),
+  **{f"{n}k": TokenLogps(C=1024 * n, D=256, V=32_768, **_FLOAT32) for n in _LONG},
 }
+
+
+def backward(function: Callable, arguments: tuple[int, ...]) -> Callable:
+  """The gradients of a sum of what the function returns."""
+  total = lambda *x: function(*x).astype(jnp.float32).sum()
+  return jax.grad(total, argnums=arguments)

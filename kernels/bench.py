@@ -1,0 +1,151 @@
+"""Times each op beside its definition on the device at hand: ratios, roofline and memory.
+
+    python -m kernels.bench --specs 1k 4k 16k --repeats 5 --out runs/bench.json
+
+A row is one op, shape and pass: the median of interleaved runs of the op and of its reference,
+their ratio (above 1 the op is faster), the share of the roofline that the op reaches, and the
+temporary memory of both as the compiler planned it. The roofline is the lower of the rate of a
+large matrix product, measured in the same run, and of what the bytes of the spec allow at the rate
+of a large copy; operations and bytes are counted from the spec, for a backward pass 3.5 and 3 times
+those of the forward one. A reference that would take more than --most GiB is not run.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels import specs, tiles
+from kernels import token_logps as logps
+from kernels.attention import attention, reference
+
+GIB = 2**30
+
+
+def attend(spec: specs.Attention) -> tuple[Callable, Callable]:
+  """The op, and its definition."""
+
+  def naive(q, k, v, q_at, kv_at):
+    return reference(q, k, v, tiles.visible(spec.causal, q_at, kv_at))
+
+  def op(q, k, v, q_at, kv_at):
+    return attention(q, k, v, causal=spec.causal, q_segments=q_at, kv_segments=kv_at)
+
+  return op, naive
+
+
+def score(spec: specs.TokenLogps) -> tuple[Callable, Callable]:
+  """The op, and its definition, whose logits are all there at once."""
+  naive = lambda hidden, head, tokens: logps.reference(hidden[0], tokens[0], head, 1.0)[0]
+  return lambda hidden, head, tokens: logps.token_logps(hidden, head, tokens)[0], naive
+
+
+OPS = {
+  "attention": (specs.ATTENTION, attend, (0, 1, 2)),
+  "token_logps": (specs.TOKEN_LOGPS, score, (0, 1)),
+}
+
+
+def seconds(run: Callable, inputs: tuple) -> float:
+  began = time.perf_counter()
+  jax.block_until_ready(run(*inputs))
+  return time.perf_counter() - began
+
+
+def median(run: Callable, inputs: tuple, repeats: int) -> float:
+  seconds(run, inputs)  # The first call compiles.
+  return statistics.median(seconds(run, inputs) for _ in range(repeats))
+
+
+def machine(repeats: int) -> tuple[float, float]:
+  """(operations a second of a matrix product, bytes a second of a copy), both large, in float32."""
+  side, count = 2048, 2**26
+  x = jnp.ones((side, side), jnp.float32)
+  rate = 2.0 * side**3 / median(jax.jit(lambda x: x @ x), (x,), repeats)
+  flat = jnp.ones(count, jnp.float32)
+  return rate, 8.0 * count / median(jax.jit(lambda x: x + 1), (flat,), repeats)
+
+
+def measure(op: str, name: str, direction: str, *, peak, most: int, repeats: int) -> dict:
+  """One row of the table."""
+  named, make, arguments = OPS[op]
+  spec = named[name]
+  inputs = spec.inputs(np.random.default_rng(0))
+  sides = dict(zip(("op", "reference"), make(spec), strict=True))
+  if direction == "backward":
+    sides = {side: specs.backward(run, arguments) for side, run in sides.items()}
+  programs = {side: jax.jit(run).lower(*inputs).compile() for side, run in sides.items()}
+  memory = {s: p.memory_analysis().temp_size_in_bytes for s, p in programs.items()}
+  if memory["reference"] > most:
+    del programs["reference"]
+  times: dict[str, list[float]] = {side: [] for side in programs}
+  for run in programs.values():
+    seconds(run, inputs)
+  for _ in range(repeats):
+    for side, run in programs.items():
+      times[side].append(seconds(run, inputs))
+  found = {side: statistics.median(taken) for side, taken in times.items()}
+  more = (1.0, 1.0) if direction == "forward" else (3.5, 3.0)
+  least = max(more[0] * spec.operations() / peak[0], more[1] * spec.traffic() / peak[1])
+  return {
+    "op": op,
+    "spec": name,
+    "direction": direction,
+    "seconds": found["op"],
+    "reference_seconds": found.get("reference"),
+    "roofline": least / found["op"],
+    "temporary": memory["op"],
+    "reference_temporary": memory["reference"],
+  }
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
+  parser.add_argument("--specs", nargs="+", default=["tiny", "1k", "4k", "16k"])
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--most", type=float, default=12.0, help="GiB of a reference's temporaries")
+  parser.add_argument("--out", type=Path, help="the rows as JSON")
+  args = parser.parse_args(argv)
+  peak = machine(args.repeats)
+  device = jax.devices()[0].device_kind
+  print(f"{device}: product {peak[0] / 1e9:.0f} GFLOP/s, copy {peak[1] / 1e9:.1f} GB/s")
+  print(
+    f"{'op':11} {'spec':12} {'pass':8} {'op s':>8} {'ref s':>8} {'ratio':>6} {'roofline':>8}"
+    f" {'op MiB':>8} {'ref MiB':>9}"
+  )
+  rows = []
+  for op in args.ops:
+    for name in (name for name in args.specs if name in OPS[op][0]):
+      for direction in ("forward", "backward"):
+        most = int(args.most * GIB)
+        row = measure(op, name, direction, peak=peak, most=most, repeats=args.repeats)
+        rows.append(row)
+        theirs = row["reference_seconds"]
+        beside = (
+          "       -      -" if theirs is None else f"{theirs:8.4f} {theirs / row['seconds']:6.2f}"
+        )
+        sizes = f"{row['temporary'] / 2**20:8.1f} {row['reference_temporary'] / 2**20:9.1f}"
+        print(
+          f"{op:11} {name:12} {direction:8} {row['seconds']:8.4f} {beside}"
+          f" {100 * row['roofline']:7.1f}% {sizes}",
+          flush=True,
+        )
+  if not rows:
+    parser.error(f"no op of {args.ops} has a spec of {args.specs}")
+  if args.out:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"device": device, "product": peak[0], "copy": peak[1], "repeats": args.repeats}
+    args.out.write_text(json.dumps({**facts, "rows": rows}, indent=2))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

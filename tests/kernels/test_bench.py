@@ -1,0 +1,32 @@
+"""The benchmark measures both sides, and leaves out what would not fit."""
+
+import json
+
+import pytest
+
+from kernels import bench
+
+
+def test_a_table_of_both_sides(tmp_path, capsys):
+  out = tmp_path / "bench.json"
+  assert bench.main(["--specs", "tiny", "--repeats", "1", "--out", str(out)]) == 0
+  told, found = capsys.readouterr().out, json.loads(out.read_text())
+  assert len(told.splitlines()) == 2 + 4 and found["product"] > 0
+  assert [(r["op"], r["direction"]) for r in found["rows"]] == [
+    (op, direction) for op in bench.OPS for direction in ("forward", "backward")
+  ]
+  for row in found["rows"]:
+    assert row["seconds"] > 0 and row["reference_seconds"] > 0 and 0 < row["roofline"] < 1.5
+
+
+def test_a_reference_that_does_not_fit_is_not_run(capsys):
+  arguments = ["--specs", "tiny", "--repeats", "1", "--most", "0", "--ops", "token_logps"]
+  assert bench.main(arguments) == 0
+  lines = capsys.readouterr().out.splitlines()[2:]
+  assert len(lines) == 2 and all(line.split()[4:6] == ["-", "-"] for line in lines)
+
+
+def test_no_such_spec(capsys):
+  with pytest.raises(SystemExit):
+    bench.main(["--specs", "none", "--repeats", "1"])
+  assert "has a spec of ['none']" in capsys.readouterr().err

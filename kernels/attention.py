@@ -3,14 +3,17 @@
 Axes: B rows, T query tokens, S key tokens, N query heads, K key heads, R = N / K, H head width.
 """
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from kernels import attention_tpu, attention_xla
+from kernels import attention_gpu, attention_tpu, attention_xla
 from kernels.tiles import HIDDEN, even, product, visible
 
-BACKENDS = ("reference", "xla", "tpu")
+BACKENDS = ("reference", "xla", "tpu", "gpu")
 
 # Tokens: the side of a tile of "xla", up to `_SHORT` tokens and beyond. Measured on a CPU.
 _TILE, _SHORT, _LONG_TILE = 64, 1024, 256
@@ -33,23 +36,30 @@ def attention(
   Query head n reads key head n // R.
 
   Args:
-    backend: "reference", the definition; "xla", the same in tiles, anywhere; "tpu", a Pallas
-      kernel. None is "tpu" on a TPU and "xla" elsewhere. One query (decoding) reads keys and values
-      where they lie, on every backend.
+    backend: "reference", the definition; "xla", the same in tiles, anywhere; "tpu" and "gpu",
+      Pallas kernels for TPUs and for Hopper GPUs. None is `preferred_backend`. One query (decoding)
+      reads keys and values where they lie, on every backend.
 
-  Raises ValueError if N is not a multiple of K, and for an unknown backend.
+  Raises ValueError if N is not a multiple of K, for an unknown backend, and for a dtype that the
+  backend does not compute in.
   """
-  backend = backend or ("tpu" if jax.default_backend() == "tpu" else "xla")
   if q_BTNH.shape[2] % k_BSKH.shape[2]:
     raise ValueError(f"{q_BTNH.shape[2]} query heads must be a multiple of {k_BSKH.shape[2]}")
+  backend = backend or preferred_backend(q_BTNH.dtype)
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} must be one of {BACKENDS}")
+  if backend == "gpu" and q_BTNH.dtype not in attention_gpu.DTYPES:
+    raise ValueError(
+      f'attention backend "gpu" computes in bfloat16 or float16, not in {q_BTNH.dtype}: cast to'
+      ' one of these, or choose "xla"'
+    )
   if q_BTNH.shape[1] == 1:
     mask_BTS = visible(causal, q_segments, kv_segments, q_offset)
     return single_query(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
   if backend == "reference":
     mask_BTS = visible(causal, q_segments, kv_segments, q_offset)
     return reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+  _say_once(backend, q_BTNH.shape, k_BSKH.shape, str(q_BTNH.dtype))
   return tiled(
     q_BTNH,
     k_BSKH,
@@ -60,6 +70,20 @@ def attention(
     q_offset=q_offset,
     backend=backend,
   )
+
+
+def preferred_backend(dtype: DTypeLike) -> str:
+  """ "tpu" on a TPU, "gpu" for 16-bit numbers on a Hopper GPU, "xla" elsewhere."""
+  if jax.default_backend() == "tpu":
+    return "tpu"
+  # wgmma, which the kernel is made of, exists on compute capability 9 alone.
+  hopper = jax.default_backend() == "gpu" and jax.devices()[0].compute_capability.startswith("9.")
+  return "gpu" if hopper and dtype in attention_gpu.DTYPES else "xla"
+
+
+@functools.cache
+def _say_once(backend: str, queries: tuple, keys: tuple, dtype: str) -> None:
+  logging.getLogger(__name__).info("attention %s over %s, %s: %s", queries, keys, dtype, backend)
 
 
 def reference(
@@ -119,8 +143,9 @@ def tiled(
   """`attention` by a tiled backend: no [T, S] matrix exists, in the backward pass neither.
 
   Args:
-    tile: Tokens, the side of a tile at most; None for the backend's own choice.
-    interpret: Runs a kernel's program on the host, in place of compiling it for its device.
+    tile: Tokens, the side of a tile at most; None for the backend's own choice, the only one of
+      "gpu".
+    interpret: Runs the program of "tpu" on the host, in place of compiling it.
   """
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
   tiles = _sides(T, S, backend, tile)
@@ -130,16 +155,20 @@ def tiled(
   numbers = (
     jnp.pad(at, ((0, 0), (0, pad))) for at, pad in zip((q_segments, kv_segments), pads, strict=True)
   )
-  arguments = q_BNTH, k_BKSH, v_BKSH, *numbers, jnp.asarray(q_offset, jnp.int32), causal, tiles
+  arguments = q_BNTH, k_BKSH, v_BKSH, *numbers, jnp.asarray(q_offset, jnp.int32), causal
   if backend == "tpu":
-    out_BNTH = attention_tpu.attend(*arguments, interpret)
+    out_BNTH = attention_tpu.attend(*arguments, tiles, interpret)
+  elif backend == "gpu":
+    out_BNTH = attention_gpu.attend(*arguments)
   else:
-    out_BNTH = attention_xla.attend(*arguments)
+    out_BNTH = attention_xla.attend(*arguments, tiles)
   return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
 def _sides(T: int, S: int, backend: str, tile: int | None) -> tuple[int, int]:
-  """Of the tiles: even ones on a host, whole lanes on a TPU."""
+  """Of the tiles: even ones in XLA, whole lanes on a TPU, as the kernel has them on a GPU."""
+  if backend == "gpu":
+    return attention_gpu.TILE, attention_gpu.TILE
   if backend == "tpu":
     lanes = lambda n: -(-min(n, tile or attention_tpu.TILE) // attention_tpu.LANES)
     return lanes(T) * attention_tpu.LANES, lanes(S) * attention_tpu.LANES

@@ -119,7 +119,7 @@ class _Tile:
   def spans(self) -> tuple[Int[Array, " I"], Int[Array, " I"]]:
     """For each row of tiles the first that is computed, and one past the last."""
     at = self.q_segments, self.kv_segments, self.q_offset
-    return span(meeting(*at, causal=self.causal, tiles=self.tiles))
+    return span(meeting(*at, causal=self.causal, tiles=self.tiles).any(axis=0))
 
   def queries(self, x: Array, i: Int[Array, ""]) -> Array:
     """Tokens of x[B, K, R, T, ...] in row i of tiles."""

@@ -32,8 +32,8 @@ def meeting(
   *,
   causal: bool,
   tiles: tuple[int, int],
-) -> Bool[Array, "I J"]:
-  """Whether a query of tile i may see a key of tile j, in any row.
+) -> Bool[Array, "B I J"]:
+  """Whether a query of tile i may see a key of tile j, in each row.
 
   Ranges of segment numbers stand for the segments in a tile. Where numbers rise along a row, as for
   the windows of an image and for packed conversations, that is exact.
@@ -46,19 +46,68 @@ def meeting(
   meet_BIJ = (least(q)[:, :, None] <= kv.max(axis=-1)[:, None, :]) & (
     least(kv)[:, None, :] <= q.max(axis=-1)[:, :, None]
   )
-  meet_IJ = meet_BIJ.any(axis=0)
   if not causal:
-    return meet_IJ
+    return meet_BIJ
   last_I = (jnp.arange(q.shape[1], dtype=jnp.int32) + 1) * tiles[0] - 1 + q_offset
   first_J = jnp.arange(kv.shape[1], dtype=jnp.int32) * tiles[1]
-  return meet_IJ & (first_J[None, :] <= last_I[:, None])
+  return meet_BIJ & (first_J[None, :] <= last_I[:, None])
 
 
-def span(meet_IJ: Bool[Array, "I J"]) -> tuple[Int[Array, " I"], Int[Array, " I"]]:
+def whole(
+  q_segments: Int[Array, "B T"],
+  kv_segments: Int[Array, "B S"],
+  q_offset: Int[Array, ""],
+  *,
+  causal: bool,
+  tiles: tuple[int, int],
+) -> Bool[Array, "B I J"]:
+  """Whether every query of tile i sees every key of tile j, in each row: nothing to mask."""
+  q, kv = (
+    x.reshape(x.shape[0], -1, size)
+    for x, size in zip((q_segments, kv_segments), tiles, strict=True)
+  )
+  alone = lambda x: (x == x[..., :1]).all(axis=-1) & (x[..., 0] != 0)
+  same_BIJ = q[:, :, None, 0] == kv[:, None, :, 0]
+  whole_BIJ = same_BIJ & alone(q)[:, :, None] & alone(kv)[:, None, :]
+  if not causal:
+    return whole_BIJ
+  first_I = jnp.arange(q.shape[1], dtype=jnp.int32) * tiles[0] + q_offset
+  last_J = (jnp.arange(kv.shape[1], dtype=jnp.int32) + 1) * tiles[1] - 1
+  return whole_BIJ & (last_J[None, :] <= first_I[:, None])
+
+
+def span(meet: Bool[Array, "*rows J"]) -> tuple[Int[Array, "*rows"], Int[Array, "*rows"]]:
   """Of each row of tiles the first that holds anything, and one past the last; equal if none."""
-  low = jnp.argmax(meet_IJ, axis=1).astype(jnp.int32)
-  high = meet_IJ.shape[1] - jnp.argmax(meet_IJ[:, ::-1], axis=1).astype(jnp.int32)
-  return low, jnp.where(meet_IJ.any(axis=1), high, low)
+  low = jnp.argmax(meet, axis=-1).astype(jnp.int32)
+  high = meet.shape[-1] - jnp.argmax(meet[..., ::-1], axis=-1).astype(jnp.int32)
+  return low, jnp.where(meet.any(axis=-1), high, low)
+
+
+def bounds(
+  q_segments: Int[Array, "B T"],
+  kv_segments: Int[Array, "B S"],
+  q_offset: Int[Array, ""],
+  *,
+  causal: bool,
+  tiles: tuple[int, int],
+  columns: bool = False,
+) -> Int[Array, "B I 4"]:
+  """Of each row of tiles (of each column, if `columns`): where tiles are seen, and seen whole.
+
+  [low, whole_low, whole_high, high], rising: tiles from whole_low to whole_high are seen whole;
+  around them, from low to high, tiles may be seen in part.
+  """
+  at = q_segments, kv_segments, q_offset
+  meet, all_of = (f(*at, causal=causal, tiles=tiles) for f in (meeting, whole))
+  if columns:
+    meet, all_of = meet.swapaxes(1, 2), all_of.swapaxes(1, 2)
+  low, high = span(meet)
+  whole_low = jnp.where(all_of.any(axis=-1), jnp.argmax(all_of, axis=-1).astype(jnp.int32), high)
+  after = jnp.arange(meet.shape[-1], dtype=jnp.int32) >= whole_low[..., None]
+  broken = after & ~all_of
+  end = jnp.argmax(broken, axis=-1).astype(jnp.int32)
+  whole_high = jnp.where(broken.any(axis=-1), end, meet.shape[-1])
+  return jnp.stack([low, whole_low, jnp.clip(whole_high, whole_low, high), high], axis=-1)
 
 
 def even(tokens: int, most: int) -> int:

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def record(out: Path, name: str, result: dict) -> dict[str, str]:
   """Writes out/name.json: the result with command, commit and device; returns these three.
 
-  A commit whose files were changed ends in "-dirty".
+  A commit whose files were changed ends in "-dirty"; a copy without history has an "unknown" one.
   """
   describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-  commit = subprocess.run(describe, capture_output=True, text=True, check=True, cwd=ROOT)
+  commit = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=ROOT)
   about = {
     "command": " ".join(["python", *sys.argv]),
-    "commit": commit.stdout.strip(),
+    "commit": commit.stdout.strip() or "unknown",
     "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
   }
   out.mkdir(parents=True, exist_ok=True)

@@ -165,7 +165,9 @@ def _query_kernel(
 
   @pl.when(group == _GROUPS)
   def _():
-    keys = lambda x: lambda step: x.at[b, _div(n, sizes.R), pl.ds((low + step) * _STREAMED, _STREAMED)]
+    keys = lambda x: (
+      lambda step: x.at[b, _div(n, sizes.R), pl.ds((low + step) * _STREAMED, _STREAMED)]
+    )
     _copy(high - low, [(keys(k), k_stream), (keys(v), v_stream)])
 
   @pl.when(group < _GROUPS)
@@ -412,7 +414,8 @@ def _product(a, b, acc=None, *, transposed=False):
 
 
 def _load(source, layout):
-  return plgpu.load(source, (), layout=layout, optimized=False)
+  index = [()] if jax.__version_info__ < (0, 11) else []  # Part of the source since.
+  return plgpu.load(source, *index, layout=layout, optimized=False)
 
 
 def _full(shape, value):

@@ -205,7 +205,9 @@ class _Grid:
 
   def scalars(self, q_segments, kv_segments, q_offset, *, columns: bool = False):
     """First tile and one past the last of each row of tiles, or column; and the offset."""
-    meet_IJ = meeting(q_segments, kv_segments, q_offset, causal=self.causal, tiles=self.tiles).any(axis=0)
+    meet_IJ = meeting(q_segments, kv_segments, q_offset, causal=self.causal, tiles=self.tiles).any(
+      axis=0
+    )
     low, high = span(meet_IJ.T if columns else meet_IJ)
     return low, high, q_offset[None]
 

@@ -92,6 +92,7 @@ _LONG = (1, 4, 16)  # Thousands of tokens, on shapes whose quadratic form still 
 
 ATTENTION = {
   "qwen2_5_vl_7b": Attention(B=1, T=8192, N=28, K=4, H=128, causal=True, segment=2048),
+  "qwen2_5_vl_7b_row": Attention(B=1, T=8192, N=28, K=4, H=128, causal=True),
   "qwen2_5_vl_7b_windows": Attention(B=1, T=16384, N=16, K=16, H=80, causal=False, segment=64),
   "qwen2_5_vl_7b_frames": Attention(B=1, T=16384, N=16, K=16, H=80, causal=False),
   "qwen3_vl_8b": Attention(B=1, T=8192, N=32, K=8, H=128, causal=True, segment=2048),

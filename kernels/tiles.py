@@ -50,7 +50,7 @@ def meeting(
     return meet_BIJ
   last_I = (jnp.arange(q.shape[1], dtype=jnp.int32) + 1) * tiles[0] - 1 + q_offset
   first_J = jnp.arange(kv.shape[1], dtype=jnp.int32) * tiles[1]
-  return meet_BIJ & (first_J[None, :] <= last_I[:, None])
+  return meet_BIJ & (first_J[None, :] <= last_I[:, None])[None]
 
 
 def whole(
@@ -73,7 +73,7 @@ def whole(
     return whole_BIJ
   first_I = jnp.arange(q.shape[1], dtype=jnp.int32) * tiles[0] + q_offset
   last_J = (jnp.arange(kv.shape[1], dtype=jnp.int32) + 1) * tiles[1] - 1
-  return whole_BIJ & (last_J[None, :] <= first_I[:, None])
+  return whole_BIJ & (last_J[None, :] <= first_I[:, None])[None]
 
 
 def span(meet: Bool[Array, "*rows J"]) -> tuple[Int[Array, "*rows"], Int[Array, "*rows"]]:
@@ -103,7 +103,7 @@ def bounds(
     meet, all_of = meet.swapaxes(1, 2), all_of.swapaxes(1, 2)
   low, high = span(meet)
   whole_low = jnp.where(all_of.any(axis=-1), jnp.argmax(all_of, axis=-1).astype(jnp.int32), high)
-  after = jnp.arange(meet.shape[-1], dtype=jnp.int32) >= whole_low[..., None]
+  after = jnp.arange(meet.shape[-1], dtype=jnp.int32)[None, None] >= whole_low[..., None]
   broken = after & ~all_of
   end = jnp.argmax(broken, axis=-1).astype(jnp.int32)
   whole_high = jnp.where(broken.any(axis=-1), end, meet.shape[-1])

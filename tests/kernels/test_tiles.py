@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from numpy.testing import assert_array_equal
 
-from kernels.tiles import even, meeting, span, visible
+from kernels.tiles import bounds, even, meeting, span, visible
 
 
 def segments(*rows):
@@ -26,18 +26,18 @@ def test_tiles_between_segments_and_above_the_diagonal_are_left_out():
   )
   # Tiles hold the segments {1}, {1, 2}, {2}, {3}.
   expected = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
-  assert_array_equal(meet(at, False), expected)
+  assert_array_equal(meet(at, False)[0], expected)
   low, high = span(meet(at, False))
-  assert_array_equal(low, [0, 0, 1, 3])
-  assert_array_equal(high, [2, 3, 3, 4])
-  assert_array_equal(span(meet(at, True))[1], [1, 2, 3, 4])
+  assert_array_equal(low, [[0, 0, 1, 3]])
+  assert_array_equal(high, [[2, 3, 3, 4]])
+  assert_array_equal(span(meet(at, True))[1], [[1, 2, 3, 4]])
   # The last four as queries begin at key 4: they see what the last two rows of tiles saw.
-  assert_array_equal(meet(at[:, 4:], True, 4), [[0, 1, 1, 0], [0, 0, 0, 1]])
-  # A batch computes what any of its rows needs; what nobody needs is an empty span.
+  assert_array_equal(meet(at[:, 4:], True, 4)[0], [[0, 1, 1, 0], [0, 0, 0, 1]])
+  # Rows by themselves; what nobody needs is an empty span.
   rows = jnp.concatenate([segments([3, 3, 0, 0, 0, 0, 0, 0]), at])
   assert_array_equal(
-    meeting(rows, jnp.concatenate([at, at]), jnp.int32(0), causal=False, tiles=(2, 2))[0],
-    [1, 1, 0, 1],
+    meeting(rows, jnp.concatenate([at, at]), jnp.int32(0), causal=False, tiles=(2, 2))[:, 0],
+    [[0, 0, 0, 1], [1, 1, 0, 0]],
   )
   low, high = span(meet(segments([0, 0, 9, 9]), False))
   assert_array_equal(low, high)
@@ -48,3 +48,20 @@ def test_tiles_between_segments_and_above_the_diagonal_are_left_out():
 )
 def test_even_tiles(tokens, most, side):
   assert even(tokens, most) == side
+
+
+def test_between_the_tiles_at_both_ends_there_is_nothing_to_mask():
+  at = segments([1, 2, 2, 2, 2, 2, 2, 2, 0, 0])
+  found = lambda causal, q=at, offset=0, columns=False: bounds(
+    q, at, jnp.asarray(offset, jnp.int32), causal=causal, tiles=(2, 2), columns=columns
+  )[0].tolist()
+  # Tiles {1, 2}, {2}, {2}, {2}, padding: the first holds two segments, so it is masked wherever it
+  # is met. In order [first, first whole, past the last whole, past the last].
+  assert found(False) == [[0, 4, 4, 4], [0, 1, 4, 4], [0, 1, 4, 4], [0, 1, 4, 4], [0, 0, 0, 0]]
+  # Causal, and the diagonal is masked too.
+  assert found(True) == [[0, 1, 1, 1], [0, 2, 2, 2], [0, 1, 2, 3], [0, 1, 3, 4], [0, 0, 0, 0]]
+  # By columns, tiles of queries: those behind the diagonal are whole.
+  by_column = [[0, 4, 4, 4], [1, 2, 4, 4], [2, 3, 4, 4], [3, 4, 4, 4], [0, 0, 0, 0]]
+  assert found(True, columns=True) == by_column
+  # Queries that begin at key 4 sit on the diagonal of tile 2.
+  assert found(True, at[:, 4:6], 4) == [[0, 1, 2, 3]]

@@ -1,0 +1,101 @@
+"""The kernels for Hopper GPUs: their program on a host, and on the chip where there is one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import (
+  InterpretGPUParams,
+  force_gpu_interpret_mode,
+)
+from numpy.testing import assert_allclose
+
+from kernels import attention_gpu, specs
+from kernels.attention import attention, reference
+from kernels.tiles import visible
+
+
+@pytest.fixture
+def on_the_host(monkeypatch):
+  """Interprets kernels: grid, copies, barriers and masks as written, on numbers of the host.
+
+  JAX's interpreter has no wgmma and no layouts of registers, so these stand aside: a product is one
+  of the host, in float32 as on the chip.
+  """
+
+  def product(a, b, acc=None, *, transposed=False):
+    read = lambda x: x if isinstance(x, jax.Array) and "Ref" not in str(x.aval) else x[...]
+    axes = ((1,), (1 if transposed else 0,)), ((), ())
+    made = jax.lax.dot_general(read(a), read(b), axes, preferred_element_type=jnp.float32)
+    return made if acc is None else acc + made
+
+  monkeypatch.setattr(attention_gpu, "_product", product)
+  monkeypatch.setattr(attention_gpu, "_load", lambda source, layout: source[...])
+  plgpu = attention_gpu.plgpu
+  monkeypatch.setattr(plgpu, "layout_cast", lambda x, layout: x)
+  iota = lambda dtype, shape, axis, layout: jax.lax.broadcasted_iota(dtype, shape, axis)
+  monkeypatch.setattr(plgpu, "broadcasted_iota", iota)
+  with force_gpu_interpret_mode(InterpretGPUParams()):
+    yield
+
+
+# B, N, K, T, S, H, causal, the lengths of the segments of keys.
+HOST = {
+  "packed, two heads a key head": (1, 2, 1, 128, 128, 64, True, (50, 60)),
+  "after an offset, of a width to pad": (1, 1, 1, 128, 256, 80, True, (200,)),
+  "windows": (1, 1, 1, 128, 128, 64, False, (64, 40)),
+}
+
+
+@pytest.mark.parametrize("case", HOST)
+def test_the_program_is_the_reference(on_the_host, case):
+  B, N, K, T, S, H, causal, lengths = HOST[case]
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float16)
+  numbers = np.repeat(np.arange(len(lengths) + 1), [*lengths, S - sum(lengths)])
+  kv_at = jnp.asarray(np.where(numbers == len(lengths), 0, numbers + 1)[None], jnp.int32)
+  q_at, offset = kv_at[:, S - T :], jnp.asarray(S - T, jnp.int32)
+  kept = lambda x, at: jnp.where((at != 0)[:, None, :, None], x, 0)
+  q, k, v = (
+    kept(draw(B, N, T, H), q_at),
+    kept(draw(B, K, S, H), kv_at),
+    kept(draw(B, K, S, H), kv_at),
+  )
+  grad = draw(B, N, T, H)
+
+  out, back = jax.vjp(lambda *x: attention_gpu.attend(*x, q_at, kv_at, offset, causal), q, k, v)
+  ours = out, *back(grad)
+  mask = visible(causal, q_at, kv_at, offset)
+  turned = lambda *x: tuple(y.astype(jnp.float32).swapaxes(1, 2) for y in x)
+  expected, back = jax.vjp(lambda *x: reference(*x, mask), *turned(q, k, v))
+  theirs = expected, *back(*turned(grad))
+  for mine, other in zip(ours, theirs, strict=True):
+    # Float16 has 11 bits; sums of up to 200 products of order 1, each rounded.
+    assert_allclose(*turned(mine), other, atol=4e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [n for n, s in specs.ATTENTION.items() if s.dtype == jnp.bfloat16])
+def test_the_chip_agrees_with_the_reference(name):
+  """At the named shapes, shortened to 2,048 tokens so that the quadratic form fits."""
+  spec = specs.ATTENTION[name]
+  short = dataclasses.replace(spec, T=2048, segment=min(spec.segment, 512))
+  q, k, v, q_at, kv_at = short.inputs(np.random.default_rng(0))
+  mask = visible(spec.causal, q_at, kv_at)
+  shown = (q_at != 0)[:, :, None, None]
+
+  def run(function):
+    loss = lambda *x: (jnp.where(shown, function(*x), 0).astype(jnp.float32) ** 2).sum()
+    out = jax.jit(function)(q, k, v)
+    return jnp.where(shown, out, 0), *jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+  at = {"q_segments": q_at, "kv_segments": kv_at}
+  ours = run(lambda *x: attention(*x, causal=spec.causal, **at, backend="gpu"))
+  wide = lambda *x: (y.astype(jnp.float32) for y in x)
+  theirs = run(lambda *x: reference(*wide(*x), mask))
+  for mine, other in zip(ours, theirs, strict=True):
+    mine, other = wide(mine, other)
+    # bfloat16 has 8 bits: each output and each weight of its sum is rounded by up to 2^-9.
+    assert jnp.linalg.norm(mine - other) < 1e-2 * jnp.linalg.norm(other)

@@ -1,5 +1,6 @@
 # make demo   the online test-time RL loop on the embedded model, about 5 minutes on 2 cores after installation
 # make test   linter, format check and the whole test suite
+# make aot    compiles every kernel for TPUs and GPUs that are not here, at the shapes of real models
 # make tiny   trains the embedded model assets/tiny-vl again from scratch (SFT, then RFT)
 #
 # Everything is installed into .venv. PYTHON=/path/to/python3.12 chooses the interpreter.
@@ -18,17 +19,20 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 VENV := .venv
 BIN := $(VENV)/bin
+# The extra `aot`, apart: where JAX finds these compilers it looks for their devices at each start.
+AOT := $(VENV)/aot
+LIST_AOT := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["aot"], sep="\n")
 
 # The first of these that runs and is new enough; pyenv leaves names on the path that do not run.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
   $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help demo test lint tiny clean
+.PHONY: help demo test lint aot tiny clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 # pip is the last thing venv makes: an interrupted venv is made again.
 $(BIN)/pip:
@@ -46,6 +50,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@echo "Installing into $(VENV): a few minutes the first time, torch is large."
 	$(BIN)/python -m pip install --quiet -e '.[cpu,test]'
+	$(BIN)/python -c '$(LIST_AOT)' > $(VENV)/aot.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(AOT) -r $(VENV)/aot.txt
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -58,6 +64,9 @@ lint: $(VENV)/.installed-test
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+aot: $(VENV)/.installed-test
+	PYTHONPATH=$(AOT) $(BIN)/python -m kernels.aot --out runs/aot.json
 
 # Continues where it was stopped; TINY=elsewhere begins again.
 tiny: $(VENV)/.installed

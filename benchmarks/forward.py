@@ -309,13 +309,8 @@ def main() -> None:
           beyond = {s: [b - a for a, b in zip(before[s], times[s], strict=True)] for s in times}
           rows.append(row(size, "decode", beyond, setting))
   facts = {"threads": torch.get_num_threads(), "tunables": os.environ.get("GLIBC_TUNABLES", "")}
-  about = {
-    **dataclasses.asdict(setting),
-    **facts,
-    "jax": jax.__version__,
-    "torch": torch.__version__,
-  }
-  record(args.out, "forward", {"rows": rows, **about})
+  facts |= {"jax": jax.__version__, "torch": torch.__version__}
+  record(args.out, "forward", {"setting": dataclasses.asdict(setting), "rows": rows, **facts})
 
 
 def row(size: str, name: str, times: dict[str, list[float]], setting: Setting) -> dict:

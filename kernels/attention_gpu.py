@@ -57,6 +57,7 @@ def _forward(q, k, v, q_segments, kv_segments, q_offset, causal):
       _stream(tile(_STAGES, TILE)),
       _stream(tile(_STAGES, TILE)),
     ],
+    kernel_name="attention_forward",
     **sizes.blocks(sizes.N, sizes.T),
   )(
     q_wide, k_wide, v_wide, *_numbers(q_segments, kv_segments),
@@ -133,6 +134,7 @@ def _backward(causal, saved, grad):
       _stream(tile(_STAGES, _STREAMED)),
       _stream(tile(_STAGES, _STREAMED)),
     ],
+    kernel_name="attention_backward_queries",
     **sizes.blocks(sizes.N, sizes.T),
   )(*heads, sums, own, *numbers, ranges(tiles=(TILE, _STREAMED)), q_offset[None])
   dk, dv = plgpu.kernel(
@@ -146,6 +148,7 @@ def _backward(causal, saved, grad):
       _stream(plgpu.SMEM((_STAGES, _STREAMED), jnp.float32)),
       _stream(plgpu.SMEM((_STAGES, _STREAMED), jnp.float32)),
     ],
+    kernel_name="attention_backward_keys",
     **sizes.blocks(sizes.K, kv_segments.shape[1]),
   )(
     *heads, sums, own, *numbers, ranges(tiles=(_STREAMED, TILE), columns=True), q_offset[None]

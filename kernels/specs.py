@@ -98,6 +98,7 @@ ATTENTION = {
   "qwen3_vl_8b": Attention(B=1, T=8192, N=32, K=8, H=128, causal=True, segment=2048),
   "qwen3_vl_8b_frames": Attention(B=1, T=12544, N=16, K=16, H=72, causal=False),
   "qwen3_8b": Attention(B=1, T=8192, N=32, K=8, H=128, causal=True, segment=2048),
+  "small": Attention(B=1, T=512, N=4, K=2, H=64, causal=True, segment=128),
   "tiny": Attention(B=32, T=128, N=4, K=2, H=32, causal=True, **_FLOAT32),
   "tiny_windows": Attention(B=64, T=64, N=4, K=4, H=16, causal=False, segment=16, **_FLOAT32),
   **{f"{n}k": Attention(B=1, T=1024 * n, N=2, K=1, H=64, causal=True, **_FLOAT32) for n in _LONG},

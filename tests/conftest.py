@@ -5,6 +5,11 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before JAX starts its backend. In the order that XLA prefers, two independent all-reduces may
+# begin in another order on each of two CPU devices, which then wait for each other forever.
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_enable_concurrency_optimized_scheduler=false"]
+)
 
 import jax
 import pytest

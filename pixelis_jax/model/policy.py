@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 
 from kernels import token_logps as kernel
+from kernels.attention import preferred_backend
 from pixelis_jax.model import int8
 from pixelis_jax.model import lora as adapters
 from pixelis_jax.model.config import ModelConfig
@@ -194,6 +195,11 @@ class Model:
     if self.lora is not None:
       adapters.attach(modules, self.lora, rngs=rngs, keys=keys)
     return modules
+
+
+def attention_backend(dtype: DTypeLike) -> str:
+  """What computes attention over weights of this dtype here; see `kernels.attention`."""
+  return preferred_backend(jnp.dtype(dtype))
 
 
 def _kept(path: tuple, dtype: DTypeLike, built: DTypeLike) -> DTypeLike:

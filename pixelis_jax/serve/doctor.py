@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import inspect
 import os
 import platform
 import shutil
@@ -13,7 +12,7 @@ import jax
 from packaging.requirements import Requirement
 from transformers.utils.import_utils import is_kernels_available
 
-from pixelis_jax.model import decoder
+from pixelis_jax.model.policy import attention_backend
 
 PROJECT = "pixelis-jax"
 # Shown where installed: what the extras bring, and what jax and transformers stand on.
@@ -85,9 +84,8 @@ def _devices() -> tuple[dict[str, str], list[str]]:
 
 
 def _attention() -> tuple[dict[str, str], list[str]]:
-  """The model calls attention without naming a backend: the default is what runs."""
-  backend = inspect.signature(decoder.attention).parameters["backend"].default
-  return {"attention backend": str(backend)}, []
+  told = (f"{attention_backend(dtype)} for {dtype}" for dtype in ("bfloat16", "float32"))
+  return {"attention backend": ", ".join(told)}, []
 
 
 def _compilation_cache() -> tuple[dict[str, str], list[str]]:

@@ -51,7 +51,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@echo "Installing into $(VENV): a few minutes the first time, torch is large."
 	$(BIN)/python -m pip install --quiet -e '.[cpu,test]'
 	$(BIN)/python -c '$(LIST_AOT)' > $(VENV)/aot.txt
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(AOT) -r $(VENV)/aot.txt
+	$(BIN)/python -m pip install --quiet --upgrade --target $(AOT) -r $(VENV)/aot.txt
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed

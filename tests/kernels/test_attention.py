@@ -8,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from kernels.attention import attention, reference, single_query, tiled
+from kernels.attention import attention, reference, single_query
 from kernels.tiles import visible
-
-
-def inputs(B=2, T=5, S=7, N=4, K=2, H=8, seed=0):
-  rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  return draw(B, T, N, H), draw(B, S, K, H), draw(B, S, K, H)
-
-
-def segments(*rows):
-  return jnp.asarray(rows, jnp.int32)
+from tests.kernels.qkv import inputs, segments
 
 
 def by_loops(q, k, v, *, causal, q_segments, kv_segments, q_offset):
@@ -132,71 +123,6 @@ def test_heads_that_do_not_divide_are_refused():
   q, k, v = inputs(B=1, N=3, K=2)
   with pytest.raises(ValueError, match="3 query heads must be a multiple of 2"):
     attention(q, k, v, causal=True, q_segments=segments([1] * 5), kv_segments=segments([1] * 7))
-
-
-def gradients(function, *inputs):
-  """The value and the gradients for q, k, v of a sum that weighs every output differently."""
-  value = function(*inputs)
-  weights = jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape)
-  loss = lambda *x: (function(*x).astype(jnp.float32) * weights).sum()
-  return value, *jax.grad(loss, argnums=(0, 1, 2))(*inputs)
-
-
-def poisoned(x, at):
-  """NaN in the tokens of segment 0: what is padding must not matter."""
-  return jnp.where((at == 0)[:, :, None, None], jnp.nan, x)
-
-
-TILED = [
-  ("xla", 7, 0, 3),
-  ("xla", 5, 6, 4),
-  ("xla", 4, 2, 64),
-  ("tpu", 7, 0, 128),
-  ("tpu", 130, 9, 128),
-]
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("backend, T, extra, tile", TILED)
-def test_tiles_are_the_reference(backend, causal, T, extra, tile):
-  """Any segments, in any order, tiles that do not divide the lengths, rows that see nothing."""
-  S = T + extra
-
-  @jax.jit
-  def both(q, k, v, q_at, kv_at):
-    mask = visible(causal, q_at, kv_at, extra)
-    by_tiles = lambda *x: tiled(
-      *x,
-      causal=causal,
-      q_segments=q_at,
-      kv_segments=kv_at,
-      q_offset=extra,
-      backend=backend,
-      tile=tile,
-      interpret=True,
-    )
-    padded = poisoned(q, q_at), poisoned(k, kv_at), poisoned(v, kv_at)
-    return gradients(by_tiles, *padded), gradients(lambda *x: reference(*x, mask), q, k, v)
-
-  for seed in range(4):
-    rng = np.random.default_rng(seed)
-    at = (jnp.asarray(rng.integers(0, 3, (2, n)), jnp.int32) for n in (T, S))
-    for ours, theirs in zip(*both(*inputs(T=T, S=S, K=2, seed=seed), *at), strict=True):
-      # Float32 sums of up to 139 terms of order 1, in another order.
-      assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_memory_of_tiles_is_linear_in_tokens():
-  """Temporaries of forward and backward at 4 times the tokens: 4 times as many bytes, not 16."""
-
-  def temporary(T):
-    q, k, v = inputs(B=1, T=T, S=T)
-    at = {name: jnp.ones((1, T), jnp.int32) for name in ("q_segments", "kv_segments")}
-    run = lambda *x: tiled(*x, causal=True, **at, backend="xla", tile=64).sum()
-    compiled = jax.jit(jax.grad(run, argnums=(0, 1, 2))).lower(q, k, v).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-  assert temporary(4096) < 5 * temporary(1024)
 
 
 def test_an_unknown_backend_is_refused():

@@ -33,14 +33,17 @@ def test_project_not_installed(healthy, monkeypatch):
   assert problem.startswith("pixelis-elsewhere is not installed: pip install -e '.[cpu]'")
 
 
-def test_the_attention_backend_is_told(monkeypatch):
+def test_the_attention_backend_is_told():
   assert doctor.examine()[0]["attention backend"] == "xla for bfloat16, xla for float32"
-  # A Hopper GPU has a kernel for 16-bit numbers; an older one has not.
-  for capability, backend in (("9.0", "gpu"), ("8.0", "xla")):
-    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr("jax.devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    told = "; ".join(doctor._attention()[0].values())
-    assert told == f"{backend} for bfloat16, xla for float32"
+
+
+@pytest.mark.parametrize("capability, backend", [("9.0", "gpu"), ("8.0", "xla")])
+def test_the_attention_backend_of_a_gpu(monkeypatch, capability, backend):
+  """A Hopper GPU has a kernel for 16-bit numbers; an older one has not."""
+  monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+  monkeypatch.setattr("jax.devices", lambda: [SimpleNamespace(compute_capability=capability)])
+  [told] = doctor._attention()[0].values()
+  assert told == f"{backend} for bfloat16, xla for float32"
 
 
 def test_no_device(healthy, monkeypatch):

@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.max_row = 384
   c.rows_multiple = 64  # Rows and images of an update: the larger, the fewer programs are compiled.
   c.packed = False  # Several conversations a row: pays where attention is not the cost.
-  c.optimizer = common.optimizer(lr=2e-5, steps=60, warmup=5)
+  c.optimizer = common.optimizer(lr=2e-5, steps=40, warmup=5)
   c.optimizer.patch_scale = 0.1
   c.optimizer.b2 = 0.99
   c.eval = common.evaluation(n=200, every=20)

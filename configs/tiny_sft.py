@@ -23,22 +23,22 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
   c.data.n = 1_000_000  # Scenes before the first repeats.
   c.data.kinds = ("framed", "beside", "parity")
-  c.data.parts = 134_400  # Rows that teach where to look and how to read apart.
+  c.data.parts = 108_800  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
   c.data.threads = 2
   c.batch = 32
-  c.see_steps = 1000  # First steps, in which the tower alone learns what images show.
+  c.see_steps = 900  # First steps, in which the tower alone learns what images show.
   c.max_row = 384
   c.packed = False  # Several conversations a row: pays where attention is not the cost.
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0
-  c.optimizer = common.optimizer(lr=1e-3, steps=6600, warmup=50)
+  c.optimizer = common.optimizer(lr=1e-3, steps=4900, warmup=50)
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200, every=500)
+  c.eval = common.evaluation(n=200, every=1000)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2

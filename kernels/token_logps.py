@@ -47,8 +47,19 @@ def reference(
   head_VD: Float[Array, "V D"],
   temperature: float,
 ) -> tuple[Float32[Array, " C"], Float32[Array, " C"]]:
-  """The definition, with all logits of its tokens at once."""
+  """The definition, with all logits of its tokens at once.
+
+  Sums over the vocabulary and nothing else: where a head's words lie on several devices, each
+  computes its own logits, and they exchange a few numbers a token. To gather the target's logit
+  would collect all logits first.
+  """
   logits_CV = jnp.einsum("CD,VD->CV", hidden_CD, head_VD, preferred_element_type=jnp.float32)
-  logps_CV = jax.nn.log_softmax(logits_CV / temperature, axis=-1)
-  logps_C = jnp.take_along_axis(logps_CV, targets_C[:, None], axis=-1)[:, 0]
-  return logps_C, -(jnp.exp(logps_CV) * logps_CV).sum(axis=-1)
+  logits_CV /= temperature
+  top_C = jax.lax.stop_gradient(logits_CV.max(axis=-1))
+  below_CV = logits_CV - top_C[:, None]
+  weights_CV = jnp.exp(below_CV)
+  total_C = weights_CV.sum(axis=-1)
+  words_V = jnp.arange(head_VD.shape[0], dtype=targets_C.dtype)
+  target_C = jnp.where(words_V[None, :] == targets_C[:, None], below_CV, 0.0).sum(axis=-1)
+  entropy_C = jnp.log(total_C) - (weights_CV * below_CV).sum(axis=-1) / total_C
+  return target_C - jnp.log(total_C), entropy_C

@@ -1,9 +1,12 @@
 """Chunked log-probs against the formula in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 from kernels.token_logps import token_logps
@@ -74,6 +77,23 @@ def test_the_logits_of_all_tokens_never_exist(backward):
   memory = jax.jit(run).lower(hidden, head).compile().memory_analysis()
   # All logits at once are 64 * 128 * 4 = 32 KiB; a chunk's are 4 KiB, and a few of them are alive.
   assert memory.temp_size_in_bytes < 32 * 1024
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_words_on_several_devices_exchange_tokens_not_logits(backward):
+  """Each device computes the logits of its own words: nothing of the vocabulary's size is sent."""
+  mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+  place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+  hidden, head, targets = inputs(V=128)
+  both = lambda h, w: jnp.stack(token_logps(h, w, targets, chunk=8))
+  run = jax.grad(lambda *x: (both(*x) ** 2).sum(), argnums=(0, 1)) if backward else both
+  compiled = jax.jit(run).lower(place(hidden), place(head, "tensor")).compile()
+  sent = re.findall(r"= (\S+) (?:all-gather|all-to-all|collective-permute)", compiled.as_text())
+  assert sent == [] and "all-reduce" in compiled.as_text()
+  for mine, whole in zip(
+    compiled(place(hidden), place(head, "tensor")), run(hidden, head), strict=True
+  ):
+    assert_allclose(mine, whole, atol=1e-4)  # Gradients of up to 60, in float32.
 
 
 def test_nonsense_is_refused():

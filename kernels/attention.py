@@ -37,25 +37,22 @@ def attention(
 
   Args:
     backend: "reference", the definition; "xla", the same in tiles, anywhere; "tpu" and "gpu",
-      Pallas kernels for TPUs and for Hopper GPUs. None is `preferred_backend`. One query (decoding)
-      reads keys and values where they lie, on every backend.
+      Pallas kernels for TPUs and for Hopper GPUs. None is `preferred_backend`.
 
-  Raises ValueError if N is not a multiple of K, for an unknown backend, and for a dtype that the
-  backend does not compute in.
+  Raises ValueError if N is not a multiple of K, for an unknown backend, and for a dtype or a width
+  that the backend does not have.
   """
   if q_BTNH.shape[2] % k_BSKH.shape[2]:
     raise ValueError(f"{q_BTNH.shape[2]} query heads must be a multiple of {k_BSKH.shape[2]}")
-  backend = backend or preferred_backend(q_BTNH.dtype)
+  H = q_BTNH.shape[3]
+  backend = backend or preferred_backend(q_BTNH.dtype, H)
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} must be one of {BACKENDS}")
-  if backend == "gpu" and q_BTNH.dtype not in attention_gpu.DTYPES:
+  if backend == "gpu" and not _serves(q_BTNH.dtype, H):
     raise ValueError(
-      f'attention backend "gpu" computes in bfloat16 or float16, not in {q_BTNH.dtype}: cast to'
-      ' one of these, or choose "xla"'
+      f'attention backend "gpu" computes in bfloat16 or float16 on heads at most'
+      f' {attention_gpu.WIDEST} wide, not in {q_BTNH.dtype} on {H}: cast, or choose "xla"'
     )
-  if q_BTNH.shape[1] == 1:
-    mask_BTS = visible(causal, q_segments, kv_segments, q_offset)
-    return single_query(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
   if backend == "reference":
     mask_BTS = visible(causal, q_segments, kv_segments, q_offset)
     return reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
@@ -72,13 +69,17 @@ def attention(
   )
 
 
-def preferred_backend(dtype: DTypeLike) -> str:
+def preferred_backend(dtype: DTypeLike, head_width: int) -> str:
   """ "tpu" on a TPU, "gpu" for 16-bit numbers on a Hopper GPU, "xla" elsewhere."""
   if jax.default_backend() == "tpu":
     return "tpu"
   # wgmma, which the kernel is made of, exists on compute capability 9 alone.
   hopper = jax.default_backend() == "gpu" and jax.devices()[0].compute_capability.startswith("9.")
-  return "gpu" if hopper and dtype in attention_gpu.DTYPES else "xla"
+  return "gpu" if hopper and _serves(dtype, head_width) else "xla"
+
+
+def _serves(dtype: DTypeLike, head_width: int) -> bool:
+  return dtype in attention_gpu.DTYPES and head_width <= attention_gpu.WIDEST
 
 
 @functools.cache
@@ -100,31 +101,6 @@ def reference(
   probs_BKRTS = _masked_softmax(logits_BKRTS * H**-0.5, mask_BTS[:, None, None])
   out_BTKRH = jnp.einsum("BKRTS,BSKH->BTKRH", probs_BKRTS.astype(v_BSKH.dtype), v_BSKH)
   return out_BTKRH.reshape(B, T, N, H)
-
-
-def single_query(
-  q_BTNH: Float[Array, "B 1 N H"],
-  k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
-  mask_BTS: Bool[Array, "B 1 S"],
-) -> Float[Array, "B 1 N H"]:
-  """`reference` at T = 1 (decoding), reading keys and values where they lie.
-
-  A head-major product would first transpose the whole cache (6 times slower on a CPU). Here each
-  query head is a row of width K H, zero outside its own key head, against the flat [S, K H] cache;
-  the K-fold arithmetic is free where reading the cache is what takes the time.
-  """
-  B, S, K, H = k_BSKH.shape
-  R = q_BTNH.shape[2] // K
-  own_K1K1 = jnp.eye(K, dtype=q_BTNH.dtype)[:, None, :, None]
-  q_BNX = (q_BTNH.reshape(B, K, R, 1, H) * own_K1K1[None]).reshape(B, K * R, K * H)
-  k_BSX, v_BSX = k_BSKH.reshape(B, S, K * H), v_BSKH.reshape(B, S, K * H)
-  logits_BNS = product("BNX,BSX->BNS", q_BNX, k_BSX)
-  probs_BNS = _masked_softmax(logits_BNS * H**-0.5, mask_BTS)
-  out_BNX = jnp.einsum("BNS,BSX->BNX", probs_BNS.astype(v_BSX.dtype), v_BSX)
-  out_BKRKH = out_BNX.reshape(B, K, R, K, H)
-  out_BKRH = jnp.stack([out_BKRKH[:, k, :, k] for k in range(K)], axis=1)
-  return out_BKRH.reshape(B, 1, K * R, H)
 
 
 def tiled(

@@ -22,6 +22,7 @@ from kernels.tiles import HIDDEN, bounds
 TILE = 128  # Tokens of a block: 64 rows, those of a wgmma, for each warpgroup that computes.
 WIDTHS = 64  # Head widths are padded to multiples of it: 128 bytes, the width of a swizzle.
 DTYPES = (jnp.bfloat16, jnp.float16)
+WIDEST = 128  # Of a head: its tiles, and those in flight, are what shared memory holds.
 
 _GROUPS, _ROWS = 2, 64
 _STREAMED = 64  # Tokens of a streamed tile, backward: four products share the registers.
@@ -318,7 +319,7 @@ class _Sizes:
 
 
 def _div(x, y):
-  """jnp's would round and repeat towards minus infinity."""
+  """Of what is not negative: jnp's own, which round down, do not lower to Mosaic GPU."""
   return jax.lax.div(x, jnp.asarray(y, x.dtype))
 
 

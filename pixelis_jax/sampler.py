@@ -1,7 +1,8 @@
 """Prefill and decode with a KV cache; `Sampler.bind` gives the policy as one function, `Generate`.
 
-Two things make rollouts cheap. Samples of one prompt share its prefill: the prompt is read once and
-its cache rows are gathered. And a later turn continues the row its previous turn left in the cache,
+Two things make rollouts cheap. Samples of one prompt share it: the prompt is read once, and where
+all prompts have as many samples, its keys are kept once and read by all samples together. And a
+later turn continues the row its previous turn left in the cache,
 so only the new tokens (a tool's text and picture) are read; rows are found by the identity of the
 `Completion` they produced.
 
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from pixelis_jax.batch import image_sources, pack_images, round_up
 from pixelis_jax.chat.family import frame_of
@@ -96,7 +97,8 @@ class Sampler:
       static_argnames=("max_tokens", "greedy"),
       donate_argnums=(1,),
     )
-    self._gather = jax.jit(_gather, static_argnames=("capacity",))
+    self._gather = jax.jit(Cache.gather, static_argnames=("capacity",))
+    self._share = jax.jit(Cache.share, static_argnames=("copies", "capacity"))
 
   def bind(
     self, params: Params, *, key: PRNGKeyArray, version: int, temperature: float = 1.0
@@ -214,13 +216,20 @@ class _Bound:
     at = {key: row for row, key in enumerate(whole)}
     distinct = list(whole.values())
     block = self.sampler.block(distinct, [0] * len(whole), self.sampler.rows(len(whole)))
-    capacity = round_up(block.tokens.shape[1] + self.sampler.max_tokens, multiple_of=16)
     cache = self.sampler.model.init_cache(
       len(block.tokens), block.tokens.shape[1], self.sampler.dtype
     )
     hidden, cache = self.sampler.read(self.params, cache, block)
     index = np.array([at[_identity(r)] for r in requests] + [0] * (rows - len(requests)), np.int32)
-    cache = self.sampler._gather(cache, index, capacity=capacity)
+    copies = len(requests) // len(whole)
+    # Rows of one prompt follow each other, and rows beyond the requests fill up whole prompts.
+    alike = np.repeat(np.arange(len(whole)), copies)
+    if copies > 1 and rows % copies == 0 and np.array_equal(index[: len(requests)], alike):
+      capacity = round_up(self.sampler.max_tokens, multiple_of=16)
+      cache = self.sampler._share(cache, index[::copies], copies=copies, capacity=capacity)
+    else:
+      capacity = round_up(block.tokens.shape[1] + self.sampler.max_tokens, multiple_of=16)
+      cache = self.sampler._gather(cache, index, capacity=capacity)
     return hidden[index], cache, block.next_position[index]
 
   def _continue(self, requests, segments, old, cache, rows):
@@ -228,7 +237,7 @@ class _Bound:
     known = [old[id(steps[-1].completion)][1] for _, steps in requests]
     block = self.sampler.block(segments, [k.next_position for k in known], rows)
     new = block.tokens.shape[1] + self.sampler.max_tokens
-    capacity = round_up(int(cache.end) + new, multiple_of=16)
+    capacity = round_up(int(cache.length) + new, multiple_of=16)
     index = np.array([k.row for k in known] + [0] * (rows - len(known)), np.int32)
     cache = self.sampler._gather(cache, index, capacity=capacity)
     hidden, cache = self.sampler.read(self.params, cache, block)
@@ -270,20 +279,6 @@ def _joined(steps: Turns, segment: Segment) -> Segment:
 def _extend(model, params, cache, tokens, positions, features, sources, segments, last):
   hidden, cache = model.extend(params, cache, tokens, positions, features, sources, segments)
   return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
-
-
-def _gather(cache: Cache, index: Int[Array, " B"], *, capacity: int) -> Cache:
-  """Rows `index` of the cache with room for `capacity` slots."""
-
-  def rows(x, axis):
-    x = jnp.take(x, index, axis=axis)
-    pad = [(0, 0)] * x.ndim
-    pad[axis + 1] = (0, max(capacity - x.shape[axis + 1], 0))
-    return jnp.pad(x, pad)
-
-  return cache.replace(
-    keys=rows(cache.keys, 1), values=rows(cache.values, 1), segments=rows(cache.segments, 0)
-  )
 
 
 def _decode(

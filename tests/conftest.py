@@ -5,10 +5,18 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Before JAX starts its backend. In the order that XLA prefers, two independent all-reduces may
-# begin in another order on each of two CPU devices, which then wait for each other forever.
+# Before JAX starts its backend. Tests compile far more than they compute: without LLVM's costly
+# passes and XLA's newer emitters that takes a third of the time. And in the order that XLA prefers,
+# two independent all-reduces may begin in another order on each of two CPU devices, which then wait
+# for each other forever.
 os.environ["XLA_FLAGS"] = " ".join(
-  [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_enable_concurrency_optimized_scheduler=false"]
+  [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    os.environ.get("XLA_FLAGS", ""),
+  ]
 )
 
 import jax

@@ -158,6 +158,28 @@ def test_samples_of_one_prompt_share_its_prefill(policy, reads):
   assert len({tuple(c.tokens) for c in together}) == 4  # Samples differ all the same.
 
 
+def test_samples_that_share_a_prompt_go_on_by_themselves(policy):
+  """Two prompts of two samples each, three of which look at something and answer again."""
+  one, other = three_tasks()[:2]
+  results = [episodes.crop(7), FAILED, episodes.crop(8)]
+
+  def play(tasks):
+    generate = bind(policy)
+    first = generate(asked(tasks))
+    caches = {id(prefix.cache): prefix.cache for _, prefix in generate.prefixes.values()}
+    [cache] = caches.values()
+    return cache, first, generate(continued(asked(tasks)[1:], first[1:], results))
+
+  shared, *ours = play([one, one, other, other])
+  assert shared.shared.segments.shape[0] == 2
+  own, *theirs = play([dataclasses.replace(x) for x in (one, one, other, other)])
+  assert own.shared is None  # Equal tasks, not known to be.
+  for mine, copied in zip(ours, theirs, strict=True):
+    assert_same(mine, copied)
+  # In an order in which a prompt's samples do not follow each other, rows keep their own.
+  assert play([one, other, one, other])[0].shared is None
+
+
 def test_equal_greedy_requests_are_computed_once(policy, reads):
   one, other = task("a"), task("b", "is it odd?")
   completions = bind(policy, temperature=0.0)(asked([one, other, one]))

@@ -14,26 +14,81 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from kernels.attention import attention
+from kernels.decode_attention import Prompts, decode_attention
+from kernels.tiles import visible
 from pixelis_jax.model.config import TextConfig
 from pixelis_jax.model.layers import GatedMlp, Linear, Norm, frequencies, rotate, stack, weight
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
 @flax.struct.dataclass
+class Shared:
+  """G prompts of P tokens before the slots of a cache, each seen by B / G rows in turn.
+
+  Head-major, as `decode_attention` reads them.
+  """
+
+  keys: Float[Array, "L G K P H"]
+  values: Float[Array, "L G K P H"]
+  segments: Int[Array, "G P"]
+
+  def of(self, layer: Int[Array, ""], dtype: DTypeLike) -> Prompts:
+    """What one layer's queries see of them, in their dtype."""
+    pick = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False).astype(dtype)
+    return Prompts(pick(self.keys), pick(self.values), self.segments != 0)
+
+
+@no_type_check
+@flax.struct.dataclass
 class Cache:
   """Keys and values already turned; slot s of every row was written by the same call.
 
   `segments` 0 marks a slot that nobody may see (empty, or that row's padding); `end` is the next
-  slot to write, shared by all rows.
+  slot to write, shared by all rows. With `shared` prompts in front, rows grow token by token.
   """
 
   keys: Float[Array, "L B S K H"]
   values: Float[Array, "L B S K H"]
   segments: Int[Array, "B S"]
   end: Int[Array, ""]
+  shared: Shared | None = None
+
+  def share(self, index: Int[Array, " G"], *, copies: int, capacity: int) -> "Cache":
+    """Each of these rows as the prompt of `copies` new ones, with room for `capacity` slots."""
+    L, _, _, K, H = self.keys.shape
+    heads_first = lambda x: jnp.take(x, index, axis=1).swapaxes(2, 3)
+    segments = jnp.take(self.segments, index, axis=0)
+    shape = (L, len(index) * copies, capacity, K, H)
+    return Cache(
+      keys=jnp.zeros(shape, self.keys.dtype),
+      values=jnp.zeros(shape, self.values.dtype),
+      segments=jnp.zeros(shape[1:3], jnp.int32),
+      end=jnp.zeros((), jnp.int32),
+      shared=Shared(heads_first(self.keys), heads_first(self.values), segments),
+    )
+
+  def gather(self, index: Int[Array, " B"], *, capacity: int) -> "Cache":
+    """These rows, each with its own copy of its prompt, and room for `capacity` slots."""
+    taken = [jnp.take(x, index, axis=1) for x in (self.keys, self.values)]
+    segments, end = jnp.take(self.segments, index, axis=0), self.end
+    if self.shared is not None:
+      prompt = index // (self.segments.shape[0] // self.shared.segments.shape[0])
+      before = lambda x: jnp.take(x, prompt, axis=1).swapaxes(2, 3)
+      prompts = before(self.shared.keys), before(self.shared.values)
+      taken = [jnp.concatenate(pair, axis=2) for pair in zip(prompts, taken, strict=True)]
+      segments = jnp.concatenate([jnp.take(self.shared.segments, prompt, axis=0), segments], axis=1)
+      end = self.length
+    room = (0, max(capacity - segments.shape[1], 0))
+    keys, values = (jnp.pad(x, ((0, 0), (0, 0), room, (0, 0), (0, 0))) for x in taken)
+    return Cache(keys=keys, values=values, segments=jnp.pad(segments, ((0, 0), room)), end=end)
+
+  @property
+  def length(self) -> Int[Array, ""]:
+    """Slots a row takes by itself."""
+    return self.end + (0 if self.shared is None else self.shared.segments.shape[1])
 
 
 class Attention(nnx.Module):
@@ -178,6 +233,11 @@ class Decoder(nnx.Module):
     angles_BTJ = self.angles(positions)
     graphdef, layers = nnx.split(self.layers)
     zero = jnp.zeros_like(cache.end)
+    single = tokens.shape[1] == 1
+    if cache.shared is not None and not single:
+      raise ValueError(
+        f"rows that share prompts grow by one token, not {tokens.shape[1]}: gather them"
+      )
     kv_segments = jax.lax.dynamic_update_slice(cache.segments, segments, (zero, cache.end))
 
     # The whole cache is carried, not scanned over: the loop then writes T slots in place.
@@ -189,15 +249,17 @@ class Decoder(nnx.Module):
       at = (index, zero, cache.end, zero, zero)
       keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
       values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), at)
-      seen = attention(
-        q,
-        jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).astype(q.dtype),
-        jax.lax.dynamic_index_in_dim(values, index, keepdims=False).astype(q.dtype),
-        causal=True,
-        q_segments=segments,
-        kv_segments=kv_segments,
-        q_offset=cache.end,
+      k_all, v_all = (
+        jax.lax.dynamic_index_in_dim(x, index, keepdims=False).astype(q.dtype)
+        for x in (keys, values)
       )
+      if single:
+        own = visible(True, segments, kv_segments, cache.end)[:, 0]
+        prompts = None if cache.shared is None else cache.shared.of(index, q.dtype)
+        seen = decode_attention(q[:, 0], k_all, v_all, own, prompts)[:, None]
+      else:
+        at = {"q_segments": segments, "kv_segments": kv_segments, "q_offset": cache.end}
+        seen = attention(q, k_all, v_all, causal=True, **at)
       x = layer.feed(x + layer.attn.output(seen))
       return (self.deepen(x, features, sources, index), keys, values), None
 
@@ -209,7 +271,8 @@ class Decoder(nnx.Module):
         carry, _ = body(carry, (layer, jnp.asarray(index, jnp.int32)))
     x_BTD, keys, values = carry
     end = cache.end + jnp.asarray(tokens.shape[1], cache.end.dtype)
-    return self.norm(x_BTD), Cache(keys=keys, values=values, segments=kv_segments, end=end)
+    written = cache.replace(keys=keys, values=values, segments=kv_segments, end=end)
+    return self.norm(x_BTD), written
 
   def indices(self) -> Int[Array, " L"]:
     return jnp.arange(self.config.layers, dtype=jnp.int32)

@@ -198,8 +198,8 @@ class Model:
 
 
 def attention_backend(dtype: DTypeLike) -> str:
-  """What computes attention over weights of this dtype here; see `kernels.attention`."""
-  return preferred_backend(jnp.dtype(dtype))
+  """What computes attention over weights of this dtype here, heads as wide as Qwen's."""
+  return preferred_backend(jnp.dtype(dtype), 128)
 
 
 def _kept(path: tuple, dtype: DTypeLike, built: DTypeLike) -> DTypeLike:

@@ -87,6 +87,42 @@ def test_a_hidden_slot_is_forgotten(params):
   assert_allclose(got, expected, atol=1e-5)
 
 
+def test_rows_that_share_a_prompt_grow_as_if_each_had_its_own(params):
+  """Prompts of 4 and of 2 tokens, taken in another order, two rows each; then on by themselves."""
+  tokens, flags = np.stack([oracle.text(4, 1), oracle.text(4, 2)]), np.ones((2, 4), np.int32)
+  flags[1, 2:] = 0
+  empty = MODEL.init_cache(2, 4, jnp.float32)
+  _, read = write(params, empty, tokens, positions_of(flags), flags)
+  order = jnp.asarray([1, 0], jnp.int32)
+  shared = read.share(order, copies=2, capacity=3)
+  apart = read.gather(jnp.repeat(order, 2), capacity=7)
+  assert int(shared.length) == int(apart.length) == 4
+
+  for step in range(3):  # Row 2 skips a slot.
+    flags = np.ones((4, 1), np.int32)
+    flags[2, 0] = step != 1
+    at = np.full((4, 3, 1), 9 + step, np.int32), flags
+    mine, shared = write(params, shared, oracle.text(4, step)[:, None], *at)
+    other, apart = write(params, apart, oracle.text(4, step)[:, None], *at)
+    kept = flags[:, 0] > 0
+    assert_allclose(mine[kept], other[kept], atol=1e-5)
+
+  rows = jnp.asarray([3, 0, 2], jnp.int32)
+  mine, other = (cache.gather(rows, capacity=9) for cache in (shared, apart))
+  assert mine.shared is None and int(mine.end) == int(other.end) == 7
+  more = np.ones((3, 2), np.int32)
+  at = np.broadcast_to(np.arange(12, 14), (3, 3, 2)), more
+  mine, other = (write(params, cache, tokens[[0, 1, 0], :2], *at)[0] for cache in (mine, other))
+  assert_allclose(mine, other, atol=1e-5)
+
+
+def test_rows_that_share_prompts_take_one_token_at_a_time(params):
+  shared = MODEL.init_cache(1, 2, jnp.float32).share(jnp.zeros(1, jnp.int32), copies=2, capacity=4)
+  two = np.ones((2, 2), np.int32)
+  with pytest.raises(ValueError, match="grow by one token, not 2"):
+    write(params, shared, two, positions_of(two), two)
+
+
 def test_padding_rows_stay_finite(params):
   zeros = np.zeros((2, 3), np.int32)
   hidden, cache = write(

@@ -1,0 +1,90 @@
+"""Attention of single tokens: against loops in float64, with prompts and without."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from kernels.decode_attention import Prompts, decode_attention, reference
+
+
+def inputs(B=6, S=5, N=4, K=2, H=8, G=0, P=3, dtype=jnp.float32):
+  """A cache of B rows; with G, as many prompts."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
+  seen = lambda *shape: jnp.asarray(rng.random(shape) < 0.7)
+  own = draw(B, N, H), draw(B, S, K, H), draw(B, S, K, H), seen(B, S)
+  prompts = Prompts(draw(G, K, P, H), draw(G, K, P, H), seen(G, P)) if G else None
+  return (*own, prompts)
+
+
+def by_loops(q, k, v, seen, prompts):
+  """The contract read aloud, in float64."""
+  wide = lambda x: np.asarray(x, np.float64)
+  B, N, H = q.shape
+  out = np.zeros((B, N, H))
+  for b in range(B):
+    for n in range(N):
+      head = n // (N // k.shape[2])
+      keys, values = wide(k)[b, seen[b], head], wide(v)[b, seen[b], head]
+      if prompts is not None:
+        g = b // (B // len(prompts.keys))
+        shown = np.asarray(prompts.seen[g])
+        keys = np.concatenate([wide(prompts.keys)[g, head, shown], keys])
+        values = np.concatenate([wide(prompts.values)[g, head, shown], values])
+      if len(keys):
+        logits = keys @ wide(q)[b, n] / np.sqrt(H)
+        weights = np.exp(logits - logits.max())
+        out[b, n] = weights @ values / weights.sum()
+  return out
+
+
+@pytest.mark.parametrize("function", [decode_attention, reference])
+@pytest.mark.parametrize("K", [1, 2, 4])
+@pytest.mark.parametrize("G", [0, 1, 2, 3, 6])
+def test_equals_loops(function, K, G):
+  """Six rows of as many prompts, of two, of one each, and of none; some of it hidden."""
+  given = inputs(K=K, G=G)
+  # Float32 sums of at most 8 products of order 1.
+  assert_allclose(function(*given), by_loops(*given), atol=2e-6)
+
+
+@pytest.mark.parametrize("G", [0, 2])
+def test_what_sees_nothing_is_zero(G):
+  q, k, v, seen, prompts = inputs(G=G)
+  hidden = None if prompts is None else prompts._replace(seen=jnp.zeros_like(prompts.seen))
+  assert_array_equal(decode_attention(q, k, v, jnp.zeros_like(seen), hidden), np.zeros(q.shape))
+
+
+def test_either_part_alone():
+  """A row that has written nothing sees its prompt; one whose prompt is hidden what it wrote."""
+  q, k, v, seen, prompts = inputs(G=2)
+  for own, shown in ((seen, prompts.seen & False), (seen & False, prompts.seen)):
+    given = q, k, v, own, prompts._replace(seen=shown)
+    assert_allclose(decode_attention(*given), by_loops(*given), atol=2e-6)
+
+
+def test_large_logits_of_one_part_do_not_overflow():
+  """exp(1000) is infinite in float32: the larger of both maxima must be taken out first."""
+  q, k, v, seen, prompts = inputs(G=2)
+  for scaled in ((k * 1e4, prompts), (k, prompts._replace(keys=prompts.keys * 1e4))):
+    out = decode_attention(q, scaled[0], v, seen, scaled[1])
+    assert_allclose(out, by_loops(q, scaled[0], v, seen, scaled[1]), atol=2e-6)
+
+
+def test_bfloat16_sums_are_float32():
+  """600 equal keys weigh 1/600 each; summed in bfloat16 they would stall at 256 of 600."""
+  zeros = lambda *shape: jnp.zeros(shape, jnp.bfloat16)
+  prompts = Prompts(zeros(1, 1, 300, 8), zeros(1, 1, 300, 8) + 1, jnp.ones((1, 300), bool))
+  given = zeros(2, 1, 8), zeros(2, 300, 1, 8), zeros(2, 300, 1, 8) + 1, jnp.ones((2, 300), bool)
+  out = decode_attention(*given, prompts)
+  assert out.dtype == jnp.bfloat16
+  assert_allclose(out.astype(jnp.float32), 1.0, rtol=2**-7)
+
+
+def test_sizes_that_do_not_divide_are_refused():
+  q, k, v, seen, prompts = inputs(G=4)
+  with pytest.raises(ValueError, match="6 rows must be a multiple of 4 prompts"):
+    decode_attention(q, k, v, seen, prompts)
+  with pytest.raises(ValueError, match="3 query heads must be a multiple of 2"):
+    decode_attention(q[:, :3], k, v, seen)

@@ -32,9 +32,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels import specs
+from kernels import attention_gpu, specs
 from kernels.attention import attention
-from kernels.attention_gpu import DTYPES
 from kernels.token_logps import token_logps
 
 GIB = 2**30
@@ -136,9 +135,9 @@ TARGETS = {
 
 
 def attend(spec: specs.Attention, target: Tpu | Gpu) -> Callable:
-  """By the target's own kernels where its dtype has them."""
+  """By the target's own kernels where they serve the spec."""
   backend = target.backend
-  if backend == "gpu" and spec.dtype not in DTYPES:
+  if backend == "gpu" and not attention_gpu.serves(spec.dtype, spec.H):
     backend = "xla"
   return lambda q, k, v, q_at, kv_at: attention(
     q, k, v, causal=spec.causal, q_segments=q_at, kv_segments=kv_at, backend=backend

@@ -48,7 +48,7 @@ def attention(
   backend = backend or preferred_backend(q_BTNH.dtype, H)
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} must be one of {BACKENDS}")
-  if backend == "gpu" and not _serves(q_BTNH.dtype, H):
+  if backend == "gpu" and not attention_gpu.serves(q_BTNH.dtype, H):
     raise ValueError(
       f'attention backend "gpu" computes in bfloat16 or float16 on heads at most'
       f' {attention_gpu.WIDEST} wide, not in {q_BTNH.dtype} on {H}: cast, or choose "xla"'
@@ -75,11 +75,7 @@ def preferred_backend(dtype: DTypeLike, head_width: int) -> str:
     return "tpu"
   # wgmma, which the kernel is made of, exists on compute capability 9 alone.
   hopper = jax.default_backend() == "gpu" and jax.devices()[0].compute_capability.startswith("9.")
-  return "gpu" if hopper and _serves(dtype, head_width) else "xla"
-
-
-def _serves(dtype: DTypeLike, head_width: int) -> bool:
-  return dtype in attention_gpu.DTYPES and head_width <= attention_gpu.WIDEST
+  return "gpu" if hopper and attention_gpu.serves(dtype, head_width) else "xla"
 
 
 @functools.cache

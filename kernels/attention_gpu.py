@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
-from kernels.tiles import HIDDEN, bounds
+from kernels.tiles import HIDDEN, bounds, incoming
 
 TILE = 128  # Tokens of a block: 64 rows, those of a wgmma, for each warpgroup that computes.
 WIDTHS = 64  # Head widths are padded to multiples of it: 128 bytes, the width of a swizzle.
@@ -29,6 +29,11 @@ _STREAMED = 64  # Tokens of a streamed tile, backward: four products share the r
 _STAGES = 2  # Streamed tiles in shared memory at once.
 _LOG2E = math.log2(math.e)
 _BY_ROW, _BY_COLUMN = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+
+
+def serves(dtype: DTypeLike, head_width: int) -> bool:
+  """Whether these kernels compute in the dtype, on heads of this width."""
+  return dtype in DTYPES and head_width <= WIDEST
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -120,8 +125,7 @@ def _backward(causal, saved, grad):
   q, k, v, q_segments, kv_segments, q_offset, out, sums = saved
   sizes = _Sizes(*q.shape, k.shape[1], causal)
   q_offset = jnp.asarray(q_offset)  # A constant comes back from JAX as one of numpy's.
-  grad = jnp.where((q_segments != 0)[:, None, :, None], grad, 0)
-  own = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
+  grad, own = incoming(grad, out, q_segments)
   heads = tuple(_widened(x) for x in (q, k, v, grad.astype(q.dtype)))
   numbers = _numbers(q_segments, kv_segments)
   ranges = functools.partial(bounds, q_segments, kv_segments, q_offset, causal=causal)

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from kernels.tiles import HIDDEN, meeting, span
+from kernels.tiles import HIDDEN, incoming, meeting, span
 
 LANES = 128
 TILE = 512  # Tokens: a tile's logits take 1 MiB of VMEM in float32.
@@ -94,8 +94,8 @@ def _forward_kernel(
 def _backward(causal, tiles, interpret, saved, grad):
   q, k, v, q_segments, kv_segments, q_offset, out, sums = saved
   grid = _Grid(*q.shape[:3], *k.shape[1:], tiles=tiles, causal=causal)
-  grad = jnp.where((q_segments != 0)[:, None, :, None], grad, 0)
-  own = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)[:, :, None, :]
+  grad, own = incoming(grad, out, q_segments)
+  own = own[:, :, None, :]
   numbers = _numbers(q_segments, kv_segments)
   dq = pl.pallas_call(
     functools.partial(_query_kernel, grid),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels.tiles import HIDDEN, meeting, product, span, sum_dtype, visible
+from kernels.tiles import HIDDEN, incoming, meeting, product, span, sum_dtype, visible
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
@@ -71,8 +71,7 @@ def _backward(causal, tiles, saved, grad_BNTH):
   tile = _Tile(q_segments, kv_segments, jnp.asarray(q_offset), causal, tiles, H**-0.5)
   low, high = tile.spans()
   dtype = sum_dtype(q_BNTH)
-  grad_BNTH = jnp.where((q_segments != 0)[:, None, :, None], grad_BNTH, 0)
-  own_BNT = (grad_BNTH.astype(dtype) * out_BNTH.astype(dtype)).sum(axis=-1)
+  grad_BNTH, own_BNT = incoming(grad_BNTH, out_BNTH, q_segments)
   grouped = lambda x: x.reshape(B, K, -1, *x.shape[2:])
   q_BKRTH, grad_BKRTH, own_BKRT = grouped(q_BNTH), grouped(grad_BNTH), grouped(own_BNT)
 

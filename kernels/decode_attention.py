@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels import attention
 from kernels.tiles import HIDDEN, product
 
 
@@ -64,21 +65,15 @@ def reference(
   seen_BS: Bool[Array, "B S"],
   prompts: Prompts | None = None,
 ) -> Float[Array, "B N H"]:
-  """The definition: each row's prompt in front of what it wrote itself, for each query head."""
-  B, N, H = q_BNH.shape
+  """The definition: `attention`'s, with each row's prompt in front of what it wrote itself."""
   if prompts is not None:
+    B = len(q_BNH)
     whole = lambda x: jnp.repeat(x, B // len(x), axis=0)
     before = lambda x: whole(x).swapaxes(1, 2)
     k_BSKH = jnp.concatenate([before(prompts.keys), k_BSKH], axis=1)
     v_BSKH = jnp.concatenate([before(prompts.values), v_BSKH], axis=1)
     seen_BS = jnp.concatenate([whole(prompts.seen), seen_BS], axis=1)
-  heads = lambda x: jnp.repeat(x, N // x.shape[2], axis=2)
-  logits_BNS = product("BNH,BSNH->BNS", q_BNH, heads(k_BSKH)) * H**-0.5
-  shown_BNS = jnp.where(seen_BS[:, None], logits_BNS, HIDDEN)
-  weights_BNS = jnp.where(seen_BS[:, None], jax.nn.softmax(shown_BNS, axis=-1), 0.0)
-  return product("BNS,BSNH->BNH", weights_BNS.astype(v_BSKH.dtype), heads(v_BSKH)).astype(
-    q_BNH.dtype
-  )
+  return attention.reference(q_BNH[:, None], k_BSKH, v_BSKH, seen_BS[:, None])[:, 0]
 
 
 def _own(q_BNH, k_BSKH, v_BSKH, seen_BS) -> _Part:

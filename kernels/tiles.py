@@ -4,7 +4,7 @@ Axes: B rows, T query tokens, S key tokens, I tiles of queries, J tiles of keys.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 HIDDEN = -1e30  # A logit that is not seen; finite, so that a difference of two is no NaN.
 _NO_SEGMENT = 2**31 - 1
@@ -38,10 +38,7 @@ def meeting(
   Ranges of segment numbers stand for the segments in a tile. Where numbers rise along a row, as for
   the windows of an image and for packed conversations, that is exact.
   """
-  q, kv = (
-    x.reshape(x.shape[0], -1, size)
-    for x, size in zip((q_segments, kv_segments), tiles, strict=True)
-  )
+  q, kv = _in_tiles(q_segments, kv_segments, tiles)
   least = lambda x: jnp.where(x == 0, _NO_SEGMENT, x).min(axis=-1)
   meet_BIJ = (least(q)[:, :, None] <= kv.max(axis=-1)[:, None, :]) & (
     least(kv)[:, None, :] <= q.max(axis=-1)[:, :, None]
@@ -62,10 +59,7 @@ def whole(
   tiles: tuple[int, int],
 ) -> Bool[Array, "B I J"]:
   """Whether every query of tile i sees every key of tile j, in each row: nothing to mask."""
-  q, kv = (
-    x.reshape(x.shape[0], -1, size)
-    for x, size in zip((q_segments, kv_segments), tiles, strict=True)
-  )
+  q, kv = _in_tiles(q_segments, kv_segments, tiles)
   alone = lambda x: (x == x[..., :1]).all(axis=-1) & (x[..., 0] != 0)
   same_BIJ = q[:, :, None, 0] == kv[:, None, :, 0]
   whole_BIJ = same_BIJ & alone(q)[:, :, None] & alone(kv)[:, None, :]
@@ -74,6 +68,15 @@ def whole(
   first_I = jnp.arange(q.shape[1], dtype=jnp.int32) * tiles[0] + q_offset
   last_J = (jnp.arange(kv.shape[1], dtype=jnp.int32) + 1) * tiles[1] - 1
   return whole_BIJ & (last_J[None, :] <= first_I[:, None])[None]
+
+
+def _in_tiles(
+  q_segments: Int[Array, "B T"], kv_segments: Int[Array, "B S"], tiles: tuple[int, int]
+) -> tuple[Int[Array, "B I _"], Int[Array, "B J _"]]:
+  return tuple(
+    x.reshape(x.shape[0], -1, size)
+    for x, size in zip((q_segments, kv_segments), tiles, strict=True)
+  )
 
 
 def span(meet: Bool[Array, "*rows J"]) -> tuple[Int[Array, "*rows"], Int[Array, "*rows"]]:
@@ -113,6 +116,18 @@ def bounds(
 def even(tokens: int, most: int) -> int:
   """The side, at most `most`, of as few tiles as that allows with the least padding."""
   return -(-tokens // -(-tokens // most))
+
+
+def incoming(
+  grad_BNTH: Float[Array, "B N T H"],
+  out_BNTH: Float[Array, "B N T H"],
+  q_segments: Int[Array, "B T"],
+) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
+  """What backward passes begin with: the output's gradient, zero at padding, and its product with
+  the output, which the softmax takes out of the gradient of each of a query's logits."""
+  grad_BNTH = jnp.where((q_segments != 0)[:, None, :, None], grad_BNTH, 0)
+  dtype = sum_dtype(out_BNTH)
+  return grad_BNTH, (grad_BNTH.astype(dtype) * out_BNTH.astype(dtype)).sum(axis=-1)
 
 
 def sum_dtype(x: Array) -> DTypeLike:

@@ -56,19 +56,24 @@ class Cache:
   end: Int[Array, ""]
   shared: Shared | None = None
 
+  @classmethod
+  def empty(cls, shape: tuple[int, int, int, int, int], dtype: DTypeLike) -> "Cache":
+    """Nothing written yet; `shape` is (L, B, S, K, H)."""
+    return cls(
+      keys=jnp.zeros(shape, dtype),
+      values=jnp.zeros(shape, dtype),
+      segments=jnp.zeros(shape[1:3], jnp.int32),
+      end=jnp.zeros((), jnp.int32),
+    )
+
   def share(self, index: Int[Array, " G"], *, copies: int, capacity: int) -> "Cache":
     """Each of these rows as the prompt of `copies` new ones, with room for `capacity` slots."""
     L, _, _, K, H = self.keys.shape
     heads_first = lambda x: jnp.take(x, index, axis=1).swapaxes(2, 3)
     segments = jnp.take(self.segments, index, axis=0)
-    shape = (L, len(index) * copies, capacity, K, H)
-    return Cache(
-      keys=jnp.zeros(shape, self.keys.dtype),
-      values=jnp.zeros(shape, self.values.dtype),
-      segments=jnp.zeros(shape[1:3], jnp.int32),
-      end=jnp.zeros((), jnp.int32),
-      shared=Shared(heads_first(self.keys), heads_first(self.values), segments),
-    )
+    shared = Shared(heads_first(self.keys), heads_first(self.values), segments)
+    new = Cache.empty((L, len(index) * copies, capacity, K, H), self.keys.dtype)
+    return new.replace(shared=shared)
 
   def gather(self, index: Int[Array, " B"], *, capacity: int) -> "Cache":
     """These rows, each with its own copy of its prompt, and room for `capacity` slots."""

@@ -115,13 +115,7 @@ class Model:
   def init_cache(self, rows: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """An empty cache of `capacity` slots a row."""
     text = self.config.text
-    shape = (text.layers, rows, capacity, text.kv_heads, text.head_width)
-    return Cache(
-      keys=jnp.zeros(shape, dtype),
-      values=jnp.zeros(shape, dtype),
-      segments=jnp.zeros((rows, capacity), jnp.int32),
-      end=jnp.zeros((), jnp.int32),
-    )
+    return Cache.empty((text.layers, rows, capacity, text.kv_heads, text.head_width), dtype)
 
   def extend(
     self,

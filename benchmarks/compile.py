@@ -22,28 +22,18 @@ from record import record  # The file beside this one.
 from configs import common
 from pixelis_jax import batch, learner
 from pixelis_jax.model.config import ModelConfig
+from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Patches
 
-CONFIG = {  # Qwen/Qwen2.5-VL-7B-Instruct.
-  "model_type": "qwen2_5_vl",
-  "hidden_size": 3584,
-  "intermediate_size": 18944,
-  "num_attention_heads": 28,
-  "num_hidden_layers": 28,
-  "num_key_value_heads": 4,
-  "rms_norm_eps": 1e-06,
-  "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-  "vocab_size": 152064,
-  "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584, "tokens_per_second": 2},
-}
+SHAPES = Path(__file__).parents[1] / "assets" / "shapes" / "qwen2_5_vl_7b"
 TOKENS, SIDE = 1024, 32  # Of the row; of the image, in patches.
 
 
 def policy(layers: int) -> Model:
-  config = ModelConfig.from_hf(CONFIG)
+  config = load_config(SHAPES)
   text = dataclasses.replace(config.text, layers=layers)
-  return Model(dataclasses.replace(config, text=text), remat=True)
+  return Model(dataclasses.replace(config, text=text), remat="layers")
 
 
 def packed(config: ModelConfig) -> batch.GrpoBatch:
@@ -80,9 +70,9 @@ def seconds(layers: int) -> tuple[float, float]:
     params,
   )
   data = packed(model.config)
-  ref, coef = data.old_logps, jax.ShapeDtypeStruct((), jnp.float32)
+  coef = jax.ShapeDtypeStruct((), jnp.float32)
   began = time.perf_counter()
-  lowered = step.lower(state, data, ref, coef)
+  lowered = step.lower(state, data, coef)
   middle = time.perf_counter()
   lowered.compile()
   return middle - began, time.perf_counter() - middle

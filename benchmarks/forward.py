@@ -163,7 +163,7 @@ def our_greedy(model: Model, count: int, setting: Setting) -> Callable:
 
   def run(params: Params, given: batch.Inputs) -> jax.Array:
     features = model.encode(params, given.vision)
-    features = features.reshape(-1, features.shape[-1])
+    features = features.reshape(1, -1, features.shape[-1])
     cache = model.init_cache(rows, setting.tokens + setting.new, jnp.dtype(setting.dtype))
     text = (given.tokens, given.positions, features, given.sources, given.segments)
     hidden, cache = model.extend(params, cache, *text)
@@ -174,7 +174,7 @@ def our_greedy(model: Model, count: int, setting: Setting) -> Callable:
       cache, hidden, out = carry
       token = jnp.argmax(hidden @ model.head(params).T, axis=-1).astype(jnp.int32)
       out = out.at[:, i].set(token)
-      nothing = jnp.zeros((0, hidden.shape[-1]), hidden.dtype)
+      nothing = jnp.zeros((1, 0, hidden.shape[-1]), hidden.dtype)
       hidden, cache = model.extend(
         params, cache, token[:, None], start + i, nothing, nowhere, one, apart
       )

@@ -116,7 +116,7 @@ def _target(decoder, name: str, array: np.ndarray, heads: int, kv_heads: int):
 
 def ours(model: Model, params: Params, prompt: list[int], count: int) -> tuple[list[int], list]:
   """(tokens, their log-probabilities) of the greedy continuation, one token a step."""
-  nothing = jnp.zeros((0, model.config.text.width))
+  nothing = jnp.zeros((1, 0, model.config.text.width))
 
   @jax.jit
   def extend(params, cache, tokens, start):
@@ -144,7 +144,7 @@ def given(model: Model, params: Params, tokens: list[int], start: int) -> np.nda
   places = jnp.arange(len(tokens), dtype=jnp.int32)
   positions = jnp.broadcast_to(places[None, None], (1, 3, len(tokens)))
   none, one = jnp.full(row.shape, -1, jnp.int32), jnp.ones(row.shape, jnp.int32)
-  nothing = jnp.zeros((0, model.config.text.width))
+  nothing = jnp.zeros((1, 0, model.config.text.width))
   hidden = model.hidden(params, row, positions, nothing, none, one)
   logps, _ = model.token_logps(params, hidden[:, :-1], row[:, 1:])
   return np.asarray(logps[0, start - 1 :])

@@ -24,6 +24,8 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
 def trained(path: str = "assets/tiny-vl") -> ConfigDict:
   """A model, and which of its weights learn: all but `freeze`, or with a LoRA rank adapters."""
   c = model(path)
+  c.master = "float32"  # Of weights that learn; a step computes with copies in `dtype`.
+  c.remat = "nothing"  # What a backward pass computes again: nothing, products or layers.
   c.freeze = ()  # Parts whose weights stay, such as "visual" or "text/embedding".
   c.lora = ConfigDict()
   c.lora.rank = 0  # Of every target; 0: none but those that `ranks` lists.
@@ -43,7 +45,16 @@ def own(c: ConfigDict, *, tools: bool) -> None:
     c.model.tools = ()
 
 
-TRAINED = ("", "text", "lora", "text-lora")  # Models of one's own, and what of them learns.
+# Released models, by assets/shapes: over how many devices their heads can be split.
+SIZES = {
+  "qwen2_5_vl_3b": 2,
+  "qwen2_5_vl_7b": 4,
+  "qwen2_5_vl_32b": 8,
+  "qwen3_vl_8b": 8,
+  "qwen3_8b": 8,
+}
+WAYS = ("", "text", "lora", "text-lora")  # Models of one's own, and what of them learns.
+TRAINED = (*WAYS, *(f"{size}{way}" for size in SIZES for way in ("", "-lora")))
 
 
 def own_training(c: ConfigDict, arg: str, *, lr: float, lora_lr: float, steps: int) -> None:
@@ -51,7 +62,15 @@ def own_training(c: ConfigDict, arg: str, *, lr: float, lora_lr: float, steps: i
   if arg not in TRAINED:
     raise ValueError(f"config argument {arg!r} must be one of {TRAINED}")
   c.model = trained()
-  own(c, tools="text" not in arg)
+  own(c, tools="text" not in arg and not arg.startswith("qwen3_8b"))
+  size = arg.removesuffix("-lora")
+  if size in SIZES:
+    c.model.path = f"assets/shapes/{size}"  # Its shapes alone: enough to plan, not to run.
+    c.model.dtype, c.model.remat = "bfloat16", "layers"
+    # Each weight lies on one device, and is gathered when it is used; rollouts, which would gather
+    # all of them at each token, split heads and matrices instead.
+    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.rollout_mesh.data, c.rollout_mesh.tensor = -1, SIZES[size]
   c.max_row, c.packed = 16_384, True
   c.optimizer = optimizer(lr=lr, steps=steps, warmup=steps // 20)
   if "lora" in arg:
@@ -103,6 +122,13 @@ def mesh() -> ConfigDict:
   return c
 
 
+def rollout_mesh() -> ConfigDict:
+  """The devices of the mesh under other sizes, where rollouts are played; data 0: as they are."""
+  c = ConfigDict()
+  c.data, c.fsdp, c.tensor = 0, 1, 1
+  return c
+
+
 def optimizer(lr: float, steps: int, warmup: int) -> ConfigDict:
   """AdamW; lr falls along a cosine from its peak to `final_fraction` of it."""
   c = ConfigDict()
@@ -113,5 +139,6 @@ def optimizer(lr: float, steps: int, warmup: int) -> ConfigDict:
   c.b1, c.b2 = 0.9, 0.95
   c.weight_decay = 0.01
   c.clip_norm = 1.0
+  c.mu_dtype = "float32"  # Of Adam's first moment: bfloat16 is 2 bytes a weight less.
   c.patch_scale = 1.0  # Of lr, for the patch embedding; see learner.make_optimizer.
   return c

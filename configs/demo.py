@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.model.rows_multiple = 16
   c.limits = common.limits()
   c.mesh = common.mesh()
+  c.mesh.data = 1
   c.stream = common.scenes("stream", shift, n=384)
   c.stream.seed = 2000 + c.get_ref("seed")  # Other seeds are other requests.
   c.stream.skew = 8 if skewed else -1
@@ -65,6 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.lr = 1e-4
   c.learn.warmup = 8  # Updates until then.
   c.learn.b1, c.learn.b2 = 0.9, 0.99
+  c.learn.mu_dtype = "float32"
   c.learn.weight_decay = 0.0
   c.learn.clip_norm = 1.0
   c.learn.patch_scale = 0.1

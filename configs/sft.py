@@ -3,9 +3,10 @@
     python -m pixelis_jax.sft --config=configs/sft.py --workdir=runs/sft --config.model.path=DIR \
       --config.data.file=train.jsonl --config.eval.file=held_out.jsonl
 
-"text" for a model that only reads, "lora" and "text-lora" to train adapters only. Where one
-would begin with 7B on 8 devices of 80 GB and `--config.mesh.fsdp=8`; no run of that size is
-recorded.
+"text" for a model that only reads, "lora" and "text-lora" to train adapters only. The name of a
+released model ("qwen2_5_vl_7b", and with "-lora" behind it) sets bfloat16, remat and a mesh over
+all devices; until `model.path` names its weights it can only be planned (`pixelis plan`). No run of
+that size is recorded.
 """
 
 from ml_collections import ConfigDict

@@ -69,12 +69,17 @@ def attention(
   )
 
 
-def preferred_backend(dtype: DTypeLike, head_width: int) -> str:
-  """ "tpu" on a TPU, "gpu" for 16-bit numbers on a Hopper GPU, "xla" elsewhere."""
-  if jax.default_backend() == "tpu":
+def preferred_backend(dtype: DTypeLike, head_width: int, device: jax.Device | None = None) -> str:
+  """ "tpu" on a TPU, "gpu" for 16-bit numbers on a Hopper GPU, "xla" elsewhere.
+
+  Args:
+    device: None for JAX's first; it may be one that is described only, to compile for.
+  """
+  device = device or jax.devices()[0]
+  if device.platform == "tpu":
     return "tpu"
   # wgmma, which the kernel is made of, exists on compute capability 9 alone.
-  hopper = jax.default_backend() == "gpu" and jax.devices()[0].compute_capability.startswith("9.")
+  hopper = device.platform == "gpu" and device.compute_capability.startswith("9.")
   return "gpu" if hopper and attention_gpu.serves(dtype, head_width) else "xla"
 
 

@@ -65,7 +65,7 @@ def score(spec: specs.TokenLogps) -> Sides:
   """The op, and its definition, whose logits are all there at once."""
   return {
     "op": lambda hidden, head, tokens: logps.token_logps(hidden, head, tokens)[0],
-    "reference": lambda hidden, head, tokens: logps.reference(hidden[0], tokens[0], head, 1.0)[0],
+    "reference": lambda hidden, head, tokens: logps.reference(hidden, tokens, head, 1.0)[0],
   }
 
 

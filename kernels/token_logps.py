@@ -1,11 +1,13 @@
 """Log-probabilities of given tokens without the [B, T, V] logits.
 
-Axes: B rows, T tokens, D width, V vocabulary, C tokens of one chunk.
+Axes: B rows, T tokens, D width, V vocabulary, C chunks of a row.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
+
+CHUNK = 1024  # Tokens.
 
 
 def token_logps(
@@ -14,52 +16,52 @@ def token_logps(
   targets: Int[Array, "B T"],
   *,
   temperature: float = 1.0,
-  chunk: int = 1024,
+  chunk: int = CHUNK,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
   """(log p(target), entropy in nats over V), of softmax(hidden head^T / temperature), in float32.
 
-  At most `chunk` rows of logits exist at once, in the backward pass too: each chunk is recomputed.
+  Logits of at most `chunk` tokens, or of one token of each row, exist at once, in the backward pass
+  too: each chunk is recomputed.
   `hidden[b, t]` is the state that predicts `targets[b, t]`. Both results carry gradients.
   Raises ValueError if temperature or chunk is not positive.
   """
   if temperature <= 0 or chunk <= 0:
     raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
   B, T, D = hidden.shape
-  count = -(-B * T // chunk)
-  size = min(chunk, B * T)
-  padding = count * size - B * T
-  hidden_CD = jnp.pad(hidden.reshape(B * T, D), ((0, padding), (0, 0)))
-  targets_C = jnp.pad(targets.reshape(B * T), (0, padding))
+  size = min(max(chunk // B, 1), T)
+  count = -(-T // size)
+  padding = (0, 0), (0, count * size - T)
+  hidden_CBTD = jnp.pad(hidden, (*padding, (0, 0))).reshape(B, count, size, D).swapaxes(0, 1)
+  targets_CBT = jnp.pad(targets, padding).reshape(B, count, size).swapaxes(0, 1)
 
   @jax.checkpoint
   def body(carry, scanned):
     return carry, reference(*scanned, head, temperature)
 
-  scanned = hidden_CD.reshape(count, size, D), targets_C.reshape(count, size)
-  _, results = jax.lax.scan(body, None, scanned)
-  logps, entropies = (x.reshape(-1)[: B * T].reshape(B, T) for x in results)
+  _, results = jax.lax.scan(body, None, (hidden_CBTD, targets_CBT))
+  logps, entropies = (x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in results)
   return logps, entropies
 
 
 def reference(
-  hidden_CD: Float[Array, "C D"],
-  targets_C: Int[Array, " C"],
+  hidden_BTD: Float[Array, "B T D"],
+  targets_BT: Int[Array, "B T"],
   head_VD: Float[Array, "V D"],
   temperature: float,
-) -> tuple[Float32[Array, " C"], Float32[Array, " C"]]:
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
   """The definition, with all logits of its tokens at once.
 
   Sums over the vocabulary and nothing else: where a head's words lie on several devices, each
   computes its own logits, and they exchange a few numbers a token. To gather the target's logit
   would collect all logits first.
   """
-  logits_CV = jnp.einsum("CD,VD->CV", hidden_CD, head_VD, preferred_element_type=jnp.float32)
-  logits_CV /= temperature
-  top_C = jax.lax.stop_gradient(logits_CV.max(axis=-1))
-  below_CV = logits_CV - top_C[:, None]
-  weights_CV = jnp.exp(below_CV)
-  total_C = weights_CV.sum(axis=-1)
-  words_V = jnp.arange(head_VD.shape[0], dtype=targets_C.dtype)
-  target_C = jnp.where(words_V[None, :] == targets_C[:, None], below_CV, 0.0).sum(axis=-1)
-  entropy_C = jnp.log(total_C) - (weights_CV * below_CV).sum(axis=-1) / total_C
-  return target_C - jnp.log(total_C), entropy_C
+  logits_BTV = jnp.einsum("BTD,VD->BTV", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+  logits_BTV /= temperature
+  top_BT = jax.lax.stop_gradient(logits_BTV.max(axis=-1))
+  below_BTV = logits_BTV - top_BT[..., None]
+  weights_BTV = jnp.exp(below_BTV)
+  total_BT = weights_BTV.sum(axis=-1)
+  words_V = jnp.arange(head_VD.shape[0], dtype=targets_BT.dtype)
+  target_BT = jnp.where(words_V[None, None] == targets_BT[..., None], below_BTV, 0.0).sum(axis=-1)
+  entropy_BT = jnp.log(total_BT) - (weights_BTV * below_BTV).sum(axis=-1) / total_BT
+  return target_BT - jnp.log(total_BT), entropy_BT

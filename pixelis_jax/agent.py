@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from pixelis_jax.chat.parse import parse_answer, parse_call
+from pixelis_jax.cluster import agree
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import (
   Completion,
@@ -67,7 +68,10 @@ def play(
   started = clock()
   turns: list[Turns] = [()] * len(tasks)
   ended: dict[int, Status] = {}
-  while live := [i for i in range(len(tasks)) if i not in ended]:
+  while True:
+    live = [i for i in range(len(tasks)) if i not in ended]
+    if not any(agree(len(live))):  # Other processes may have some left, and need our devices.
+      break
     completions = generate([(tasks[i], turns[i]) for i in live])
     for i, completion in zip(live, completions, strict=True):
       step, status = _advance(completion, tasks[i], turns[i], run, views[i], limits)

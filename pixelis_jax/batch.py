@@ -7,14 +7,18 @@ only itself and counts its own positions.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import no_type_check
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from pixelis_jax.algo.losses import token_mean
 from pixelis_jax.chat.template import Chat
+from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
 from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
@@ -42,6 +46,15 @@ class Inputs:
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
 @flax.struct.dataclass
+class Share:
+  """Which part of a batch this is, and how much each mask of `masks` has in the whole batch."""
+
+  part: Int[Array, ""]
+  counts: dict[str, Float[Array, ""]]
+
+
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
 class SftBatch:
   """`loss_mask` is True on supervised assistant tokens.
 
@@ -60,6 +73,21 @@ class SftBatch:
   loss_mask: Bool[Array, "B T"]
   aims: Float[Array, "B T 6"]
   sights: Float[Array, "N M O 9"]
+  share: Share | None = None
+
+  def masks(self) -> dict[str, Bool[Array, "..."]]:
+    """What each mean of the losses is over: tokens, or features by what they show."""
+    masks = {}
+    if self.loss_mask is not None:
+      known = ~jnp.isnan(self.aims[:, :, 0])
+      calling = known & jnp.pad(self.loss_mask[:, 1:], ((0, 0), (0, 1)))
+      masks = {"tokens": self.loss_mask, "known": known, "calling": calling}
+    if self.sights is not None:
+      described, held = ~jnp.isnan(self.sights[..., 0]), self.sights[..., 0] == 1.0
+      some, nothing = described.any(-1), ~held.any(-1)
+      placed = held & ~jnp.isnan(self.sights[..., 1])
+      masks |= {"placed": placed, "labelled": some & ~nothing, "empty": some & nothing}
+    return masks
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -69,7 +97,8 @@ class GrpoBatch:
 
   NaN in `old_logps` is a token that nobody sampled: its ratio starts at 1. `kl_weights` scale each
   sequence's part in the KL term. Both it and the advantages are one for a row, or where rows are
-  packed one for a token (T); padding has 0 in both.
+  packed one for a token (T); padding has 0 in both. `ref_logps` are those of the KL's reference;
+  None: the sampler's.
   """
 
   inputs: Inputs
@@ -77,6 +106,15 @@ class GrpoBatch:
   old_logps: Float[Array, "B T"]
   advantages: Float[Array, "B 1"] | Float[Array, "B T"]
   kl_weights: Float[Array, "B 1"] | Float[Array, "B T"]
+  ref_logps: Float[Array, "B T"] | None = None
+  share: Share | None = None
+
+  def masks(self) -> dict[str, Bool[Array, "B T"]]:
+    """The trained tokens, and those of sampled rows with an advantage: on tokens that nobody
+    sampled an estimate of the KL would say nothing.
+    """
+    pushing = self.loss_mask & (self.advantages != 0.0) & (self.kl_weights != 0.0)
+    return {"tokens": self.loss_mask, "pushing": pushing}
 
 
 @value
@@ -92,6 +130,20 @@ class Row:
   logps: Float32[np.ndarray, " T"]
   aims: Mapping[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
   sights: Mapping[str, tuple[Sight, ...]] = dataclasses.field(default_factory=dict)
+
+
+def whole_count(batch: SftBatch | GrpoBatch, name: str) -> Float[Array, ""] | None:
+  """How much one of the masks has in the batch that this is a part of; None: it is no part."""
+  return None if batch.share is None else batch.share.counts[name]
+
+
+def masked_mean(batch: SftBatch | GrpoBatch) -> Callable[[Array, str], Float[Array, ""]]:
+  """mean(x, name): `losses.token_mean` over one of the batch's masks.
+
+  Of a part of a batch it is the part's share: the shares of all parts add up to the batch's mean.
+  """
+  masks = batch.masks()
+  return lambda x, name: token_mean(x, masks[name], count=whole_count(batch, name))
 
 
 def round_up(n: int, *, multiple_of: int = 1) -> int:
@@ -185,22 +237,31 @@ def _join(
 
 
 def pack_images(
-  images: Sequence[Patches], config: ModelConfig, *, multiple_of: int = 1
-) -> tuple[VisionInputs | None, dict[str, int]]:
-  """Each distinct image once, one a row; and for each image key its first flat feature row.
+  shown: Sequence[Sequence[Patches]], config: ModelConfig, *, multiple_of: int = 1
+) -> tuple[VisionInputs | None, list[dict[str, int]]]:
+  """The images of each block of a batch, and for each block its images' first flat feature rows.
 
-  None and no keys for a model that reads text only.
+  Each distinct image of a block once, one a row; all blocks have as many rows, together a multiple
+  of `multiple_of` where that is one of the number of blocks. Feature rows count from the start of
+  the block's. None and no keys for a model that reads text only.
   """
   if config.vision is None:
-    return None, {}
-  distinct = _distinct(images)
+    return None, [{} for _ in shown]
+  distinct = [_distinct(images) for images in shown]
   merge = config.vision.merge**2
-  patches = round_up(
-    max((len(i.patches) for i in distinct.values()), default=merge), multiple_of=merge
+  (longest,) = agree(
+    max((len(i.patches) for block in distinct for i in block.values()), default=merge)
   )
-  rows = round_up(max(len(distinct), 1), multiple_of=multiple_of)
-  packed = vision_inputs(list(distinct.values()), config.vision, rows=rows, patches=patches)
-  return packed, {key: row * (patches // merge) for row, key in enumerate(distinct)}
+  patches = round_up(longest, multiple_of=merge)
+  of = [b for b, block in enumerate(distinct) for _ in block]
+  rows = seats(of, len(shown), multiple_of=multiple_of)[0] // len(shown)
+  blocks = [
+    vision_inputs(list(block.values()), config.vision, rows=rows, patches=patches)
+    for block in distinct
+  ]
+  one = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *blocks)
+  first = [{key: row * (patches // merge) for row, key in enumerate(block)} for block in distinct]
+  return one, first
 
 
 def _distinct(images: Iterable[Patches]) -> dict[str, Patches]:
@@ -233,12 +294,42 @@ def image_sources(
   return sources
 
 
+def spread(n: int, blocks: int) -> list[int]:
+  """The block of each of n things in order, as evenly as can be."""
+  return [i * blocks // n for i in range(n)]
+
+
+def seats(of: Sequence[int], blocks: int, *, multiple_of: int = 1) -> tuple[int, list[int]]:
+  """(rows of a batch, the row of each thing), where thing i belongs in block `of[i]`.
+
+  In its block each follows those before it. All blocks have as many rows, in other processes too:
+  one of the sizes of `round_up`. Together they are a multiple of `multiple_of`, where that is one
+  of `blocks`.
+  """
+  taken = [0] * blocks
+  ranks = []
+  for block in of:
+    ranks.append(taken[block])
+    taken[block] += 1
+  (most,) = agree(max(1, *taken))
+  size = round_up(most, multiple_of=max(multiple_of // blocks, 1))
+  return size * blocks, [block * size + rank for block, rank in zip(of, ranks, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where each sequence lies in a [B, T] batch: (row, first token, number of tokens, segment)."""
+  """Where each sequence lies in a [B, T] batch: (row, first token, number of tokens, segment).
+
+  Rows are `blocks` equal blocks, see `sharding.row_blocks`.
+  """
 
   shape: tuple[int, int]
   places: tuple[tuple[int, int, int, int], ...]
+  blocks: int = 1
+
+  def block(self, row: int) -> int:
+    """The block that a row is in."""
+    return row * self.blocks // self.shape[0]
 
   def fill(
     self, values: Sequence[np.ndarray | float | int], empty: float | int, dtype: type
@@ -251,13 +342,20 @@ class Placement:
 
 
 def place(
-  lengths: Sequence[int], *, max_tokens: int, multiple_of: int = 1, packed: bool = False
+  lengths: Sequence[int],
+  *,
+  max_tokens: int,
+  multiple_of: int = 1,
+  packed: bool = False,
+  blocks: int = 1,
 ) -> Placement:
   """A row each, right-padded; `packed`, as few rows as best-fit decreasing finds.
 
-  Raises ValueError for a sequence longer than `max_tokens`, naming its length.
+  Rows stay in order, and each block gets the same number of them or one more. `multiple_of` is one
+  of the number of blocks too. Raises ValueError for a sequence longer than `max_tokens`, naming its
+  length.
   """
-  longest = max(lengths)
+  longest = max(lengths, default=0)
   if longest > max_tokens:
     raise ValueError(f"a row of {longest} tokens exceeds max_tokens={max_tokens}")
   used: list[int] = []  # Tokens of each row so far.
@@ -275,9 +373,11 @@ def place(
     held[b] += 1
     places[i] = (b, used[b], lengths[i], held[b])
     used[b] += lengths[i]
-  rows = round_up(len(used), multiple_of=multiple_of)
-  tokens = min(round_up(max(used), multiple_of=LENGTHS), max_tokens)
-  return Placement((rows, tokens), tuple(places[i] for i in range(len(lengths))))
+  rows, at = seats(spread(len(used), blocks), blocks, multiple_of=multiple_of)
+  (fullest,) = agree(max(used, default=1))
+  tokens = min(round_up(fullest, multiple_of=LENGTHS), max_tokens)
+  ordered = (places[i] for i in range(len(lengths)))
+  return Placement((rows, tokens), tuple((at[b], *rest) for b, *rest in ordered), blocks)
 
 
 def pack_inputs(
@@ -287,15 +387,27 @@ def pack_inputs(
   max_tokens: int,
   multiple_of: int = 1,
   packed: bool = False,
+  blocks: int = 1,
 ) -> Inputs:
   """The rows as `place` places them; raises as it does."""
-  placed = _placed(rows, max_tokens, multiple_of, packed)
+  placed = _placed(rows, max_tokens, multiple_of, packed, blocks)
   return _inputs(rows, config, placed, multiple_of)
 
 
-def _placed(rows: Sequence[Row], max_tokens: int, multiple_of: int, packed: bool) -> Placement:
+def _placed(
+  rows: Sequence[Row], max_tokens: int, multiple_of: int, packed: bool, blocks: int
+) -> Placement:
   lengths = [len(row.tokens) for row in rows]
-  return place(lengths, max_tokens=max_tokens, multiple_of=multiple_of, packed=packed)
+  at = {"max_tokens": max_tokens, "multiple_of": multiple_of}
+  return place(lengths, packed=packed, blocks=blocks, **at)
+
+
+def _shown(rows: Sequence[Row], placed: Placement) -> list[list[Patches]]:
+  """The images of each block of the batch."""
+  shown: list[list[Patches]] = [[] for _ in range(placed.blocks)]
+  for row, (b, *_) in zip(rows, placed.places, strict=True):
+    shown[placed.block(b)].extend(row.images)
+  return shown
 
 
 def _inputs(
@@ -303,11 +415,14 @@ def _inputs(
 ) -> Inputs:
   B, T = placed.shape
   positions = np.zeros((B, 3, T), np.int32)
-  vision, first = pack_images([i for r in rows for i in r.images], config, multiple_of=multiple_of)
+  vision, first = pack_images(_shown(rows, placed), config, multiple_of=multiple_of)
   for row, (b, start, count, _) in zip(rows, placed.places, strict=True):
     here, _ = mrope_positions(row.tokens, row.images, config)
     positions[b, :, start : start + count] = here
-  sources = [image_sources(row.tokens, row.images, first, config) for row in rows]
+  sources = [
+    image_sources(row.tokens, row.images, first[placed.block(b)], config)
+    for row, (b, *_) in zip(rows, placed.places, strict=True)
+  ]
   return Inputs(
     tokens=placed.fill([row.tokens for row in rows], 0, np.int32),
     positions=positions,
@@ -324,10 +439,11 @@ def pack_sft(
   max_tokens: int,
   multiple_of: int = 1,
   packed: bool = False,
+  blocks: int = 1,
   labels: int = 0,
 ) -> SftBatch:
   """Rows of demonstrations as one batch; sights have labels 0 to `labels` - 1, with 0 none."""
-  placed = _placed(rows, max_tokens, multiple_of, packed)
+  placed = _placed(rows, max_tokens, multiple_of, packed, blocks)
   inputs = _inputs(rows, config, placed, multiple_of)
   aims = np.full((*placed.shape, AIMS), np.nan, np.float32)
   for row, (b, start, *_) in zip(rows, placed.places, strict=True):
@@ -335,28 +451,38 @@ def pack_sft(
       aims[b, start + t] = aim
   mask = placed.fill([row.loss_mask for row in rows], False, bool)
   features = (0, 0) if inputs.vision is None else inputs.vision.inverse.shape
-  sights = pack_sights(rows, config, features=features, labels=labels)
+  described = {key: seen for row in rows for key, seen in row.sights.items()}
+  sights = pack_sights(described, _shown(rows, placed), config, features=features, labels=labels)
   return SftBatch(inputs=inputs, loss_mask=mask, aims=aims, sights=sights)
 
 
 def pack_sights(
-  rows: Sequence[Row], config: ModelConfig, *, features: tuple[int, int], labels: int
+  sights: Mapping[str, tuple[Sight, ...]],
+  shown: Sequence[Sequence[Patches]],
+  config: ModelConfig,
+  *,
+  features: tuple[int, int],
+  labels: int,
 ) -> Float32[np.ndarray, "N M O 9"]:
-  """`SftBatch.sights` for the images of `rows` as `pack_images` lays them out.
+  """`SftBatch.sights` of described images, by key, as `pack_images` lays out what is shown.
 
   A cell holds an object if at least a fifth of the object's box lies in it: one to four cells do,
   but for objects much larger than a cell, which none holds.
   """
   packed = np.full((*features, labels, PLACES), np.nan, np.float32)
-  sights = {key: seen for row in rows for key, seen in row.sights.items()} if labels else {}
-  images = _distinct(image for row in rows for image in row.images)
-  for target, (key, image) in zip(packed, images.items(), strict=False):
-    if key not in sights:
+  blocks = np.split(packed, len(shown))
+  places = [
+    (target, image)
+    for block, images in zip(blocks, shown, strict=True)
+    for target, image in zip(block, _distinct(images).values(), strict=False)
+  ]
+  for target, image in places:
+    if not labels or image.key not in sights:
       continue
     height, width = (side // config.vision.merge for side in image.grid[1:])
     target[: height * width, :, 0] = 0.0
     grid = target[: height * width].reshape(height, width, labels, PLACES)  # A view.
-    for sight in sights[key]:
+    for sight in sights[image.key]:
       box = sight.box
       columns = _shares(box.x0 * width, box.x1 * width, width)
       lines = _shares(box.y0 * height, box.y1 * height, height)
@@ -385,6 +511,7 @@ def pack_grpo(
   max_tokens: int,
   multiple_of: int = 1,
   packed: bool = False,
+  blocks: int = 1,
   kl_weights: Float[np.ndarray, " B"] | None = None,
 ) -> GrpoBatch:
   """Rows (`trajectory_row`, `corrected_row`) and their advantages as one batch.
@@ -395,7 +522,7 @@ def pack_grpo(
   if not len(rows) == len(advantages) == len(weights):
     sizes = f"{len(advantages)} advantages and {len(weights)} KL weights"
     raise ValueError(f"{len(rows)} rows for {sizes}")
-  placed = _placed(rows, max_tokens, multiple_of, packed)
+  placed = _placed(rows, max_tokens, multiple_of, packed, blocks)
 
   def column(x: np.ndarray) -> np.ndarray:
     """[B, 1], or [B, T] where a row holds several sequences."""

@@ -1,8 +1,11 @@
 """Training state on disk, atomically: a step's directory appears whole or not at all (Orbax)."""
 
+import hashlib
+import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,15 +14,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pixelis_jax.cluster import agree, first
+
 PyTree: TypeAlias = Any
 FOLDER = "checkpoints"  # Of a run's directory.
+DIGESTS = "digests.json"  # Of a step's: the size and SHA-256 of each file.
 
 
 class Checkpoints:
   """The last `keep` checkpoints of a directory, one numbered subdirectory a step.
 
   A process killed while saving leaves the earlier ones usable; what it half wrote is removed on the
-  next opening.
+  next opening. Orbax reads a damaged array without a word: the digests of all files are kept beside
+  them, and a step that does not match is moved to `damaged/` and passed over.
   """
 
   def __init__(
@@ -56,6 +63,7 @@ class Checkpoints:
 
     Raises ValueError if this step is already there.
     """
+    self.wait()
     manager = self._manager()
     if step in manager.all_steps():
       raise ValueError(f"checkpoint {self.directory} already has step {step}")
@@ -69,16 +77,19 @@ class Checkpoints:
       ),
       force=True,
     )
+    if not self._options.enable_async_checkpointing:
+      self._sign()
 
   def restore(self, like: PyTree, *, step: int | None = None) -> tuple[PyTree, dict] | None:
-    """(state, extra) of a step, the latest by default; None where nothing was ever saved.
+    """(state, extra) of a step, by default the latest whole one; None where nothing was ever saved.
 
     `like` gives structure, shapes, dtypes and shardings: arrays or `jax.ShapeDtypeStruct`. Raises
-    ValueError naming every leaf that is missing, unexpected, or of another shape or dtype, and
-    FileNotFoundError for a step that isn't there.
+    ValueError naming every leaf that is missing, unexpected, or of another shape or dtype, or the
+    file that is damaged where a step was asked for or none is whole; and FileNotFoundError for a
+    step that isn't there.
     """
     if step is None:
-      step = self.latest_step()
+      step = self._latest_whole()
     if step is None:
       return None
     manager = self._holding(step)
@@ -134,18 +145,68 @@ class Checkpoints:
     """Until a background save is complete on disk; raises what it raised."""
     if self._opened is not None:
       self._opened.wait_until_finished()
+      self._sign()
 
   def close(self) -> None:
     """Waits, then releases Orbax's threads."""
+    self.wait()
     if self._opened is not None:
       self._opened.close()
       self._opened = None
 
   def _holding(self, step: int) -> ocp.CheckpointManager:
-    """The manager, where it holds this step; FileNotFoundError where it does not."""
+    """The manager, where it holds this step; FileNotFoundError where not, ValueError if damaged."""
     if not self.directory.is_dir() or step not in self._manager().all_steps():
       raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
+    if problem := self._damage(step):
+      raise ValueError(problem)
     return self._manager()
+
+  def _latest_whole(self) -> int | None:
+    """The newest step without damage; newer ones are moved aside, unless this is a reader."""
+    problem = None
+    while (step := self.latest_step()) is not None:
+      problem = self._damage(step)
+      if problem is None:
+        return step
+      if self._options.read_only:
+        raise ValueError(problem)
+      aside = self.directory.with_name("damaged") / str(step)
+      logging.getLogger(__name__).warning("%s; moved to %s, an earlier one serves", problem, aside)
+      self.close()
+      if first():
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(aside)
+      agree(step)  # Nobody looks before it is gone.
+    if problem is not None:
+      raise ValueError(f"{problem}; there is no earlier checkpoint")
+    return None
+
+  def _damage(self, step: int) -> str | None:
+    """What is wrong with a step's files. One killed before they were signed passes unchecked."""
+    path = self.directory / str(step)
+    if not (path / DIGESTS).is_file():
+      return None
+    for name, (size, sha256) in json.loads((path / DIGESTS).read_text()).items():
+      if not (path / name).is_file():
+        return f"checkpoint {path} is damaged: {name} is missing"
+      if digest(path / name) != [size, sha256]:
+        return f"checkpoint {path} is damaged: {name} is not what was written"
+    return None
+
+  def _sign(self) -> None:
+    """Writes the digests of the steps that have none yet; all must be complete."""
+    if self._options.read_only or not first():
+      return
+    for step in self._manager().all_steps():
+      path = self.directory / str(step)
+      if not (path / DIGESTS).exists():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        found = {file.relative_to(path).as_posix(): digest(file) for file in files}
+        aside = path / f"{DIGESTS}.tmp"
+        aside.write_text(json.dumps(found))
+        aside.replace(path / DIGESTS)
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._opened is None:
@@ -154,6 +215,12 @@ class Checkpoints:
       logging.getLogger("absl").setLevel(level)
       self._opened = ocp.CheckpointManager(self.directory, options=self._options)
     return self._opened
+
+
+def digest(file: Path) -> list:
+  """[bytes, SHA-256] of a file."""
+  with file.open("rb") as opened:
+    return [file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()]
 
 
 def _is_key(leaf) -> bool:

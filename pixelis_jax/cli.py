@@ -1,4 +1,4 @@
-"""The command line: ask, score, doctor, view, export, convert, ranks, requests.
+"""The command line: ask, score, doctor, plan, view, export, convert, ranks, requests.
 
 Imports wait until a command needs them, so that `pixelis --help` answers at once. A user's mistake
 is one line on stderr and exit code 2.
@@ -20,7 +20,11 @@ from pixelis_jax.types import Pixels, Trajectory
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Exit code: 0; 1 where `requests` refuses something; 2 for a mistake in what was given."""
-  args = parser().parse_args(argv)
+  known = parser()
+  args, rest = known.parse_known_args(argv)
+  if rest and (args.command != "plan" or not all(x.startswith("--config.") for x in rest)):
+    known.error(f"unrecognized arguments: {' '.join(rest)}")
+  args.rest = rest
   # Tokenizers are all we take from transformers; without torch it says so at every start.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   try:
@@ -68,6 +72,15 @@ def parser() -> argparse.ArgumentParser:
 
   command("doctor", doctor, "What is installed, which devices, and what to do about problems.")
 
+  p = command("plan", plan, "Compile a run for devices that are not here, and say if it fits.")
+  p.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of rft")
+  p.add_argument("--topology", required=True, metavar="NAME", help="v5e-64, v5p-64, h100-8, ...")
+  p.add_argument("--images", default=2, type=int, help="an episode (default: 2)")
+  p.add_argument("--patches", default=4096, type=int, help="an image (default: 4096)")
+  p.add_argument("--asked", default=256, type=int, help="tokens of text it reads (default: 256)")
+  p.add_argument("--written", default=512, type=int, help="tokens it writes (default: 512)")
+  p.add_argument("--out", type=Path, metavar="FILE.json")
+
   p = command("view", view, "Write report.html of a run and print its path.")
   p.add_argument("workdir", type=Path)
 
@@ -101,6 +114,24 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("path", type=Path)
   p.add_argument("--model", type=Path, metavar="DIR", help="tokenizer, for requests of input_ids")
   return top
+
+
+def plan(args: argparse.Namespace) -> int:
+  """Exit code 1 where it does not fit."""
+  from kernels import chips
+
+  chips.without_devices()
+  from pixelis_jax import plan as planning
+  from pixelis_jax import program
+
+  c = program.read([f"--config={args.config}", *args.rest])
+  sizes = {name: getattr(args, name) for name in ("images", "patches", "asked", "written")}
+  made = planning.make(c, args.topology, planning.Episode(**sizes))
+  print(planning.table(c, made))
+  if args.out:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(planning.record(made), indent=2))
+  return 1 if made.problems() else 0
 
 
 def ask(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixelis_jax import agent, program
+from pixelis_jax import agent, cluster, program
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.tasks import TaskSource
@@ -54,25 +54,34 @@ class Result:
 def run(
   asked: Sequence[Task], *, generate: Generate, run: agent.Run, limits: agent.Limits
 ) -> Result:
-  """Plays every task once and compares answers by meaning. Every task must have its answer."""
+  """Plays every task once and compares answers by meaning. Every task must have its answer.
+
+  Several processes play some each; the numbers are of all, the trajectories the process's own.
+  """
   unlabelled = [t.id for t in asked if t.answer is None]
   if unlabelled:
     raise ValueError(
       f"{len(unlabelled)} tasks have no answer to score against, first {unlabelled[0]!r}"
     )
-  played = agent.play(asked, generate=generate, run=run, limits=limits)
-  right = np.array([t.answer is not None and equal(t.answer, t.task.answer) for t in played])
+  own = range(jax.process_index(), len(asked), jax.process_count())
+  mine = [asked[i] for i in own]
+  played = agent.play(mine, generate=generate, run=run, limits=limits)
+  found = np.zeros((len(asked), 5), np.float32)
+  for i, t in zip(own, played, strict=True):
+    right = t.answer is not None and equal(t.answer, t.task.answer)
+    hit = bool(t.calls) and _saw_evidence(t)
+    found[i] = right, t.calls, t.errors, bool(t.calls), hit
+  right, calls, errors, looked, hits = cluster.summed(found).T
   kinds = sorted({t.kind for t in asked})
   low, high = interval(int(right.sum()), len(right))
-  looked = [_saw_evidence(t) for t in played if t.calls]
   return Result(
     n=len(right),
     accuracy=float(right.mean()),
     low=low,
     high=high,
-    tool_calls=float(np.mean([t.calls for t in played])),
-    tool_errors=float(np.mean([t.errors for t in played])),
-    hit_rate=float(np.mean(looked)) if looked else 0.0,
+    tool_calls=float(calls.mean()),
+    tool_errors=float(errors.mean()),
+    hit_rate=float(hits.sum() / looked.sum()) if looked.any() else 0.0,
     by_kind={k: float(right[[t.kind == k for t in asked]].mean()) for k in kinds},
     trajectories=tuple(played),
   )

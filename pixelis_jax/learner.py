@@ -7,14 +7,23 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
-from pixelis_jax.batch import AIMS, PLACES, GrpoBatch, Inputs, SftBatch
+from pixelis_jax.batch import (
+  AIMS,
+  PLACES,
+  GrpoBatch,
+  Inputs,
+  SftBatch,
+  Share,
+  masked_mean,
+  whole_count,
+)
 from pixelis_jax.model import lora
 from pixelis_jax.model.policy import Model
-from pixelis_jax.sharding import replicated
+from pixelis_jax.sharding import constrain, replicated, row_blocks, shardings
 
 Params = Any  # A nested dict of arrays, as `Model.init` returns it.
 Metrics = dict[str, Array]
@@ -78,11 +87,11 @@ def adamw(
   rate is `patch_scale` times theirs (muP would say width / inputs; Yang et al., Tensor Programs V).
 
   Args:
-    c: fields b1, b2, weight_decay, clip_norm, patch_scale.
+    c: fields b1, b2, weight_decay, clip_norm, mu_dtype, patch_scale.
     rate: Of learning.
     freeze: Paths, as for `frozen`.
   """
-  adam = optax.adamw(rate, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
+  adam = optax.adamw(rate, c.b1, c.b2, weight_decay=c.weight_decay, mu_dtype=c.mu_dtype)
 
   def scale(path: tuple[Any, ...], update: Array) -> Array:
     if _under(path, freeze):
@@ -111,7 +120,7 @@ def hidden(model: Model, params: Params, inputs: Inputs) -> Float[Array, "B T D"
 def encoded(model: Model, params: Params, inputs: Inputs) -> Float[Array, "N M W"]:
   """The features of all images; none (M is 0) where the model reads text only."""
   if inputs.vision is None:
-    return jnp.zeros((1, 0, model.config.feature_width), jnp.float32)
+    return jnp.zeros((model.blocks, 0, model.config.feature_width), jnp.float32)
   return model.encode(params, inputs.vision)
 
 
@@ -119,7 +128,7 @@ def decoded(
   model: Model, params: Params, inputs: Inputs, features: Float[Array, "N M W"]
 ) -> Float[Array, "B T D"]:
   """`hidden` where the images are encoded already."""
-  features = features.reshape(-1, features.shape[-1])
+  features = features.reshape(model.blocks, -1, features.shape[-1])
   return model.hidden(
     params, inputs.tokens, inputs.positions, features, inputs.sources, inputs.segments
   )
@@ -151,7 +160,10 @@ def with_heads(model: Model, params: Params, key: PRNGKeyArray, *, labels: int) 
   aim = 0.3 * jax.random.normal(keys[0], (D, AIMS), jnp.float32)
   sight = 0.3 * jax.random.normal(keys[1], (D, labels, PLACES), jnp.float32)
   bias = jnp.zeros((labels, PLACES), jnp.float32)
-  return {"policy": params, "aim": aim, "sight": sight, "sight_bias": bias}
+  heads = {"aim": aim, "sight": sight, "sight_bias": bias}
+  if model.mesh is not None:
+    heads = jax.device_put(heads, shardings(HEAD_AXES, heads, model.mesh))
+  return {"policy": params, **heads}
 
 
 HEAD_AXES = {"aim": ("embed", None), "sight": ("embed", None, None), "sight_bias": (None, None)}
@@ -173,19 +185,21 @@ def sft_loss(
   """
 
   def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
-    inputs, mask = batch.inputs, batch.loss_mask
+    inputs = batch.inputs
+    mean = masked_mean(batch)
     features = encoded(model, params["policy"], inputs)
     states = decoded(model, params["policy"], inputs, features)
     taken, entropies = taken_logps(model, params["policy"], states, inputs.tokens)
-    value, aux = losses.cross_entropy(taken, entropies, mask, entropy_weight=entropy_weight)
+    tokens = {"mask": batch.loss_mask, "count": whole_count(batch, "tokens")}
+    value, aux = losses.cross_entropy(taken, entropies, entropy_weight=entropy_weight, **tokens)
     likely = (taken > -jnp.log(2.0)).astype(jnp.float32)
-    measured = {**aux, "likely_tokens": losses.token_mean(likely, mask)}
+    measured = {**aux, "likely_tokens": mean(likely, "tokens")}
     if aim_weight:
       misses, missed = aim_loss(params, states, batch)
       value, measured = value + aim_weight * misses, {**measured, **missed}
     if sight_weight:
       entering = features[..., : states.shape[-1]]  # Without DeepStack levels.
-      sight, measured["sight_error"] = sight_loss(params, entering, batch.sights)
+      sight, measured["sight_error"] = sight_loss(params, entering, batch)
       value, measured["sight_loss"] = value + sight_weight * sight, sight
     return value, measured
 
@@ -195,14 +209,13 @@ def sft_loss(
 def aim_loss(
   params: Params, states: Float[Array, "B T D"], batch: SftBatch
 ) -> tuple[Array, Metrics]:
-  """The `aim` part of `sft_loss`, and the root mean square misses of the tokens of calls."""
-  known = ~jnp.isnan(batch.aims[:, :, 0])
-  calling = known & jnp.pad(batch.loss_mask[:, 1:], ((0, 0), (0, 1)))
+  """The `aim` part of `sft_loss`, and the mean square misses of the tokens of calls."""
+  mean = masked_mean(batch)
   missed = jnp.square(states.astype(jnp.float32) @ params["aim"] - jnp.nan_to_num(batch.aims))
-  aim, phase = (losses.token_mean(m.mean(-1), calling) for m in jnp.split(missed, [2], axis=-1))
+  aim, phase = (mean(m.mean(-1), "calling") for m in jnp.split(missed, [2], axis=-1))
   missed = missed.mean(-1)
-  misses = losses.token_mean(missed, calling) + losses.token_mean(missed, known)
-  return misses, {"aim_error": jnp.sqrt(aim), "aim_phase_error": jnp.sqrt(phase)}
+  misses = mean(missed, "calling") + mean(missed, "known")
+  return misses, {"aim_error": aim, "aim_phase_error": phase}
 
 
 def see_loss(model: Model) -> Loss:
@@ -210,44 +223,40 @@ def see_loss(model: Model) -> Loss:
 
   def loss(params: Params, batch: SftBatch) -> tuple[Array, Metrics]:
     features = encoded(model, params["policy"], batch.inputs)[..., : model.config.text.width]
-    value, error = sight_loss(params, features, batch.sights)
+    value, error = sight_loss(params, features, batch)
     return value, {"sight_loss": value, "sight_error": error}
 
   return loss
 
 
 def sight_loss(
-  params: Params, features: Float[Array, "N M D"], sights: Float[Array, "N M O 9"]
+  params: Params, features: Float[Array, "N M D"], batch: SftBatch
 ) -> tuple[Array, Array]:
-  """The `sight` part of `sft_loss`, and the root mean square miss of the places."""
+  """The `sight` part of `sft_loss`, and the mean square miss of the places."""
+  mean, sights = masked_mean(batch), batch.sights
   normed = features.astype(jnp.float32)
   normed = normed * jax.lax.rsqrt(jnp.square(normed).mean(-1, keepdims=True) + 1e-6)
   seen = jnp.einsum("nmd,dok->nmok", normed, params["sight"]) + params["sight_bias"][None, None]
-  described = ~jnp.isnan(sights[..., 0])
-  held = described & (sights[..., 0] == 1.0)
-  logits, nothing = seen[..., 0], ~held.any(-1)
+  logits, held = seen[..., 0], sights[..., 0] == 1.0
   # Softmax over the labels and, at logit 0, nothing; a cell that holds several has each equally.
   total = jax.nn.logsumexp(jnp.pad(logits, ((0, 0), (0, 0), (0, 1))), axis=-1)
   share = held.astype(jnp.float32) / jnp.maximum(held.sum(-1, keepdims=True), 1).astype(jnp.float32)
   surprise = total - (share * logits).sum(-1)
   missed = jnp.square(seen[..., 1:] - jnp.nan_to_num(sights[..., 1:])).mean(-1)
-  place = losses.token_mean(missed, held & ~jnp.isnan(sights[..., 1]))
-  labelled = losses.token_mean(surprise, described.any(-1) & ~nothing)
-  empty = losses.token_mean(total, described.any(-1) & nothing)
-  return labelled + empty + place, jnp.sqrt(place)
+  place = mean(missed, "placed")
+  return mean(surprise, "labelled") + mean(total, "empty") + place, place
 
 
 def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight: float) -> Loss:
   """Clipped surrogate plus `kl_coef` times k3 KL to `ref_logps`, both over one global token mean.
 
-  The loss takes (params, batch, ref_logps, kl_coef); with kl_coef 0 the reference term is zero.
+  The loss takes (params, batch, kl_coef); with kl_coef 0 the reference term is zero.
   Rows weigh `batch.kl_weights` in that term: rehearsed rows, whose advantage is 0, may be held
   harder than new ones. The measured `kl` is that of the rows that push, in nats a token.
   """
 
-  def loss(
-    params: Params, batch: GrpoBatch, ref_logps: Float[Array, "B T"], kl_coef: Float[Array, ""]
-  ) -> tuple[Array, Metrics]:
+  def loss(params: Params, batch: GrpoBatch, kl_coef: Float[Array, ""]) -> tuple[Array, Metrics]:
+    mean, ref_logps = masked_mean(batch), _reference(batch)
     taken, entropies = logps(model, params, batch.inputs)
     unsampled = jnp.isnan(batch.old_logps)
     value, aux = losses.clipped_surrogate(
@@ -257,11 +266,11 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
       batch.loss_mask,
       clip_low=clip_low,
       clip_high=clip_high,
+      count=whole_count(batch, "tokens"),
     )
     k3 = losses.kl_k3(taken, ref_logps)
-    held = losses.token_mean(k3 * batch.kl_weights, batch.loss_mask)
-    entropy = losses.token_mean(entropies, batch.loss_mask)
-    measured = {**aux, "kl": pushing_kl(taken, ref_logps, batch), "entropy": entropy}
+    held, entropy = mean(k3 * batch.kl_weights, "tokens"), mean(entropies, "tokens")
+    measured = {**aux, "kl": pushing_kl(taken, batch), "entropy": entropy}
     return value + kl_coef * held - entropy_weight * entropy, measured
 
   return loss
@@ -308,41 +317,121 @@ def adapted(model: Model, loss: Loss) -> Loss:
     trained: Params, batch: Any, base: Params, key: PRNGKeyArray, *rest: Any
   ) -> tuple[Array, Metrics]:
     params = lora.join(trained, base)
-    return loss(lora.keyed(params, key) if dropout else params, batch, *rest)
+    if dropout:
+      part = 0 if batch.share is None else batch.share.part
+      params = lora.keyed(params, jax.random.fold_in(key, part))
+    return loss(params, batch, *rest)
 
   return joined
 
 
-def pushing_kl(
-  taken: Float[Array, "B T"], ref_logps: Float[Array, "B T"], batch: GrpoBatch
-) -> Float[Array, ""]:
-  """k3 estimate of the KL from the reference, nats a token, over sampled rows with an advantage.
+def pushing_kl(taken: Float[Array, "B T"], batch: GrpoBatch) -> Float[Array, ""]:
+  """k3 estimate of the KL from the reference, nats a token, over sampled rows with an advantage."""
+  return masked_mean(batch)(losses.kl_k3(taken, _reference(batch)), "pushing")
 
-  On tokens that nobody sampled it would estimate nothing.
+
+def _reference(batch: GrpoBatch) -> Float[Array, "B T"]:
+  return batch.old_logps if batch.ref_logps is None else batch.ref_logps
+
+
+def make_logps(
+  model: Model, dtype: DTypeLike = jnp.float32, *, parts: int = 1
+) -> Callable[[Params, Inputs], Float[Array, "B T"]]:
+  """The log-probabilities of `logps`, `computed_in` a dtype, jitted: (params, inputs) -> them.
+
+  A batch that is packed for `accumulated` in parts is read in these parts.
   """
-  pushing = batch.loss_mask & (batch.advantages != 0.0) & (batch.kl_weights != 0.0)
-  return losses.token_mean(losses.kl_k3(taken, ref_logps), pushing)
+  taken = computed_in(lambda params, inputs: logps(model, params, inputs)[0], dtype)
+
+  def by_part(params: Params, inputs: Inputs) -> Float[Array, "B T"]:
+    pieces = jax.tree.map(lambda x: _split(x, parts, model.mesh), inputs)
+    return _merged(jax.lax.map(lambda part: taken(params, part), pieces), parts, model.mesh)
+
+  return jax.jit(taken if parts == 1 else by_part)
 
 
-def make_logps(model: Model) -> Callable[[Params, Inputs], Float[Array, "B T"]]:
-  """The log-probabilities of `logps` as a jitted function of (params, inputs)."""
-  return jax.jit(lambda params, inputs: logps(model, params, inputs)[0])
+def computed_in(function: Callable, dtype: DTypeLike) -> Callable:
+  """A function of (params, ...) with copies of the weights in this dtype; gradients stay float32.
+
+  Adapters and the heads of `with_heads`, few numbers whose layers cast them, are left as they are.
+  """
+
+  def cast(path: tuple[Any, ...], x: Array) -> Array:
+    name = path[-1].key
+    as_is = x.dtype != jnp.float32 or name.startswith("lora_") or name in HEAD_AXES
+    return x if as_is else x.astype(dtype)
+
+  def computed(params: Params, *rest: Any) -> Any:
+    return function(jax.tree_util.tree_map_with_path(cast, params), *rest)
+
+  return computed
+
+
+def accumulated(loss: Loss, parts: int, mesh: Mesh | None) -> Callable[..., tuple[Any, Params]]:
+  """`jax.value_and_grad` of the loss, a batch's parts one after the other: memory for one.
+
+  Equal to the whole batch at once, up to the order of float32 sums: all means are over the whole
+  batch, whatever the parts hold. A batch for it is packed in `parts` blocks for each of the mesh's.
+  """
+  one = jax.value_and_grad(loss, has_aux=True)
+
+  def summed(params: Params, batch: SftBatch | GrpoBatch, *rest: Any) -> tuple[Any, Params]:
+    counts = {name: mask.sum(dtype=jnp.float32) for name, mask in batch.masks().items()}
+
+    def add(total, scanned):
+      part, index = scanned
+      share = Share(part=index, counts=counts)
+      found = one(params, part.replace(share=share), *rest)
+      return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+
+    pieces = jax.tree.map(lambda x: _split(x, parts, mesh), batch)
+    first = jax.tree.map(lambda x: x[0], pieces).replace(share=Share(jnp.int32(0), counts))
+    shapes, _ = jax.eval_shape(one, params, first, *rest)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (shapes, params))
+    total, _ = jax.lax.scan(add, start, (pieces, jnp.arange(parts, dtype=jnp.int32)))
+    measured, grads = total
+    return measured, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
+  return one if parts == 1 else summed
+
+
+def _split(x: Array, parts: int, mesh: Mesh | None) -> Array:
+  """Rows as [parts, rows of a part, ...]: each part has its share of every block of the mesh."""
+  blocks = row_blocks(mesh)
+  size = x.shape[0] // (blocks * parts)  # Not -1: some arrays are empty.
+  by_block = x.reshape(blocks, parts, size, *x.shape[1:]).swapaxes(0, 1)
+  axes = (None, "batch", *(None,) * (x.ndim - 1))
+  return constrain(by_block.reshape(parts, blocks * size, *x.shape[1:]), axes, mesh)
+
+
+def _merged(x: Array, parts: int, mesh: Mesh | None) -> Array:
+  """Rows in the order that `_split` found."""
+  by_block = x.reshape(parts, row_blocks(mesh), -1, *x.shape[2:]).swapaxes(0, 1)
+  axes = ("batch", *(None,) * (x.ndim - 2))
+  return constrain(by_block.reshape(-1, *x.shape[2:]), axes, mesh)
 
 
 def make_step(
-  loss: Loss, tx: optax.GradientTransformation, *, donate: bool = True
+  loss: Loss,
+  tx: optax.GradientTransformation,
+  *,
+  parts: int = 1,
+  mesh: Mesh | None = None,
+  donate: bool = True,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """(state, batch, *rest) -> (state, metrics), jitted.
+  """(state, batch, *rest) -> (state, metrics), jitted; gradients as `accumulated` gives them.
 
   A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says
   so in `skipped`; the step counter still advances. With `donate` the old state's buffers are
   reused: do not touch it.
   """
 
+  gradients = accumulated(loss, parts, mesh)
+
   def step(
     state: TrainState, batch: SftBatch | GrpoBatch, *rest: Any
   ) -> tuple[TrainState, Metrics]:
-    (value, measured), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, *rest)
+    (value, measured), grads = gradients(state.params, batch, *rest)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     # Adam's bias correction raises a float to its integer count.

@@ -15,6 +15,7 @@ import scipy.special
 import tensorboardX
 from PIL import Image
 
+from pixelis_jax.cluster import first
 from pixelis_jax.types import Box, Picture, Pixels, Step, Trajectory, Vote, content_key
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,10 +29,10 @@ METRICS: dict[str, str] = {
   "nll": "Negative log-likelihood of the supervised tokens, nats a token.",
   "token_accuracy": "Share of supervised tokens that are the policy's first choice, 0 to 1.",
   "likely_tokens": "Share of supervised tokens the policy gives more than half the probability.",
-  "aim_error": "Root mean square miss of the auxiliary aim, in tenths of an image's side.",
-  "aim_phase_error": "Root mean square miss of its place in a patch: cosine and sine, times 3.",
+  "aim_error": "Mean square miss of the auxiliary aim, in tenths of an image's side.",
+  "aim_phase_error": "Mean square miss of its place in a patch: cosine and sine, times 3.",
   "sight_loss": "Auxiliary loss of what image features show, nats, and where, squared tenths.",
-  "sight_error": "Root mean square miss of where in its cell a feature sees an object, in tenths.",
+  "sight_error": "Mean square miss of where in its cell a feature sees an object, in tenths.",
   "skipped": "1 where the loss or gradient was not finite and the parameters stayed, else 0.",
   "grad_norm": "Global L2 norm of the gradient before clipping.",
   "lr": "Learning rate of this update.",
@@ -84,13 +85,18 @@ class Metrics:
   """Appends to metrics.jsonl and TensorBoard in `workdir`. Safe to call from several threads."""
 
   def __init__(self, workdir: str | os.PathLike, *, resume: int | None = None):
-    """Creates `workdir`. What was logged after step `resume` is dropped; None keeps all."""
+    """Creates `workdir`. What was logged after step `resume` is dropped; None keeps all.
+
+    Of several processes the first writes, the others only check names.
+    """
     self.workdir = Path(workdir)
-    self._lines = _Lines(self.workdir / METRICS_FILE, resume)
-    self._board = tensorboardX.SummaryWriter(
-      str(self.workdir / "tensorboard"), purge_step=None if resume is None else resume + 1
-    )
     self._lock = threading.Lock()
+    self._lines = self._board = None
+    if first():
+      self._lines = _Lines(self.workdir / METRICS_FILE, resume)
+      self._board = tensorboardX.SummaryWriter(
+        str(self.workdir / "tensorboard"), purge_step=None if resume is None else resume + 1
+      )
 
   def __enter__(self) -> "Metrics":
     return self
@@ -105,6 +111,8 @@ class Metrics:
     """
     for name in values:
       _check_name(name)
+    if self._lines is None or self._board is None:
+      return
     numbers = {name: float(v) for name, v in values.items()}  # type: ignore[arg-type]
     line = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
     with self._lock:
@@ -114,19 +122,25 @@ class Metrics:
 
   def close(self) -> None:
     """Flushes TensorBoard; metrics.jsonl is complete after every `log`."""
-    self._lines.close()
-    self._board.close()
+    if self._lines is not None and self._board is not None:
+      self._lines.close()
+      self._board.close()
 
 
 class TrajectoryLog:
   """Appends to trajectories.jsonl, and saves each different image once as images/<content>.png."""
 
   def __init__(self, workdir: str | os.PathLike, *, resume: int | None = None):
-    """Creates `workdir`. What was written after step `resume` is dropped; None keeps all."""
+    """Creates `workdir`. What was written after step `resume` is dropped; None keeps all.
+
+    Of several processes the first writes.
+    """
     self.workdir = Path(workdir)
-    self._lines = _Lines(self.workdir / TRAJECTORIES_FILE, resume)
-    (self.workdir / IMAGES_DIR).mkdir(exist_ok=True)
     self._lock = threading.Lock()
+    self._lines = None
+    if first():
+      self._lines = _Lines(self.workdir / TRAJECTORIES_FILE, resume)
+      (self.workdir / IMAGES_DIR).mkdir(exist_ok=True)
 
   def __enter__(self) -> "TrajectoryLog":
     return self
@@ -145,6 +159,8 @@ class TrajectoryLog:
     truth: str | None = None,
   ) -> None:
     """One line. The truth is there only where the caller passes it: `task.answer` isn't read."""
+    if self._lines is None:
+      return
     task = trajectory.task
     line = {
       "id": task.id,
@@ -164,7 +180,8 @@ class TrajectoryLog:
       self._lines.append(line)
 
   def close(self) -> None:
-    self._lines.close()
+    if self._lines is not None:
+      self._lines.close()
 
   def _turn(self, step: Step) -> dict:
     call, result = step.call, step.result

@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float32
 
-from pixelis_jax import agent, evaluate, learner, program, runs, sampler
+from pixelis_jax import agent, evaluate, learner, program, runs, sampler, sharding
 from pixelis_jax.algo import voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
@@ -196,7 +196,10 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     return result
   if c.model.int8:
     raise ValueError("model.int8 only answers: online learns, and needs the weights themselves")
-  policy = sampler.load_policy(c.model)
+  mesh = sharding.make_mesh(**c.mesh)
+  if mesh.size > 1:  # Programs of two threads may begin in another order on each device, and wait.
+    raise ValueError(f"online answers and learns on one device, mesh has {dict(mesh.shape)}")
+  policy = sampler.load_policy(c.model, mesh=mesh)
   shifted, original = evaluate.tasks(c.shifted, policy), evaluate.tasks(c.original, policy)
   if len(shifted) != len(original):
     raise ValueError(

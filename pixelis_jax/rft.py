@@ -11,39 +11,48 @@ reference of the KL is the model without them, which costs no second copy of the
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax import GradientTransformation, Schedule
 
-from pixelis_jax import agent, batch, evaluate, learner, program, runs, sampler, sharding
+from pixelis_jax import (
+  agent,
+  batch,
+  cluster,
+  evaluate,
+  learner,
+  program,
+  runs,
+  sampler,
+  sharding,
+)
 from pixelis_jax.algo import grpo, rewards
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.tasks import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
 from pixelis_jax.model import lora
+from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Reward, Trajectory
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
   mesh = sharding.make_mesh(**c.mesh)
-  policy = sampler.load_policy(c.model, adapters=jax.random.key(c.seed))
-  model, across = policy.model, math.lcm(c.rows_multiple, sharding.rows_multiple(mesh))
+  rollouts = sharding.relaid(mesh, **c.rollout_mesh)
+  adapters = jax.random.key(c.seed)
+  policy = sampler.load_policy(c.model, mesh=mesh, rollouts=rollouts, adapters=adapters)
+  model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
   limits, Q, G = agent.Limits(**c.limits), c.grpo.questions, c.grpo.group
-  tx, schedule = learner.make_optimizer(c.optimizer, freeze=c.model.freeze)
-  loss = learner.grpo_loss(
-    model,
-    clip_low=c.grpo.clip_low,
-    clip_high=c.grpo.clip_high,
-    entropy_weight=c.grpo.entropy_weight,
-  )
-  step = learner.make_step(learner.adapted(model, learner.frozen(loss, c.model.freeze)), tx)
-  params = jax.device_put(policy.params, sharding.shardings(model.axes(), mesh))
-  trained, base = learner.parts(model, params)
-  reference = lora.plain(params)
-  reference_logps = learner.make_logps(dataclasses.replace(model, lora=None))
+  own = cluster.share(Q, "grpo.questions")  # Of each step's questions: this process plays these.
+  step, tx, schedule = make_step(c, model)
+  trained, base = learner.parts(model, policy.params)
+  reference = lora.plain(policy.params)
+  bare = dataclasses.replace(model, lora=None)
+  reference_logps = learner.make_logps(bare, c.model.dtype, parts=c.accumulate)
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
   held_out = evaluate.tasks(c.eval, policy)
@@ -55,61 +64,89 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   metrics = Metrics(workdir, resume=int(state.step))
   trajectories = TrajectoryLog(workdir, resume=int(state.step))
 
-  for i in range(int(state.step), c.optimizer.steps):
-    started = time.monotonic()
-    key = jax.random.fold_in(state.rng, i)
-    dropout = jax.random.fold_in(state.rng, c.optimizer.steps + i)  # No step samples by this key.
-    params = lora.join(state.params, base)
-    generate = policy.sampler.bind(params, key=key, version=i, temperature=c.grpo.temperature)
-    questions = [tasks[i * Q + q] for q in range(Q)]
-    asked = [task for task in questions for _ in range(G)]
-    played = agent.play(asked, generate=generate, run=policy.tools.run, limits=limits)
-    rolled = time.monotonic()
+  with program.Preemption() as preemption:
+    for i in range(int(state.step), c.optimizer.steps):
+      started = time.monotonic()
+      key = jax.random.fold_in(state.rng, i)
+      dropout = jax.random.fold_in(state.rng, c.optimizer.steps + i)  # No step samples by this key.
+      params = policy.sampler.serve(lora.join(state.params, base))
+      first = own.start * G
+      sample = {"version": i, "temperature": c.grpo.temperature, "first": first}
+      generate = policy.sampler.bind(params, key=key, **sample)
+      questions = [tasks[i * Q + q] for q in own]
+      asked = [task for task in questions for _ in range(G)]
+      played = agent.play(asked, generate=generate, run=policy.tools.run, limits=limits)
+      rolled = time.monotonic()
+      del generate, params  # And with them the caches: the update needs the room.
 
-    groups = [played[q * G : (q + 1) * G] for q in range(Q)]
-    scored = [
-      r
-      for g in groups
-      for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
-    ]
-    totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
-    advantages_QG = grpo.group_advantages(totals_QG, normalize=c.grpo.normalize)
-    kept = np.repeat(grpo.keep_groups(totals_QG), G)
-    measured = {"zero_variance": 1.0 - float(kept.mean())}
-    if kept.any():
-      chosen = [batch.trajectory_row(t) for t, keep in zip(played, kept, strict=True) if keep]
-      packed = batch.pack_grpo(
-        chosen,
-        advantages_QG.reshape(-1)[kept],
-        model.config,
-        max_tokens=c.max_row,
-        multiple_of=across,
-        packed=c.packed,
-      )
-      packed = jax.device_put(packed, sharding.batch_sharding(mesh))
-      ref = reference_logps(reference, packed.inputs) if c.grpo.kl_coef else packed.old_logps
-      state, update = step(state, packed, base, dropout, ref, jnp.float32(c.grpo.kl_coef))
-      measured |= {k: float(v) for k, v in update.items()}
-    else:
-      state = state.replace(step=state.step + 1)  # Nothing to compare: no group had two outcomes.
+      groups = [played[at : at + G] for at in range(0, len(played), G)]
+      scored = [
+        r
+        for g in groups
+        for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
+      ]
+      totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
+      advantages_QG = grpo.group_advantages(totals_QG, normalize=c.grpo.normalize)
+      kept = np.repeat(grpo.keep_groups(totals_QG), G)
+      measured = cluster.averaged({"zero_variance": 1.0 - float(kept.mean())})
+      if any(cluster.agree(int(kept.any()))):
+        chosen = [batch.trajectory_row(t) for t, keep in zip(played, kept, strict=True) if keep]
+        packed = batch.pack_grpo(
+          chosen,
+          advantages_QG.reshape(-1)[kept],
+          model.config,
+          max_tokens=c.max_row,
+          multiple_of=math.lcm(c.rows_multiple, blocks),
+          packed=c.packed,
+          blocks=blocks,
+        )
+        packed = sharding.put_rows(packed, mesh)
+        if c.grpo.kl_coef:
+          packed = packed.replace(ref_logps=reference_logps(reference, packed.inputs))
+        state, update = step(state, packed, base, dropout, jnp.float32(c.grpo.kl_coef))
+        measured |= {k: float(v) for k, v in update.items()}
+      else:
+        state = state.replace(step=state.step + 1)  # Nothing to compare: no group had two outcomes.
 
-    if due(i, c.log_every, c.optimizer.steps):
-      seconds = {"seconds_rollout": rolled - started, "seconds_update": time.monotonic() - rolled}
-      metrics.log(
-        i + 1, {**measured, **summary(scored, played), "lr": float(schedule(i)), **seconds}
-      )
-      trajectories.write(i + 1, "rft", played[0])
-    if due(i, c.eval.every, c.optimizer.steps):
-      result = evaluate.greedy(policy, lora.join(state.params, base), held_out, limits=limits)
-      metrics.log(i + 1, evaluate.measured(result))
-      print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
-    if due(i, c.save_every, c.optimizer.steps):
-      checkpoints.save(i + 1, state, {})
+      if due(i, c.log_every, c.optimizer.steps):
+        seconds = {"seconds_rollout": rolled - started, "seconds_update": time.monotonic() - rolled}
+        described = cluster.averaged(summary(scored, played))
+        metrics.log(i + 1, {**measured, **described, "lr": float(schedule(i)), **seconds})
+        trajectories.write(i + 1, "rft", played[0])
+      if due(i, c.eval.every, c.optimizer.steps):
+        params = policy.sampler.serve(lora.join(state.params, base))
+        result = evaluate.greedy(policy, params, held_out, limits=limits)
+        metrics.log(i + 1, evaluate.measured(result))
+        program.say(f"step {i + 1}: {evaluate.table({'tools': result})}")
+      stop = preemption.asked()
+      if due(i, c.save_every, c.optimizer.steps) or stop:
+        checkpoints.save(i + 1, state, {})
+      if stop:
+        break
   checkpoints.close()
   metrics.close()
   trajectories.close()
+  if int(state.step) < c.optimizer.steps:
+    program.say(f"stopped by SIGTERM at step {int(state.step)}: the same command goes on")
+    return state
   sampler.save_policy(workdir, policy.settings, model, lora.join(state.params, base))
   return state
+
+
+def make_step(
+  c: Any, model: Model
+) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
+  """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer, the rate by step)."""
+  tx, schedule = learner.make_optimizer(c.optimizer, freeze=c.model.freeze)
+  loss = learner.grpo_loss(
+    model,
+    clip_low=c.grpo.clip_low,
+    clip_high=c.grpo.clip_high,
+    entropy_weight=c.grpo.entropy_weight,
+  )
+  loss = learner.computed_in(learner.frozen(loss, c.model.freeze), c.model.dtype)
+  step = learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=model.mesh)
+  return step, tx, schedule
 
 
 def summary(scored: list[Reward], played: list[Trajectory]) -> dict[str, float]:

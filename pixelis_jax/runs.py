@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from pixelis_jax import learner, sampler
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
+from pixelis_jax.cluster import first
 from pixelis_jax.model import lora
 
 CONFIG = "config.json"
@@ -30,6 +31,8 @@ def keep_config(workdir: Path, c: Any, *, same: bool = False) -> None:
       raise ValueError(
         f"{path} was written with other values of {differs}: {was}; use a new workdir"
       )
+  if not first():
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   aside = path.with_suffix(".tmp")
   aside.write_text(json.dumps(now, indent=2))

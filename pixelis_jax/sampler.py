@@ -8,11 +8,15 @@ so only the new tokens (a tool's text and picture) are read; rows are found by t
 
 All rows of a cache share one slot counter. A row that is shorter or already finished leaves a hole:
 a slot with segment 0 that nobody attends to. Positions are explicit, so holes do not move them.
+
+On a mesh rows lie in equal blocks (`Model.blocks`), each on devices of its own: a prompt, its
+samples, their images and later turns stay in one, so rollouts send nothing between blocks.
 """
 
 import atexit
 import dataclasses
 import importlib
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,17 +27,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
-from pixelis_jax.batch import image_sources, pack_images, round_up
+from pixelis_jax.batch import image_sources, pack_images, round_up, seats, spread
 from pixelis_jax.chat.family import frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
+from pixelis_jax.cluster import agree
 from pixelis_jax.model import lora
+from pixelis_jax.model.decode import decode_rows, embedded_rows, extend_rows
+from pixelis_jax.model.decoder import rows_of
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
 from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
+from pixelis_jax.sharding import own_blocks, own_rows, put_rows
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 from pixelis_jax.weights import load
@@ -56,11 +65,15 @@ class Block:
 
 @dataclasses.dataclass
 class Prefix:
-  """Where a completion's row lies: its cache, its row there, and the position of its next token."""
+  """Where a completion's row lies: its cache, its row there, and the position of its next token.
+
+  `episode` is the number that its random draws come from.
+  """
 
   cache: Cache
   row: int
   next_position: int
+  episode: int
 
 
 class Sampler:
@@ -84,75 +97,127 @@ class Sampler:
     """
     self.model, self.chat, self.dtype = model, chat, dtype
     self.max_tokens, self.max_rows = max_tokens, max_rows
-    self.rows_multiple = rows_multiple
+    self.blocks = own_blocks(model.mesh)
+    self.rows_multiple = math.lcm(rows_multiple, self.blocks)
     banned = np.zeros(model.config.text.vocab_size, bool)
     banned[list(chat.banned_ids)] = True
     banned[chat.vocab_size :] = True  # Padding rows of the embedding are no tokens.
     stop = np.zeros(model.config.text.vocab_size, bool)
     stop[list(chat.stop_ids)] = True
     self.encode = jax.jit(lambda params, vision: model.encode(params, vision))
-    self._extend = jax.jit(partial(_extend, model), donate_argnums=(1,))
+    self._extend = jax.jit(partial(extend_rows, model), donate_argnums=(1,))
     self._decode = jax.jit(
-      partial(_decode, model, jnp.asarray(banned), jnp.asarray(stop)),
+      partial(decode_rows, model, jnp.asarray(banned), jnp.asarray(stop)),
       static_argnames=("max_tokens", "greedy"),
       donate_argnums=(1,),
     )
-    self._gather = jax.jit(Cache.gather, static_argnames=("capacity",))
-    self._share = jax.jit(Cache.share, static_argnames=("copies", "capacity"))
+    self._serve = jax.jit(self._cast, out_shardings=model.shardings())
+    self._empty = jax.jit(model.init_cache, static_argnums=(0, 1, 2))
+    self._gather = jax.jit(partial(Cache.gather, mesh=model.mesh), static_argnames=("capacity",))
+    self._share = jax.jit(
+      partial(Cache.share, mesh=model.mesh), static_argnames=("copies", "capacity")
+    )
+    self._rows_of = jax.jit(partial(rows_of, axis=0, blocks=model.blocks))
+    self.embedded = jax.jit(partial(embedded_rows, model))
+
+  def serve(self, params: Params) -> Params:
+    """Parameters in the dtype and on the mesh that `bind` takes; no copies where they are that.
+
+    They move from device to device. Adapters and int8 weights keep their dtypes.
+    """
+    places = self.model.shardings()
+    if places is None:
+      places = jax.tree.map(lambda x: x.sharding, params)
+    there = lambda x, wanted, place: (
+      x.dtype == wanted.dtype and place.is_equivalent_to(x.sharding, x.ndim)
+    )
+    wanted = self.model.shapes(self.dtype)
+    return (
+      params if jax.tree.all(jax.tree.map(there, params, wanted, places)) else self._serve(params)
+    )
+
+  def _cast(self, params: Params) -> Params:
+    return jax.tree.map(lambda x, w: x.astype(w.dtype), params, self.model.shapes(self.dtype))
 
   def bind(
-    self, params: Params, *, key: PRNGKeyArray, version: int, temperature: float = 1.0
+    self,
+    params: Params,
+    *,
+    key: PRNGKeyArray,
+    version: int,
+    temperature: float = 1.0,
+    first: int = 0,
   ) -> Generate:
     """The policy with these parameters. Temperature 0 is greedy.
+
+    Episodes draw from keys of their own, numbered from `first` in the order in which they are first
+    asked for: what one samples does not depend on who is sampled beside it, or where. Where there
+    are several processes all call the function together, each with its own requests, or none.
 
     The function keeps the cache of its latest call only: an episode continues cheaply in the next
     call, and is read again from its tokens if it is continued later.
     """
-    return _Bound(self, params, key, version, temperature)
+    return _Bound(self, params, key, version, temperature, first)
 
-  def block(self, segments: Sequence[Segment], starts: Sequence[int], rows: int) -> Block:
-    """Segments as the model reads them, each starting at its own m-RoPE position."""
-    config = self.model.config
-    T = round_up(max(len(s.tokens) for s in segments), multiple_of=8)
+  def block(
+    self, segments: Sequence[Segment], starts: Sequence[int], rows: int, at: Sequence[int]
+  ) -> Block:
+    """Segments as the model reads them, in rows `at`, each from its own m-RoPE position on."""
+    config, size = self.model.config, rows // self.blocks
+    longest, shows = agree(
+      max((len(s.tokens) for s in segments), default=1), int(any(s.images for s in segments))
+    )
+    T = round_up(longest, multiple_of=8)
     tokens, sources, flags = (np.full((rows, T), fill, np.int32) for fill in (0, -1, 0))
     positions = np.zeros((rows, 3, T), np.int32)
     last, nexts = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    images = tuple(image for s in segments for image in s.images)
-    vision, first = self.pack(images) if images else (None, {})
-    for b, (segment, start) in enumerate(zip(segments, starts, strict=True)):
+    shown: list[list[Patches]] = [[] for _ in range(self.blocks)]
+    for b, segment in zip(at, segments, strict=True):
+      shown[b // size].extend(segment.images)
+    vision, first = self.pack(shown) if shows else (None, [{}] * self.blocks)
+    for b, segment, start in zip(at, segments, starts, strict=True):
       t = len(segment.tokens)
       tokens[b, :t], flags[b, :t], last[b] = segment.tokens, 1, t - 1
-      sources[b, :t] = image_sources(segment.tokens, segment.images, first, config)
+      sources[b, :t] = image_sources(segment.tokens, segment.images, first[b // size], config)
       positions[b, :, :t], nexts[b] = mrope_positions(
         segment.tokens, segment.images, config, start=start
       )
     return Block(tokens, positions, sources, flags, last, nexts, vision)
 
-  def pack(self, images: Sequence[Patches]) -> tuple[VisionInputs | None, dict[str, int]]:
-    """`pack_images` in this sampler's shapes."""
-    return pack_images(images, self.model.config, multiple_of=self.rows_multiple)
+  def pack(
+    self, shown: Sequence[Sequence[Patches]]
+  ) -> tuple[VisionInputs | None, list[dict[str, int]]]:
+    """`pack_images` in this sampler's shapes, on its devices."""
+    vision, first = pack_images(shown, self.model.config, multiple_of=self.rows_multiple)
+    return self.put(vision), first
 
-  def rows(self, n: int) -> int:
-    """n rounded up to one of few numbers of rows."""
-    return round_up(n, multiple_of=self.rows_multiple)
+  def put(self, rows: Any) -> Any:
+    """Host arrays of rows on the devices of their blocks."""
+    return put_rows(rows, self.model.mesh)
+
+  def seats(self, of: Sequence[int]) -> tuple[int, list[int]]:
+    """`batch.seats` in one of few numbers of rows."""
+    return seats(of, self.blocks, multiple_of=self.rows_multiple)
 
   def read(self, params: Params, cache: Cache, block: Block) -> tuple[Float[Array, "B D"], Cache]:
     """Appends a block to the cache; the hidden state at each row's last token."""
     if block.vision is None:
-      features = jnp.zeros((1, self.model.config.text.width), self.dtype)
+      features = None
     else:
       features = self.encode(params, block.vision)
-      features = features.reshape(-1, features.shape[-1])
-    inputs = (block.tokens, block.positions, features, block.sources, block.segments, block.last)
-    return self._extend(params, cache, *inputs)
+    inputs = (block.tokens, block.positions, block.sources, block.segments, block.last)
+    return self._extend(params, cache, features, *self.put(inputs))
 
 
 class _Bound:
   """`Generate` for one set of parameters."""
 
-  def __init__(self, sampler: Sampler, params: Params, key, version: int, temperature: float):
+  def __init__(
+    self, sampler: Sampler, params: Params, key, version: int, temperature: float, first: int
+  ):
     self.sampler, self.params, self.key = sampler, params, key
-    self.version, self.temperature, self.calls = version, temperature, 0
+    self.version, self.temperature, self.episodes = version, temperature, first
+    self.caches: list[Cache] = []  # Of the latest call; as many, in one order, in all processes.
     self.prefixes: dict[int, tuple[Completion, Prefix]] = {}  # id -> (kept alive, its row)
     self.prompts: dict[int, tuple[Task, Segment]] = {}
 
@@ -161,44 +226,57 @@ class _Bound:
     distinct = {key: request for key, request in zip(keys, requests, strict=True)}
     done: dict[Any, Completion] = {}
     old, self.prefixes = self.prefixes, {}
-    for group in self._groups(distinct, old):
-      for at in range(0, len(group), self.sampler.max_rows):
+    caches, self.caches = self.caches, []
+    for cache, group in self._groups(distinct, old, caches):
+      (most,) = agree(len(group))
+      for at in range(0, most, self.sampler.max_rows):
         part = group[at : at + self.sampler.max_rows]
-        done.update(zip(part, self._turn([distinct[k] for k in part], old), strict=True))
+        completions = self._turn([distinct[k] for k in part], old, cache)
+        done.update(zip(part, completions, strict=True))
     return [done[key] for key in keys]
 
-  def _groups(self, requests: dict, old: dict) -> list[list]:
+  def _groups(
+    self, requests: dict, old: dict, caches: Sequence[Cache]
+  ) -> list[tuple[Cache | None, list]]:
     """Requests that can be served together: new episodes, and those continued from each cache."""
-    groups: dict[int, list] = {}
+    groups: dict[int, list] = {id(cache): [] for cache in (None, *caches)}
     for key, (_, steps) in requests.items():
       known = old.get(id(steps[-1].completion)) if steps else None
-      groups.setdefault(id(known[1].cache) if known else 0, []).append(key)
-    return list(groups.values())
+      groups[id(known[1].cache) if known else id(None)].append(key)
+    return [(cache, groups[id(cache)]) for cache in (None, *caches)]
 
-  def _turn(self, requests: list[tuple[Task, Turns]], old: dict) -> list[Completion]:
+  def _turn(
+    self, requests: list[tuple[Task, Turns]], old: dict, before: Cache | None
+  ) -> list[Completion]:
     segments = [self._segment(task, steps) for task, steps in requests]
-    rows = self.sampler.rows(len(requests))
-    _, steps = requests[0]
-    known = old.get(id(steps[-1].completion)) if steps else None
-    if known is None:
-      hidden, cache, starts = self._open(requests, segments, rows)
+    if before is None:
+      hidden, cache, starts, at = self._open(requests, segments)
+      episodes = list(range(self.episodes, self.episodes + len(requests)))
+      self.episodes += len(requests)
     else:
-      hidden, cache, starts = self._continue(requests, segments, old, known[1].cache, rows)
-    self.calls += 1
-    key = jax.random.fold_in(self.key, self.calls)
-    active = jnp.arange(rows) < len(requests)
+      prefixes = [old[id(steps[-1].completion)][1] for _, steps in requests]
+      hidden, cache, starts, at = self._continue(segments, prefixes, before)
+      episodes = [prefix.episode for prefix in prefixes]
+    active = np.zeros(len(starts), bool)
+    draws = np.zeros((len(starts), 2), np.int32)
+    active[at], draws[at, 0] = True, episodes
+    draws[at, 1] = [len(steps) for _, steps in requests]
     cache, out = self.sampler._decode(
       self.params,
       cache,
       hidden,
-      starts,
-      active,
-      key,
+      *self.sampler.put((starts, active, draws)),
+      self.key,
       jnp.float32(max(self.temperature, 1e-6)),
       max_tokens=self.sampler.max_tokens,
       greedy=self.temperature == 0,
     )
-    return self._completions(segments, jax.device_get(out), np.asarray(starts), cache)
+    self.caches.append(cache)
+    rows = [
+      Prefix(cache, row, int(starts[row]), episode)
+      for row, episode in zip(at, episodes, strict=True)
+    ]
+    return self._completions(segments, jax.tree.map(own_rows, out), rows)
 
   def _segment(self, task: Task, steps: Turns) -> Segment:
     if steps:
@@ -207,46 +285,59 @@ class _Bound:
       self.prompts[id(task)] = (task, self.sampler.chat.prompt(task))
     return self.prompts[id(task)][1]
 
-  def _open(self, requests, segments, rows):
+  def _open(self, requests, segments):
     """Reads whole episodes, each distinct one once, and gathers their rows."""
+    sampler = self.sampler
     whole = {
       _identity(request): _joined(request[1], segment)
       for request, segment in zip(requests, segments, strict=True)
     }
-    at = {key: row for row, key in enumerate(whole)}
-    distinct = list(whole.values())
-    block = self.sampler.block(distinct, [0] * len(whole), self.sampler.rows(len(whole)))
-    cache = self.sampler.model.init_cache(
-      len(block.tokens), block.tokens.shape[1], self.sampler.dtype
-    )
-    hidden, cache = self.sampler.read(self.params, cache, block)
-    index = np.array([at[_identity(r)] for r in requests] + [0] * (rows - len(requests)), np.int32)
-    copies = len(requests) // len(whole)
+    number = {key: i for i, key in enumerate(whole)}
+    prompts = [number[_identity(request)] for request in requests]  # Of each request.
+    blocks = spread(len(whole), sampler.blocks)
+    prompt_rows, prompt_at = sampler.seats(blocks)
+    block = sampler.block(list(whole.values()), [0] * len(whole), prompt_rows, prompt_at)
+    everywhere = prompt_rows * jax.process_count()
+    cache = sampler._empty(everywhere, block.tokens.shape[1], sampler.dtype)
+    hidden, cache = sampler.read(self.params, cache, block)
+    rows, at = sampler.seats([blocks[p] for p in prompts])
+    index, starts = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    index[at] = np.array(prompt_at)[prompts] % (prompt_rows // sampler.blocks)
+    starts[at] = block.next_position[prompt_at][prompts]
+    copies = len(requests) // max(len(whole), 1)
     # Rows of one prompt follow each other, and rows beyond the requests fill up whole prompts.
-    alike = np.repeat(np.arange(len(whole)), copies)
-    if copies > 1 and rows % copies == 0 and np.array_equal(index[: len(requests)], alike):
-      capacity = round_up(self.sampler.max_tokens, multiple_of=16)
-      cache = self.sampler._share(cache, index[::copies], copies=copies, capacity=capacity)
+    alike = np.array_equal(prompts, np.repeat(np.arange(len(whole)), copies))
+    known = copies if alike else 1
+    copies, fewest = agree(known, -known) if requests else agree(0, -(1 << 30))
+    if copies > 1 and copies == -fewest and rows // sampler.blocks % copies == 0:
+      capacity = round_up(sampler.max_tokens, multiple_of=16)
+      cache = sampler._share(cache, sampler.put(index[::copies]), copies=copies, capacity=capacity)
     else:
-      capacity = round_up(block.tokens.shape[1] + self.sampler.max_tokens, multiple_of=16)
-      cache = self.sampler._gather(cache, index, capacity=capacity)
-    return hidden[index], cache, block.next_position[index]
+      capacity = round_up(block.tokens.shape[1] + sampler.max_tokens, multiple_of=16)
+      cache = sampler._gather(cache, sampler.put(index), capacity=capacity)
+    return sampler._rows_of(hidden, sampler.put(index)), cache, starts, at
 
-  def _continue(self, requests, segments, old, cache, rows):
+  def _continue(self, segments, prefixes, cache):
     """Appends each row's new segment to the row its previous turn left."""
-    known = [old[id(steps[-1].completion)][1] for _, steps in requests]
-    block = self.sampler.block(segments, [k.next_position for k in known], rows)
-    new = block.tokens.shape[1] + self.sampler.max_tokens
-    capacity = round_up(int(cache.length) + new, multiple_of=16)
-    index = np.array([k.row for k in known] + [0] * (rows - len(known)), np.int32)
-    cache = self.sampler._gather(cache, index, capacity=capacity)
-    hidden, cache = self.sampler.read(self.params, cache, block)
-    return hidden, cache, block.next_position
+    sampler = self.sampler
+    size = cache.segments.shape[0] // sampler.model.blocks
+    rows, at = sampler.seats([prefix.row // size for prefix in prefixes])
+    block = sampler.block(segments, [prefix.next_position for prefix in prefixes], rows, at)
+    capacity = round_up(
+      int(cache.length) + block.tokens.shape[1] + sampler.max_tokens, multiple_of=16
+    )
+    index = np.zeros(rows, np.int32)
+    index[at] = [prefix.row % size for prefix in prefixes]
+    cache = sampler._gather(cache, sampler.put(index), capacity=capacity)
+    hidden, cache = sampler.read(self.params, cache, block)
+    return hidden, cache, block.next_position, at
 
-  def _completions(self, segments, out, starts, cache) -> list[Completion]:
+  def _completions(self, segments, out, prefixes) -> list[Completion]:
+    """What was sampled in each request's row; `prefixes` end before it."""
     tokens, logps, entropies, lengths, finished = out
     completions = []
-    for row, segment in enumerate(segments):
+    for segment, prefix in zip(segments, prefixes, strict=True):
+      row = prefix.row
       n = int(lengths[row])
       sampled = tokens[row, :n].astype(np.int32)
       completion = Completion(
@@ -258,7 +349,8 @@ class _Bound:
         finished=bool(finished[row]),
         policy_version=self.version,
       )
-      self.prefixes[id(completion)] = (completion, Prefix(cache, row, int(starts[row]) + n))
+      after = dataclasses.replace(prefix, next_position=prefix.next_position + n)
+      self.prefixes[id(completion)] = (completion, after)
       completions.append(completion)
     return completions
 
@@ -274,77 +366,6 @@ def _joined(steps: Turns, segment: Segment) -> Segment:
   images = [image for s in steps for image in s.completion.context.images]
   tokens = np.concatenate([*parts, segment.tokens]).astype(np.int32)
   return Segment(tokens=tokens, images=(*images, *segment.images))
-
-
-def _extend(model, params, cache, tokens, positions, features, sources, segments, last):
-  hidden, cache = model.extend(params, cache, tokens, positions, features, sources, segments)
-  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
-
-
-def _decode(
-  model,
-  banned,
-  stop,
-  params,
-  cache,
-  hidden,
-  starts,
-  active,
-  key,
-  temperature,
-  *,
-  max_tokens: int,
-  greedy: bool,
-):
-  """Samples until every active row has stopped or `max_tokens` are out.
-
-  Every sampled token is in the cache afterwards, the stop token too.
-  """
-  B = hidden.shape[0]
-  head, apart = model.head(params), model.apart(params)
-  nothing = jnp.zeros((1, hidden.shape[-1]), hidden.dtype)
-  nowhere = jnp.full((B, 1), -1, jnp.int32)
-
-  def more(carry):
-    i, active = carry[0], carry[3]
-    return (i < max_tokens) & jnp.any(active)
-
-  def one(carry):
-    i, cache, hidden, active, tokens, logps, entropies, lengths = carry
-    logits = jnp.einsum("BD,VD->BV", hidden, head, preferred_element_type=jnp.float32)
-    allowed = jnp.where(banned[None, :], -jnp.inf, logits)
-    if greedy:
-      token = jnp.argmax(allowed, axis=-1)
-    else:
-      token = jax.random.categorical(jax.random.fold_in(key, i), allowed / temperature)
-    token = token.astype(jnp.int32)
-    log_softmax = jax.nn.log_softmax(logits)
-    taken = jnp.take_along_axis(log_softmax, token[:, None], axis=-1)[:, 0]
-    entropy = -jnp.sum(jnp.exp(log_softmax) * log_softmax, axis=-1)
-    tokens = tokens.at[:, i].set(token)
-    logps, entropies = logps.at[:, i].set(taken), entropies.at[:, i].set(entropy)
-    lengths = lengths + active.astype(jnp.int32)
-    positions = jnp.broadcast_to((starts + i)[:, None, None], (B, 3, 1))
-    segments = active.astype(jnp.int32)[:, None]
-    hidden, cache = model.extend(
-      params, cache, token[:, None], positions, nothing, nowhere, segments, apart
-    )
-    active = active & ~stop[token]
-    return i + 1, cache, hidden[:, 0], active, tokens, logps, entropies, lengths
-
-  flat = jnp.zeros((B, max_tokens), jnp.float32)
-  carry = (
-    jnp.zeros((), jnp.int32),
-    cache,
-    hidden,
-    active,
-    flat.astype(jnp.int32),
-    flat,
-    flat,
-    jnp.zeros(B, jnp.int32),
-  )
-  _, cache, _, still, tokens, logps, entropies, lengths = jax.lax.while_loop(more, one, carry)
-  return cache, (tokens, logps, entropies, lengths, ~still)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,7 +390,13 @@ class Policy:
     return self.images is not None
 
 
-def load_policy(c: Any, *, adapters: PRNGKeyArray | None = None) -> Policy:
+def load_policy(
+  c: Any,
+  *,
+  mesh: Mesh | None = None,
+  rollouts: Mesh | None = None,
+  adapters: PRNGKeyArray | None = None,
+) -> Policy:
   """Opens the directory `c.path`, Hugging Face or Orbax, or what `c.loader` makes.
 
   Args:
@@ -378,8 +405,11 @@ def load_policy(c: Any, *, adapters: PRNGKeyArray | None = None) -> Policy:
       returns objects with `save_pretrained`, as the torch project's `load_model` returns (model,
       tokenizer, processor); it replaces the path. `adapter` is a PEFT directory, merged into the
       weights.
-    adapters: For who trains adapters: `c.adapter` is not merged, and `c.lora` with a rank makes new
-      ones from this key. Without either the model has none.
+    mesh: Where parameters and rows lie, see sharding.py; None: on the default device.
+    rollouts: Where the sampler has them, if not there; parameters come from `Sampler.serve`.
+    adapters: For who trains: the weights have `c.master` as their dtype where they learn, and
+      `c.adapter` is not merged. `c.lora` with a rank makes adapters from this key; without either
+      the model has none.
   """
   if c.loader:
     c = c.copy_and_resolve_references().unlock()
@@ -389,25 +419,29 @@ def load_policy(c: Any, *, adapters: PRNGKeyArray | None = None) -> Policy:
       "model.int8 only answers, with the weights of model.path: it cannot be trained, take "
       f"model.adapter {c.adapter!r} or model.random_seed {c.random_seed}"
     )
-  dtype = jnp.dtype(c.dtype)
+  dtype = jnp.dtype(c.dtype if adapters is None or c.lora.rank or c.lora.ranks else c.master)
   if c.random_seed >= 0:
-    model = Model(load_config(c.path))
+    model = Model(load_config(c.path), mesh=mesh)
     params = model.init(jax.random.key(c.random_seed), dtype)
   else:
-    model, params = load(c.path, dtype=dtype, quantise=c.int8)
+    model, params = load(c.path, dtype=dtype, quantise=c.int8, mesh=mesh)
   if c.adapter:
     model, params = load_adapter(c.adapter, model, params)
   if adapters is not None:
-    model, params = _with_adapters(c, model, params, adapters)
+    new = adapted_model(c, model)
+    params = params if new is model else new.adapt(params, adapters)
+    model = dataclasses.replace(new, remat=c.remat)
   elif model.lora is not None:
     model, params = dataclasses.replace(model, lora=None), lora.merge(params)
-  return with_tools(c, model, params, c.tools)
+  if mesh is not None:
+    params = jax.device_put(params, model.shardings())
+  return with_tools(c, model, params, c.tools, rollouts=rollouts)
 
 
-def _with_adapters(c: Any, model: Model, params: Params, key: PRNGKeyArray) -> tuple[Model, Params]:
-  """New adapters where `c.lora` asks for some."""
+def adapted_model(c: Any, model: Model) -> Model:
+  """With adapters where `c.lora` asks for some; ValueError where it has a checkpoint's already."""
   if not c.lora.rank and not c.lora.ranks:
-    return model, params
+    return model
   if model.lora is not None:
     raise ValueError(
       f"model.adapter {c.adapter!r} goes on as it is, model.lora makes new adapters: "
@@ -421,12 +455,13 @@ def _with_adapters(c: Any, model: Model, params: Params, key: PRNGKeyArray) -> t
     targets=tuple(c.lora.targets),
     ranks=ranks,
   )
-  model = dataclasses.replace(model, lora=settings)
-  return model, model.adapt(params, key)
+  return dataclasses.replace(model, lora=settings)
 
 
 def save_policy(workdir: Path, c: Any, model: Model, params: Params) -> None:
   """`workdir`/model, a Hugging Face directory, adapters merged; these alone in `workdir`/adapter.
+
+  Of several processes all take part, and the first writes.
 
   Args:
     c: field path, the directory that the model was loaded from: `Policy.settings`.
@@ -437,13 +472,15 @@ def save_policy(workdir: Path, c: Any, model: Model, params: Params) -> None:
   save(workdir / "model", model, params, source=Path(c.path))
 
 
-def with_tools(c: Any, model: Model, params: Params, tools: Sequence[str]) -> Policy:
+def with_tools(
+  c: Any, model: Model, params: Params, tools: Sequence[str], *, rollouts: Mesh | None = None
+) -> Policy:
   """The same weights under a prompt that offers `tools`; none: a prompt without tools."""
   # The chat needs the tools' schemas, the tools its frame of coordinates: both read the directory.
   toolbox = Toolbox(tuple(tools), shown_size=frame_of(c.path), preset=c.preset)
   chat = Chat.from_directory(c.path, tools=toolbox.schemas, guidelines=c.guidelines)
   sampler = Sampler(
-    model,
+    model if rollouts is None else dataclasses.replace(model, mesh=rollouts),
     chat,
     max_tokens=c.max_tokens,
     max_rows=c.max_rows,
@@ -491,22 +528,28 @@ def embed(
   for task, turns in zip(tasks, steps, strict=True):
     pictures = [image for turn in turns for image in turn.completion.context.images]
     shown.append((pictures or list(policy.chat.prompt(task).images))[-1:])
-  vision, first = policy.sampler.pack([i for images in shown for i in images])
+  blocks = spread(len(shown), policy.sampler.blocks)
+  by_block: list[list[Patches]] = [[] for _ in range(policy.sampler.blocks)]
+  for block, images in zip(blocks, shown, strict=True):
+    by_block[block].extend(images)
+  vision, first = policy.sampler.pack(by_block)
   if vision is not None:
-    features = np.asarray(policy.sampler.encode(params, vision), np.float32)
+    features = own_rows(policy.sampler.encode(params, vision)).astype(np.float32)
+    features = features.reshape(len(by_block), -1, features.shape[-1])
   asked = [policy.chat.target(task.question) for task in tasks]
   # The rows that are asked about only: the whole table of a large model is gigabytes.
-  table = policy.model.embedding(params)
   ids = np.concatenate(asked)
-  rows = np.asarray(table[np.pad(ids, (0, round_up(len(ids)) - len(ids)))], np.float32)
-  questions = np.split(rows[: len(ids)], np.cumsum([len(a) for a in asked])[:-1])
+  padded = np.pad(ids, (0, round_up(len(ids), multiple_of=policy.sampler.blocks) - len(ids)))
+  rows = own_rows(policy.sampler.embedded(params, policy.sampler.put(padded)))
+  questions = np.split(rows[: len(ids)].astype(np.float32), np.cumsum([len(a) for a in asked])[:-1])
   keys = []
-  for words, images in zip(questions, shown, strict=True):
+  for words, images, block in zip(questions, shown, blocks, strict=True):
     question = words.mean(axis=0)
     seen = np.zeros_like(question)
     if images:
       n = feature_count(images[0], config.vision)
-      seen = features[first[images[0].key] // features.shape[1], :n, : len(question)].mean(0)
+      start = first[block][images[0].key]
+      seen = features[block, start : start + n, : len(question)].mean(0)
     keys.append(_unit(np.concatenate([_unit(seen), _unit(question)])))
   return np.stack(keys).astype(np.float32)
 

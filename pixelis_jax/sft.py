@@ -8,6 +8,7 @@ checkpoint. With `--config.model.lora.rank=16` only adapters are trained, see mo
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ import grain
 import jax
 import numpy as np
 
-from pixelis_jax import agent, batch, evaluate, learner, program, runs, sampler, sharding
+from pixelis_jax import (
+  agent,
+  batch,
+  cluster,
+  evaluate,
+  learner,
+  program,
+  runs,
+  sampler,
+  sharding,
+)
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data import demos
 from pixelis_jax.data.questions import QuestionFile
@@ -25,7 +36,7 @@ from pixelis_jax.model.lora import join
 
 
 def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.DatasetIterator:
-  """Batches of rows for ever, a function of the config alone.
+  """Batches of rows for ever, a function of the config alone; each process has its share of each.
 
   The first `c.data.parts` rows teach the two halves of a demonstration apart, each in short rows:
   where to look (the call), and how to read (the picture alone, answered at once). Later rows are
@@ -58,7 +69,9 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
 
 def _batches(dataset: grain.MapDataset, c: Any) -> grain.DatasetIterator:
   read = grain.ReadOptions(num_threads=c.data.threads, prefetch_buffer_size=2 * c.batch)
-  return iter(dataset.to_iter_dataset(read).batch(c.batch, batch_fn=list))
+  own = dataset[jax.process_index() :: jax.process_count()]
+  size = len(cluster.share(c.batch, "batch"))
+  return iter(own.to_iter_dataset(read).batch(size, batch_fn=list))
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
@@ -67,9 +80,11 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       f"see_steps is {c.see_steps}: no file says what its images show, with data.file it must be 0"
     )
   mesh = sharding.make_mesh(**c.mesh)
-  policy = sampler.load_policy(c.model, adapters=jax.random.fold_in(jax.random.key(c.seed), 1))
+  key = jax.random.fold_in(jax.random.key(c.seed), 1)
+  rollouts = sharding.relaid(mesh, **c.rollout_mesh)
+  policy = sampler.load_policy(c.model, mesh=mesh, rollouts=rollouts, adapters=key)
   blind = sampler.with_tools(policy.settings, policy.model, policy.params, ())
-  model, across = policy.model, sharding.rows_multiple(mesh)
+  model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
   freeze = tuple(f"policy/{name}" for name in c.model.freeze)
   tx, schedule = learner.make_optimizer(c.optimizer, freeze=freeze)
   loss = learner.sft_loss(
@@ -78,12 +93,13 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     aim_weight=c.aim_weight,
     sight_weight=c.sight_weight,
   )
-  teach = lambda loss: learner.adapted(model, learner.frozen(loss, freeze))
-  step = learner.make_step(teach(loss), tx)
-  see = learner.make_step(teach(learner.see_loss(model)), tx)
-  axes = {"policy": model.axes(), **learner.HEAD_AXES}
+
+  def teach(loss: learner.Loss) -> Callable[..., tuple[learner.TrainState, learner.Metrics]]:
+    loss = learner.computed_in(learner.frozen(loss, freeze), c.model.dtype)
+    return learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=mesh)
+
+  step, see = teach(loss), teach(learner.see_loss(model))
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
-  params = jax.device_put(params, sharding.shardings(axes, mesh))
   trained, base = learner.parts(model, params["policy"])
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   data = rows(c, policy, blind)
@@ -96,34 +112,42 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     data.set_state(extra["data"])
   metrics = Metrics(workdir, resume=int(state.step))
 
-  for i in range(int(state.step), c.optimizer.steps):
-    started = time.monotonic()
-    packed = batch.pack_sft(
-      next(data),
-      model.config,
-      max_tokens=c.max_row,
-      multiple_of=across,
-      packed=c.packed,
-      labels=demos.LABELS,
-    )
-    waited = time.monotonic() - started
-    taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)
-    packed = jax.device_put(packed, sharding.batch_sharding(mesh))
-    state, measured = taught(state, packed, {"policy": base}, key)
-    if due(i, c.log_every, c.optimizer.steps):
-      measured = {k: float(v) for k, v in measured.items()}
-      seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}
-      metrics.log(i + 1, {**measured, "lr": float(schedule(i)), **seconds})
-    if due(i, c.eval.every, c.optimizer.steps):
-      limits = agent.Limits(**c.limits)
-      params = join(state.params["policy"], base)
-      result = evaluate.greedy(policy, params, held_out, limits=limits)
-      metrics.log(i + 1, evaluate.measured(result))
-      print(f"step {i + 1}: {evaluate.table({'tools': result})}", flush=True)
-    if due(i, c.save_every, c.optimizer.steps):
-      checkpoints.save(i + 1, state, {"data": data.get_state()})
+  with program.Preemption() as preemption:
+    for i in range(int(state.step), c.optimizer.steps):
+      started = time.monotonic()
+      packed = batch.pack_sft(
+        next(data),
+        model.config,
+        max_tokens=c.max_row,
+        multiple_of=blocks,
+        packed=c.packed,
+        blocks=blocks,
+        labels=demos.LABELS,
+      )
+      waited = time.monotonic() - started
+      taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)
+      packed = sharding.put_rows(packed, mesh)
+      state, measured = taught(state, packed, {"policy": base}, key)
+      if due(i, c.log_every, c.optimizer.steps):
+        measured = {k: float(v) for k, v in measured.items()}
+        seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}
+        metrics.log(i + 1, {**measured, "lr": float(schedule(i)), **seconds})
+      if due(i, c.eval.every, c.optimizer.steps):
+        limits = agent.Limits(**c.limits)
+        params = policy.sampler.serve(join(state.params["policy"], base))
+        result = evaluate.greedy(policy, params, held_out, limits=limits)
+        metrics.log(i + 1, evaluate.measured(result))
+        program.say(f"step {i + 1}: {evaluate.table({'tools': result})}")
+      stop = preemption.asked()
+      if due(i, c.save_every, c.optimizer.steps) or stop:
+        checkpoints.save(i + 1, state, {"data": data.get_state()})
+      if stop:
+        break
   checkpoints.close()
   metrics.close()
+  if int(state.step) < c.optimizer.steps:
+    program.say(f"stopped by SIGTERM at step {int(state.step)}: the same command goes on")
+    return state
   sampler.save_policy(workdir, policy.settings, model, join(state.params["policy"], base))
   return state
 

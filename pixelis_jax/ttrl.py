@@ -298,7 +298,6 @@ class Learner:
     loss = learner.grpo_loss(model, clip_low=o.clip_low, clip_high=o.clip_high, entropy_weight=0.0)
     self.step = learner.make_step(learner.frozen(loss, o.freeze), tx, donate=False)
     self.logps = learner.make_logps(model)
-    self.mesh = sharding.make_mesh(**c.mesh)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
     self.average = policy.params
     self.kl = AdaptiveKl(coef=c.kl.coef, target=c.kl.target, horizon=c.kl.horizon)
@@ -360,10 +359,10 @@ class Learner:
       self.refused += 1  # Nothing to learn.
       return measured
     rows = [*self._pushing(taken, targets, advantages), *self._rehearsing()]
-    packed = jax.device_put(self._pack(rows), sharding.batch_sharding(self.mesh))
-    ref = self.logps(self.policy.params, packed.inputs)
-    proposed, update = self.step(self.state, packed, ref, jnp.float32(self.kl.coef))
-    after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), ref, packed))
+    packed = sharding.put_rows(self._pack(rows), self.policy.model.mesh)
+    packed = packed.replace(ref_logps=self.logps(self.policy.params, packed.inputs))
+    proposed, update = self.step(self.state, packed, jnp.float32(self.kl.coef))
+    after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), packed))
     before = float(update["kl"])
     self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
     if not np.isfinite(after) or (after > self.c.kl.limit and after > before):
@@ -480,7 +479,8 @@ class Learner:
       np.array(pushes, np.float32),
       self.policy.model.config,
       max_tokens=c.max_tokens,
-      multiple_of=math.lcm(c.rows_multiple, sharding.rows_multiple(self.mesh)),
+      multiple_of=math.lcm(c.rows_multiple, self.policy.model.blocks),
+      blocks=self.policy.model.blocks,
       kl_weights=np.array(held, np.float32),
     )
 

@@ -6,7 +6,6 @@ size and SHA-256 of each file. Orbax itself reads a damaged array without a word
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,11 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
-from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.checkpoint import Checkpoints, digest
 from pixelis_jax.model import load as hugging_face
 from pixelis_jax.model.load import INDEX, load_config
 from pixelis_jax.model.policy import Model, Params
-from pixelis_jax.sharding import shardings
 
 PARAMS, FILES = "params", "files.json"
 
@@ -57,11 +55,11 @@ def load(
   is_orbax(path)
   if quantise:
     raise ValueError(f"{path} is an Orbax directory: int8 is made from the Hugging Face form")
-  model = Model(load_config(path))
+  model = Model(load_config(path), mesh=mesh)
   stored = _checked(path / PARAMS)
   shapes = model.shapes()
   here = jnp.zeros(()).sharding  # Of the default device.
-  places = shardings(model.axes(), mesh) if mesh else jax.tree.map(lambda _: here, shapes)
+  places = model.shardings() or jax.tree.map(lambda _: here, shapes)
   like = jax.tree_util.tree_map_with_path(
     lambda at, x, place: jax.ShapeDtypeStruct(
       x.shape, stored.get(_name(at), x.dtype), sharding=place
@@ -142,7 +140,7 @@ def _save_orbax(path: Path, params: Params) -> None:
   files = sorted(file for file in path.rglob("*") if file.is_file())
   about = {
     "dtypes": {_name(at): str(leaf.dtype) for at, leaf in leaves},
-    "files": {file.relative_to(path).as_posix(): _digest(file) for file in files},
+    "files": {file.relative_to(path).as_posix(): digest(file) for file in files},
   }
   (path / FILES).write_text(json.dumps(about, indent=2) + "\n")
 
@@ -159,18 +157,13 @@ def _checked(path: Path) -> Mapping[str, str]:
   for name, wanted in files.items():
     if not (path / name).is_file():
       raise FileNotFoundError(f"{path / name} is missing: the checkpoint needs it")
-    found = _digest(path / name)
+    found = digest(path / name)
     if found != wanted:
       raise ValueError(
         f"{path / name} is damaged: {found[0]} bytes with SHA-256 {found[1][:12]}, must be"
         f" {wanted[0]} with {wanted[1][:12]}"
       )
   return dtypes
-
-
-def _digest(file: Path) -> list:
-  with file.open("rb") as opened:
-    return [file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()]
 
 
 def _name(at: tuple) -> str:

@@ -1,4 +1,4 @@
-"""Strictness for every test: two CPU devices, no implicit promotion, no network."""
+"""Strictness for every test: eight CPU devices, no implicit promotion, no network."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before JAX starts its backend. Tests compile far more than they compute: without LLVM's costly
 # passes and XLA's newer emitters that takes a third of the time. And in the order that XLA prefers,
-# two independent all-reduces may begin in another order on each of two CPU devices, which then wait
-# for each other forever.
+# two independent all-reduces may begin in another order on each CPU device and wait for ever.
 os.environ["XLA_FLAGS"] = " ".join(
   [
     "--xla_backend_optimization_level=0",
@@ -24,7 +23,7 @@ import pytest
 
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 
-jax.config.update("jax_num_cpu_devices", 2)  # Sharding bugs show on a laptop.
+jax.config.update("jax_num_cpu_devices", 8)  # Sharding bugs show on a laptop.
 jax.config.update("jax_numpy_dtype_promotion", "strict")  # float32 / int32 is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")  # (B, T) - (T,) is an error.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

@@ -166,7 +166,7 @@ def test_sights_stand_at_the_cells_that_hold_them(config, pictures):
 
 def test_placeholders_point_at_their_own_features(config, pictures):
   square, wide, other = pictures
-  packed, first = pack_images([square, wide, square, other], config)
+  packed, (first,) = pack_images([[square, wide, square, other]], config)
   assert list(first) == [square.key, wide.key, other.key]  # A repeated image is packed once.
   rows, patches = packed.patches.shape[:2]
   assert (rows, patches) == (3, 64)
@@ -185,7 +185,7 @@ def test_placeholders_point_at_their_own_features(config, pictures):
 def test_placeholders_and_features_must_be_equally_many(config, pictures, change):
   square, wide, _ = pictures
   row = row_of(config, [3, 2, 4], [square, wide])
-  _, first = pack_images(pictures, config)
+  _, (first,) = pack_images([pictures], config)
   tokens, images = row.tokens, row.images
   if change == "one image less":
     images = images[:1]
@@ -341,7 +341,7 @@ def test_a_stream_of_sizes_compiles_one_program_a_bucket():
   sides = np.random.default_rng(0).integers(1, 21, (200, 2)) * 2
   for seed, (height, width) in enumerate(sides.tolist()):
     image = oracle.image((1, height, width), config, seed)
-    packed, _ = batch.pack_images([image], model.config)
+    packed, _ = batch.pack_images([[image]], model.config)
     encode(params, packed)
   assert len({tuple(pair) for pair in sides.tolist()}) > 150
   assert 10 < encode._cache_size() <= 18

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pixelis_jax.checkpoint import Checkpoints
 
@@ -188,3 +189,68 @@ def test_killed_while_saving_leaves_the_earlier_one(tmp_path):
     checkpoints.save(2, {"x": jnp.zeros((4,), jnp.float32)}, {"step": 2})
     assert checkpoints.latest_step() == 2
   assert not any("tmp" in p.name for p in tmp_path.iterdir())
+
+
+def damage(directory, step):
+  """One byte of the largest file of a step."""
+  files = [f for f in (directory / str(step)).rglob("*") if f.is_file()]
+  largest = max(files, key=lambda f: f.stat().st_size)
+  raw = bytearray(largest.read_bytes())
+  raw[len(raw) // 2] ^= 0xFF
+  largest.write_bytes(bytes(raw))
+  return largest.relative_to(directory / str(step)).as_posix()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_damaged_step_is_passed_over(tmp_path, caplog, background):
+  """Orbax alone would return other numbers, or none; the step before serves, and saving goes on."""
+  directory = tmp_path / "c"
+  with Checkpoints(directory, keep=3, background=background) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, train_state(seed=step), {"step": step})
+  name = damage(directory, 2)
+  with Checkpoints(directory, keep=3) as checkpoints:
+    with pytest.raises(ValueError, match=f"2 is damaged: {name} is not what was written"):
+      checkpoints.restore(train_state(), step=2)
+    restored, extra = checkpoints.restore(train_state())
+    assert extra == {"step": 1}
+    assert_same(restored, train_state(seed=1))
+    assert f"{name} is not what was written; moved to {tmp_path / 'damaged' / '2'}" in caplog.text
+    checkpoints.save(2, train_state(seed=5), {"step": 2})
+  with Checkpoints(directory, read_only=True) as checkpoints:
+    assert_same(checkpoints.restore(train_state())[0], train_state(seed=5))
+
+
+def test_a_reader_moves_nothing_and_says_what_is_wrong(tmp_path):
+  directory = tmp_path / "c"
+  with Checkpoints(directory, keep=3) as checkpoints:
+    checkpoints.save(1, train_state(), {})
+  lost = next(f for f in (directory / "1").rglob("*") if f.is_file() and f.name != "digests.json")
+  lost.unlink()
+  with (
+    Checkpoints(directory, read_only=True) as checkpoints,
+    pytest.raises(ValueError, match=f"1 is damaged: .*{lost.name} is missing"),
+  ):
+    checkpoints.restore(train_state())
+  with (
+    Checkpoints(directory) as checkpoints,
+    pytest.raises(ValueError, match="is missing; there is no earlier checkpoint"),
+  ):
+    checkpoints.restore(train_state())
+  assert (tmp_path / "damaged" / "1").is_dir()
+
+
+def test_restored_onto_another_mesh(tmp_path):
+  """Saved by 4 x 2 devices, read by 2 x 4 and by one."""
+
+  def placed(x, *shape):
+    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("a", "b"))
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b")))
+
+  x = jnp.arange(64, dtype=jnp.float32).reshape(8, 8)
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(0, {"x": placed(x, 4, 2)}, {})
+    for shape in ((2, 4), (1, 1)):
+      restored, _ = checkpoints.restore({"x": placed(jnp.zeros_like(x), *shape)})
+      np.testing.assert_array_equal(restored["x"], x)
+      assert restored["x"].sharding.mesh.devices.shape == shape

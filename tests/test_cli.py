@@ -356,7 +356,7 @@ def test_doctor_tells_what_runs(capsys):
   out = capsys.readouterr().out
   facts = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
   assert facts["jax"].strip() == jax.__version__
-  assert facts["devices"].strip() == "2 x cpu (cpu)"  # tests/conftest.py asks for two.
+  assert facts["devices"].strip() == "8 x cpu (cpu)"  # tests/conftest.py asks for eight.
   assert facts["attention backend"].strip() == "xla for bfloat16, xla for float32"
   assert facts["kernels"].strip().startswith("ours, ")
   for name in ("python", "flax", "optax", "orbax-checkpoint", "transformers", "memory"):

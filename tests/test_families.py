@@ -134,7 +134,7 @@ def test_a_step_trains_a_text_model(reading):
   step = learner.make_step(loss, tx, donate=False)
   state = learner.init_state(reading.params, tx, seed=0)
   for _ in range(2):  # The first has rate 0: it warms up.
-    state, measured = step(state, given, given.old_logps, np.float32(0.0))
+    state, measured = step(state, given, np.float32(0.0))
   assert float(measured["skipped"]) == 0.0 and float(measured["grad_norm"]) > 0.0
   assert episodes.max_difference(reading.params, state.params) > 1e-4
 

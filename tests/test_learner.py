@@ -10,6 +10,8 @@ import optax
 import pytest
 
 from pixelis_jax import batch, learner, sharding
+from pixelis_jax.data import demos
+from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.types import Demo, DemoTurn
 from tests import episodes
@@ -77,9 +79,7 @@ def table_batch(**changes) -> batch.GrpoBatch:
 
 def test_grpo_gradient_is_the_one_on_paper(policy, table_policy):
   packed = table_batch()
-  value, grads = jax.value_and_grad(
-    lambda p: grpo(policy.model)(p, packed, packed.old_logps, ZERO)[0]
-  )(table_policy)
+  value, grads = jax.value_and_grad(lambda p: grpo(policy.model)(p, packed, ZERO)[0])(table_policy)
   # Loss -(2 + 2 - 1) / 3. Its gradient is -sum A (onehot - p) / 3 with p = (1/4, 1/4, 1/2):
   # A onehot sums to (2, -1, 2), A p to 3 p = (3/4, 3/4, 3/2). Means taken row by row would weigh
   # the second row's only token by 1/2 instead of 1/3.
@@ -92,7 +92,7 @@ def test_a_step_follows_the_gradient_and_counts(policy, table_policy):
   packed, tx = table_batch(), optax.sgd(0.3)
   step = learner.make_step(grpo(policy.model), tx, donate=False)
   state = learner.init_state(table_policy, tx, seed=0)
-  after, measured = step(state, packed, packed.old_logps, ZERO)
+  after, measured = step(state, packed, ZERO)
   moved = np.asarray(after.params["logits"]) - np.asarray(table_policy["logits"])
   np.testing.assert_allclose(moved, 0.1 * np.array([1.25, -1.75, 0.5]), rtol=1e-5)
   assert int(after.step) == 1 and float(measured["skipped"]) == 0.0
@@ -101,7 +101,7 @@ def test_a_step_follows_the_gradient_and_counts(policy, table_policy):
   # donate=False: the old state is still there, unchanged.
   assert int(state.step) == 0
   np.testing.assert_array_equal(state.params["logits"], table_policy["logits"])
-  again, _ = step(state, packed, packed.old_logps, ZERO)
+  again, _ = step(state, packed, ZERO)
   assert max_difference(again.params, after.params) == 0.0
 
 
@@ -111,13 +111,14 @@ def test_kl_weights_scale_each_rows_hold(policy, table_policy):
   up, down = 1 - np.log(2.0), np.log(2.0) - 0.5
   packed = table_batch(kl_weights=[10.0, 1.0])
   ref = packed.old_logps + np.log(np.array([[2.0], [0.5]], np.float32))
-  plain, _ = grpo(policy.model)(table_policy, packed, ref, ZERO)
-  held, measured = grpo(policy.model)(table_policy, packed, ref, np.float32(0.5))
+  packed = packed.replace(ref_logps=ref)
+  plain, _ = grpo(policy.model)(table_policy, packed, ZERO)
+  held, measured = grpo(policy.model)(table_policy, packed, np.float32(0.5))
   np.testing.assert_allclose(held - plain, 0.5 * (10 * 2 * up + down) / 3, rtol=1e-5)
   # What is measured is unweighted, and of rows that push: here both, below only the second.
   np.testing.assert_allclose(measured["kl"], (2 * up + down) / 3, rtol=1e-5)
-  rehearsed = table_batch(kl_weights=[10.0, 1.0], advantages=[0.0, -1.0])
-  _, measured = grpo(policy.model)(table_policy, rehearsed, ref, np.float32(0.5))
+  rehearsed = table_batch(kl_weights=[10.0, 1.0], advantages=[0.0, -1.0]).replace(ref_logps=ref)
+  _, measured = grpo(policy.model)(table_policy, rehearsed, np.float32(0.5))
   np.testing.assert_allclose(measured["kl"], down, rtol=1e-5)
 
 
@@ -125,34 +126,36 @@ def test_tokens_that_nobody_sampled_start_at_ratio_one(policy, table_policy):
   """The table's sampled tokens are at ratio 1, too: the same value and the same gradient."""
   sampled = table_batch()
   given = table_batch(old=[[np.nan, np.nan, 0.0], [np.log(0.25), 0.0, 0.0]], kl_weights=[0.0, 1.0])
-  value = lambda b: jax.grad(lambda p: grpo(policy.model)(p, b, sampled.old_logps, ZERO)[0])
+  sampled = sampled.replace(ref_logps=sampled.old_logps)
+  given = given.replace(ref_logps=sampled.old_logps)
+  value = lambda b: jax.grad(lambda p: grpo(policy.model)(p, b, ZERO)[0])
   assert max_difference(value(sampled)(table_policy), value(given)(table_policy)) < 1e-7
   assert max_difference(value(given)(table_policy), jax.tree.map(jnp.zeros_like, table_policy)) > 0
   # They are not held, and tell nothing of the KL: here that of row 1 alone.
   ref = sampled.old_logps + np.log(np.array([[2.0], [0.5]], np.float32))
-  _, measured = grpo(policy.model)(table_policy, given, ref, np.float32(0.5))
+  _, measured = grpo(policy.model)(table_policy, given.replace(ref_logps=ref), np.float32(0.5))
   np.testing.assert_allclose(measured["kl"], np.log(2.0) - 0.5, rtol=1e-5)
 
 
 def test_clip_bounds_are_the_configured_ones(policy, table_policy):
   # Token 0 was sampled at probability 1/8: ratio 2, cut at 1.28 where the advantage is positive.
   packed = grpo_batch([[0]], [[True]], [[np.log(0.125)]], [1.0])
-  value, measured = grpo(policy.model)(table_policy, packed, packed.old_logps, ZERO)
+  value, measured = grpo(policy.model)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, -1.28, rtol=1e-6)
   assert float(measured["clip_fraction"]) == 1.0
-  value, _ = grpo(policy.model, clip_high=3.0)(table_policy, packed, packed.old_logps, ZERO)
+  value, _ = grpo(policy.model, clip_high=3.0)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, -2.0, rtol=1e-6)
   # At ratio 1/2 and a negative advantage the lower bound holds: 0.8.
   packed = grpo_batch([[0]], [[True]], [[np.log(0.5)]], [-1.0])
-  value, _ = grpo(policy.model)(table_policy, packed, packed.old_logps, ZERO)
+  value, _ = grpo(policy.model)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, 0.8, rtol=1e-6)
 
 
 def test_entropy_is_rewarded(policy, table_policy):
   packed = table_batch()
   entropy = 0.5 * np.log(4) + 0.5 * np.log(2)
-  plain, measured = grpo(policy.model)(table_policy, packed, packed.old_logps, ZERO)
-  weighed, _ = grpo(policy.model, entropy_weight=0.1)(table_policy, packed, packed.old_logps, ZERO)
+  plain, measured = grpo(policy.model)(table_policy, packed, ZERO)
+  weighed, _ = grpo(policy.model, entropy_weight=0.1)(table_policy, packed, ZERO)
   np.testing.assert_allclose(measured["entropy"], entropy, rtol=1e-6)
   np.testing.assert_allclose(plain - weighed, 0.1 * entropy, rtol=1e-5)
 
@@ -177,7 +180,7 @@ def test_sft_loss_is_the_mean_over_supervised_tokens(policy, table_policy):
   aimed = jax.jit(learner.sft_loss(policy.model, aim_weight=3.0, **weights))
   (value, measured), grads = jax.value_and_grad(aimed, has_aux=True)(params, packed)
   np.testing.assert_allclose(value, nll + 3 * (0.5 + (0.5 + 2) / 2), rtol=1e-6)
-  np.testing.assert_allclose(measured["aim_error"], np.sqrt(0.5), rtol=1e-6)
+  np.testing.assert_allclose(measured["aim_error"], 0.5, rtol=1e-6)
   # d/dw of (w - aim)^2.mean() is w - aim: 3 * ((-1, 0) + ((-1, 0) + (0, -2)) / 2).
   np.testing.assert_allclose(grads["aim"], [[-4.5, -3.0]], rtol=1e-6)
   # "Likely" is more than one half: p = 1/2 is not, rounding or no.
@@ -191,16 +194,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counter(policy, t
   packed, tx = table_batch(), optax.adamw(0.1)
   step = learner.make_step(grpo(policy.model), tx, donate=False)
   state = learner.init_state(table_policy, tx, seed=0)
-  state, _ = step(state, packed, packed.old_logps, ZERO)
+  state, _ = step(state, packed, ZERO)
   broken = packed.replace(advantages=np.array([[bad], [1.0]], np.float32))
-  after, measured = step(state, broken, packed.old_logps, ZERO)
+  after, measured = step(state, broken, ZERO)
   assert float(measured["skipped"]) == 1.0 and int(after.step) == 2
   assert max_difference(after.params, state.params) == 0.0
   before, now = jax.tree.leaves(state.opt_state), jax.tree.leaves(after.opt_state)
   for x, y in zip(before, now, strict=True):  # Moments and their count.
     np.testing.assert_array_equal(x, y)
   assert max_difference({"mu": before[1]}, {"mu": jnp.zeros_like(before[1])}) > 0
-  after, measured = step(after, packed, packed.old_logps, ZERO)
+  after, measured = step(after, packed, ZERO)
   assert float(measured["skipped"]) == 0.0 and max_difference(after.params, state.params) > 0
 
 
@@ -214,6 +217,7 @@ def test_optimizer_warms_up_and_decays():
     b2=0.95,
     weight_decay=0.0,
     clip_norm=1.0,
+    mu_dtype="float32",
     patch_scale=1.0,
   )
   tx, schedule = learner.make_optimizer(c)
@@ -245,7 +249,9 @@ def test_optimizer_warms_up_and_decays():
 
 
 def test_what_is_frozen_neither_moves_nor_decays():
-  c = SimpleNamespace(b1=0.9, b2=0.99, weight_decay=0.5, clip_norm=1.0, patch_scale=1.0)
+  c = SimpleNamespace(
+    b1=0.9, b2=0.99, weight_decay=0.5, clip_norm=1.0, mu_dtype="float32", patch_scale=1.0
+  )
   params = {"text": {"w": jnp.asarray([2.0])}, "visual": {"w": jnp.asarray([3.0])}}
   loss = lambda p, batch: (p["text"]["w"][0] * p["visual"]["w"][0], {})
   held = learner.frozen(loss, ("text",))
@@ -295,7 +301,7 @@ def test_only_adapters_are_trained(policy):
   def loss(params, batch):
     tokens = jnp.asarray(batch.inputs.tokens)  # [2, 3], as all that follows.
     positions = jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32)[None, None], (2, 3, 3))
-    nothing = jnp.zeros((0, model.config.text.width))
+    nothing = jnp.zeros((1, 0, model.config.text.width))
     states = model.hidden(
       params, tokens, positions, nothing, jnp.full_like(tokens, -1), jnp.ones_like(tokens)
     )
@@ -370,9 +376,7 @@ def test_one_step_makes_rewarded_tokens_likelier(policy, played, sgd_step, state
   read = jax.jit(lambda params, inputs: learner.logps(policy.model, params, inputs)[0])
   # The rate is small: to first order every rewarded row gains and every punished one loses.
   tx = optax.sgd(1e-2)
-  after, measured = learner.make_step(grpo(policy.model), tx, donate=False)(
-    state, packed, packed.old_logps, ZERO
-  )
+  after, measured = learner.make_step(grpo(policy.model), tx, donate=False)(state, packed, ZERO)
   gained = read(after.params, packed.inputs) - read(policy.params, packed.inputs)
   gained = np.where(packed.loss_mask, gained, 0.0).sum(axis=1)
   assert (np.sign(gained) == np.sign(ADVANTAGES)).all(), gained
@@ -384,37 +388,83 @@ def test_padding_rows_change_nothing(policy, played, sgd_step, state):
   bare = pack(policy, played, ADVANTAGES)
   padded = pack(policy, played, ADVANTAGES, multiple_of=6)
   assert (len(bare.loss_mask), len(padded.loss_mask)) == (4, 6)
-  one, measured_one = sgd_step(state, bare, bare.old_logps, ZERO)
-  two, measured_two = sgd_step(state, padded, padded.old_logps, ZERO)
+  one, measured_one = sgd_step(state, bare, ZERO)
+  two, measured_two = sgd_step(state, padded, ZERO)
   for name in measured_one:
     np.testing.assert_allclose(measured_one[name], measured_two[name], rtol=1e-5, atol=1e-6)
   assert max_difference(one.params, state.params) > 1e-2
   assert max_difference(one.params, two.params) < 1e-5
 
 
-@pytest.mark.parametrize("axes", [{"data": 2}, {"data": 1, "fsdp": 2}, {"data": 1, "tensor": 2}])
-def test_two_devices_step_as_one(policy, played, sgd_step, state, axes):
-  mesh = sharding.make_mesh(**axes)
-  packed = pack(policy, played, ADVANTAGES, multiple_of=2)
-  alone, measured_alone = sgd_step(state, packed, packed.old_logps, ZERO)
-  params = jax.device_put(policy.params, sharding.shardings(policy.model.axes(), mesh))
-  spread = jax.device_put(packed, sharding.batch_sharding(mesh))
-  shared = learner.init_state(params, optax.sgd(1.0), seed=0)
-  together, measured = sgd_step(shared, spread, spread.old_logps, ZERO)
-  kernel = together.params["text"]["embedding"]
-  assert len(kernel.sharding.device_set) == 2
-  for name in measured:
-    np.testing.assert_allclose(measured[name], measured_alone[name], rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up_to_it(policy, played, sgd_step, state, parts):
+  """Parts hold different numbers of tokens: a mean of means would weigh short ones too much."""
+  few = np.arange(512)[None, :] % 3 > 0  # Of the last row's tokens two thirds are trained.
+
+  def trained(b: batch.GrpoBatch) -> batch.GrpoBatch:
+    mask = np.where(b.advantages == -0.5, few[:, : b.loss_mask.shape[1]], True)
+    return b.replace(loss_mask=b.loss_mask & mask)
+
+  whole, measured_whole = sgd_step(state, trained(pack(policy, played, ADVANTAGES)), ZERO)
+  packed = trained(pack(policy, played, ADVANTAGES, multiple_of=parts, blocks=parts))
+  tokens = packed.loss_mask.reshape(parts, -1).sum(axis=1)
+  assert len(set(tokens.tolist())) > 1
+  step = learner.make_step(grpo(policy.model), optax.sgd(1.0), parts=parts, donate=False)
+  summed, measured = step(state, packed, ZERO)
+  for name in measured_whole:
+    np.testing.assert_allclose(measured[name], measured_whole[name], rtol=1e-5, atol=1e-6)
   # Sums in another order: some 1e-6 of gradients of up to about 1.
-  assert max_difference(together.params, alone.params) < 1e-5
+  assert max_difference(summed.params, whole.params) < 1e-5
+  assert max_difference(summed.params, state.params) > 1e-2
+
+
+def test_every_mean_of_sft_is_the_whole_batchs(policy):
+  """Aims and sights have counts of their own: a part may have none of them."""
+  demo = lambda i, boxes: demos_of(policy, i, boxes)
+  rows = [demo(0, True), demo(1, False), demo(2, True), demo(3, True)]
+  loss = learner.sft_loss(policy.model, entropy_weight=0.1, aim_weight=0.5, sight_weight=1.0)
+  params = learner.with_heads(policy.model, policy.params, jax.random.key(0), labels=demos.LABELS)
+  start = learner.init_state(params, optax.sgd(1.0), seed=0)
+
+  def run(parts):
+    step = learner.make_step(loss, optax.sgd(1.0), parts=parts, donate=False)
+    at = {"max_tokens": 512, "multiple_of": parts, "blocks": parts, "labels": demos.LABELS}
+    return step(start, batch.pack_sft(rows, policy.model.config, **at))
+
+  (whole, measured_whole), (summed, measured) = run(1), run(4)
+  for name in measured_whole:
+    np.testing.assert_allclose(measured[name], measured_whole[name], rtol=1e-5, atol=1e-6)
+  assert float(measured["aim_error"]) > 0 and float(measured["sight_error"]) > 0
+  assert max_difference(summed.params, whole.params) < 1e-5
+
+
+def demos_of(policy, seed: int, looks: bool) -> batch.Row:
+  """A demonstration with an aim and sights, or one that answers at once and has neither."""
+  tasks = TaskSource(split="train", seed=seed, kinds=("framed",), size=4)
+  if not looks:
+    return batch.demo_row(demos.direct(tasks[0]), policy.chat)
+  looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=0.0)
+  return batch.demo_row(looking[0], policy.chat)
+
+
+def test_bfloat16_computes_and_float32_learns(policy, played):
+  """Gradients come back in float32, near those of float32; what is kept is not rounded."""
+  packed = pack(policy, played, ADVANTAGES)
+  loss = learner.computed_in(grpo(policy.model), "bfloat16")
+  grads, _ = jax.jit(jax.grad(loss, has_aux=True))(policy.params, packed, ZERO)
+  exact, _ = jax.jit(jax.grad(grpo(policy.model), has_aux=True))(policy.params, packed, ZERO)
+  assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+  cosine = optax.tree.vdot(grads, exact) / (optax.tree.norm(grads) * optax.tree.norm(exact))
+  # 8 bits of mantissa in some 20 roundings that follow each other: a few percent of direction.
+  assert 0.99 < float(cosine) < 1.0 - 1e-6
 
 
 def test_a_donating_step_agrees_and_consumes_its_state(policy, played, sgd_step, state):
   packed = pack(policy, played, ADVANTAGES)
   donating = learner.make_step(grpo(policy.model), optax.sgd(1.0))
   mine = learner.init_state(copied(policy.params), optax.sgd(1.0), seed=0)
-  after, _ = donating(mine, packed, packed.old_logps, ZERO)
-  kept, _ = sgd_step(state, packed, packed.old_logps, ZERO)
+  after, _ = donating(mine, packed, ZERO)
+  kept, _ = sgd_step(state, packed, ZERO)
   assert max_difference(after.params, kept.params) < 1e-6
   assert mine.params["text"]["embedding"].is_deleted()
 
@@ -440,7 +490,7 @@ def test_sight_loss_is_the_one_on_paper(policy, table_policy):
   packed = batch.SftBatch(inputs=inputs, loss_mask=None, aims=None, sights=sights)
   value, measured = jax.jit(learner.see_loss(policy.model))(params, packed)
   np.testing.assert_allclose(value, held + np.log(4) + place, rtol=1e-5)
-  np.testing.assert_allclose(measured["sight_error"], np.sqrt(place), rtol=1e-5)
+  np.testing.assert_allclose(measured["sight_error"], place, rtol=1e-5)
   # The same, weighed, beside the tokens' loss.
   tokens = np.array([[0, 0], [0, 0]], np.int32)
   packed = packed.replace(
@@ -484,7 +534,8 @@ def test_demonstrations_are_learned_on_supervised_turns_only(policy):
 def test_a_state_lies_on_its_weights_mesh(policy, axes):
   """Also its counters: a restored leaf is committed to where it was, and must fit the others."""
   mesh = sharding.make_mesh(**axes)
-  params = jax.device_put(policy.params, sharding.shardings(policy.model.axes(), mesh))
+  model = dataclasses.replace(policy.model, mesh=mesh)
+  params = jax.device_put(policy.params, model.shardings())
   state = learner.init_state(params, optax.adamw(lambda count: 1e-3), seed=0)
   # Typed keys have data too; `devices` is where every leaf is.
   assert all(len(leaf.devices()) == 2 for leaf in jax.tree.leaves(state))

@@ -143,9 +143,9 @@ def test_the_reference_is_the_base_without_adapters(
   assert len(steps) > 1 and steps[0]["kl"] < 1e-7 < steps[-1]["kl"]
   seen, make_logps = [], rft.learner.make_logps
 
-  def spied(model):
+  def spied(model, *how, **options):
     assert model.lora is None
-    compute = make_logps(model)
+    compute = make_logps(model, *how, **options)
     return lambda params, inputs: seen.append(params) or compute(params, inputs)
 
   monkeypatch.setattr(rft.learner, "make_logps", spied)

@@ -120,9 +120,9 @@ def test_an_image_without_its_tokens_is_refused(policy):
   short = dataclasses.replace(segment, tokens=segment.tokens[segment.tokens != segment.tokens[-1]])
   kept = segment.tokens[segment.tokens != policy.model.config.image_token]
   bare = dataclasses.replace(segment, tokens=kept)
-  assert policy.sampler.block([short], [0], 1).vision is not None
+  assert policy.sampler.block([short], [0], 1, [0]).vision is not None
   with pytest.raises(ValueError, match="0 image tokens for 1 images with 16 features"):
-    policy.sampler.block([bare], [0], 1)
+    policy.sampler.block([bare], [0], 1, [0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

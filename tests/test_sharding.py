@@ -1,4 +1,4 @@
-"""Shardings on two virtual CPU devices."""
+"""Shardings on eight virtual CPU devices."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from pixelis_jax.model.policy import Model
 
 
 def test_mesh_takes_the_devices_the_other_axes_leave():
-  assert dict(sharding.make_mesh().shape) == {"data": 2, "fsdp": 1, "tensor": 1}
-  mesh = sharding.make_mesh(fsdp=2)
-  assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1}
+  assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+  mesh = sharding.make_mesh(fsdp=2, tensor=2)
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+  assert dict(sharding.make_mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
   # Explicit axes would change the types inside jit: the design is GSPMD.
   assert set(mesh.axis_types) == {AxisType.Auto}
 
@@ -27,9 +28,10 @@ def test_mesh_may_use_fewer_devices_in_one_process():
 @pytest.mark.parametrize(
   "sizes, match",
   [
-    (dict(data=3), "needs 3 devices.* have 2"),
-    (dict(tensor=4), "needs 4 devices.* have 2"),
+    (dict(data=9), "needs 9 devices.* have 8"),
+    (dict(tensor=16), "needs 16 devices.* have 8"),
     (dict(fsdp=0), "fsdp=0 tensor=1: sizes must be positive"),
+    (dict(fsdp=-1), "data=-1 fsdp=-1 tensor=1: sizes must be positive .one may be -1"),
     (dict(data=-2), "data=-2 .*sizes must be positive"),
   ],
 )
@@ -40,7 +42,7 @@ def test_mesh_refuses_sizes_that_do_not_fit(sizes, match):
 
 def test_several_processes_must_use_every_device(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(ValueError, match=r"needs 1 devices; 2 process\(es\) have 2"):
+  with pytest.raises(ValueError, match=r"needs 1 devices; 2 process\(es\) have 8"):
     sharding.make_mesh(data=1)
 
 
@@ -57,7 +59,8 @@ def test_unknown_logical_axis_is_named():
 
 def test_shardings_keep_the_tree_and_split_the_right_dimension():
   axes = {"mlp": {"up": ("embed", "mlp"), "norm": ("embed",)}, "step": ()}
-  made = sharding.shardings(axes, sharding.make_mesh(tensor=2))
+  arrays = {"mlp": {"up": jnp.zeros((4, 6)), "norm": jnp.zeros(4)}, "step": jnp.zeros(())}
+  made = sharding.shardings(axes, arrays, sharding.make_mesh(data=1, tensor=2))
   assert made["mlp"]["up"].spec == PartitionSpec("fsdp", "tensor")
   assert made["mlp"]["norm"].spec == PartitionSpec("fsdp")
   assert made["step"].spec == PartitionSpec()
@@ -70,15 +73,34 @@ def test_rows_are_split_over_data_and_fsdp_together():
   for mesh in (sharding.make_mesh(data=2), sharding.make_mesh(data=1, fsdp=2)):
     rows = jax.device_put(jnp.arange(8.0).reshape(4, 2), sharding.batch_sharding(mesh))
     assert {shard.data.shape for shard in rows.addressable_shards} == {(2, 2)}
-    assert sharding.rows_multiple(mesh) == 2
-  assert sharding.rows_multiple(sharding.make_mesh(tensor=2)) == 1
+    assert sharding.row_blocks(mesh) == 2
+  assert sharding.row_blocks(sharding.make_mesh(data=1, tensor=2)) == 1
+  assert sharding.row_blocks(None) == 1
+  assert sharding.row_blocks(sharding.make_mesh(data=2, fsdp=2, tensor=2)) == 4
+
+
+def test_what_does_not_divide_stays_whole():
+  """3 columns over 2 devices: whole, and the rows split all the same."""
+  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
+  [placed] = sharding.shardings([("embed", "mlp")], [jnp.zeros((4, 3))], mesh)
+  assert placed.shard_shape((4, 3)) == (2, 3)
+
+
+def test_devices_may_be_laid_out_anew_in_their_order():
+  mesh = sharding.make_mesh(fsdp=8, data=1)
+  other = sharding.relaid(mesh, data=-1, fsdp=1, tensor=2)
+  assert dict(other.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+  assert list(other.devices.flat) == list(mesh.devices.flat)
+  assert sharding.relaid(mesh, data=0, fsdp=1, tensor=1) is mesh
+  with pytest.raises(ValueError, match=r"\(3, 1, 2\) must have the 8 devices"):
+    sharding.relaid(mesh, data=3, fsdp=1, tensor=2)
 
 
 def test_a_sharded_product_equals_the_whole_one():
-  mesh = sharding.make_mesh(fsdp=2)
+  mesh = sharding.make_mesh(data=1, fsdp=2)
   x_BD = np.arange(8, dtype=np.float32).reshape(4, 2)
   w_DF = np.arange(6, dtype=np.float32).reshape(2, 3)
-  axes = sharding.shardings({"w": ("embed", "mlp")}, mesh)
+  axes = sharding.shardings({"w": ("embed", "mlp")}, {"w": w_DF}, mesh)
   out = jax.jit(jnp.matmul, out_shardings=sharding.replicated(mesh))(
     jax.device_put(x_BD, sharding.batch_sharding(mesh)), jax.device_put(w_DF, axes["w"])
   )
@@ -110,8 +132,8 @@ TINY = {
 
 @pytest.mark.parametrize("sizes", [dict(fsdp=2), dict(tensor=2)])
 def test_every_matrix_of_the_model_is_halved_on_two_devices(sizes):
-  model = Model(ModelConfig.from_hf(TINY))
-  placed = sharding.shardings(model.axes(), sharding.make_mesh(data=1, **sizes))
+  model = Model(ModelConfig.from_hf(TINY), mesh=sharding.make_mesh(data=1, **sizes))
+  placed = model.shardings()
   shapes = jax.tree.leaves_with_path(model.shapes())
   assert len(jax.tree.leaves(placed)) == len(shapes)
   for (path, array), place in zip(shapes, jax.tree.leaves(placed), strict=True):

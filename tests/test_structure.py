@@ -14,17 +14,17 @@ ROOT = Path(__file__).parents[1]
 
 # Level of each module of pixelis_jax. Imports point down, or sideways where SIBLINGS says so.
 LEVELS = {
-  1: ("types", "sharding", "metrics", "program"),
+  1: ("types", "cluster", "sharding", "metrics", "program"),
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
   3: ("batch", "weights"),
   4: ("sampler", "agent", "learner", "data"),
   5: ("evaluate", "runs", "ttrl"),
   6: ("sft", "rft", "online"),
-  7: ("cli", "serve"),
+  7: ("plan", "cli", "serve"),
 }
-SIBLINGS = {1, 7}  # metrics may take types; cli starts serve.
+SIBLINGS = {1, 7}  # metrics may take types; cli starts plan and serve.
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
-MAY_IMPORT_KERNELS = {"model", "algo"}
+MAY_IMPORT_KERNELS = {"model", "algo", "plan", "cli"}  # The last two read of chips.
 OUTSIDE = {  # Third-party packages each folder outside the levels may import.
   "kernels": {"jax", "jaxtyping", "numpy", "kernels"},
   "configs": {"ml_collections", "configs"},

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from pixelis_jax import sampler, weights
 from pixelis_jax.model import load as hugging_face
 from pixelis_jax.model.load import INDEX, WEIGHTS
-from pixelis_jax.sharding import make_mesh, shardings
+from pixelis_jax.sharding import make_mesh
 from tests.model import oracle
 
 ROOT = Path(__file__).parents[1]
@@ -134,9 +134,9 @@ def test_either_form_is_loaded(source, orbax):
     same_tree(got, params)
     low = weights.load(path, dtype=jnp.bfloat16)[1]
     same_tree(low, jax.tree.map(lambda w: w.astype(jnp.bfloat16), params))
-  mesh = make_mesh(fsdp=2)
-  split = weights.load(orbax, mesh=mesh)[1]
-  assert jax.tree.map(lambda w: w.sharding, split) == shardings(model.axes(), mesh)
+  mesh = make_mesh(data=1, fsdp=2)
+  model, split = weights.load(orbax, mesh=mesh)
+  assert jax.tree.map(lambda w: w.sharding, split) == model.shardings()
   same_tree(split, params)
 
 

@@ -14,13 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from kernels.attention import attention
 from kernels.decode_attention import Prompts, decode_attention
 from kernels.tiles import visible
 from pixelis_jax.model.config import TextConfig
-from pixelis_jax.model.layers import GatedMlp, Linear, Norm, frequencies, rotate, stack, weight
+from pixelis_jax.model.layers import (
+  KEYS,
+  REMAT,
+  STATES,
+  GatedMlp,
+  Linear,
+  Norm,
+  attend,
+  frequencies,
+  gathered,
+  rotate,
+  stack,
+  used,
+  weight,
+)
+from pixelis_jax.sharding import constrain, local, row_blocks
 
 
 @no_type_check  # JAX rebuilds pytrees around non-arrays.
@@ -57,43 +72,78 @@ class Cache:
   shared: Shared | None = None
 
   @classmethod
-  def empty(cls, shape: tuple[int, int, int, int, int], dtype: DTypeLike) -> "Cache":
+  def empty(
+    cls, shape: tuple[int, int, int, int, int], dtype: DTypeLike, mesh: Mesh | None = None
+  ) -> "Cache":
     """Nothing written yet; `shape` is (L, B, S, K, H)."""
     return cls(
       keys=jnp.zeros(shape, dtype),
       values=jnp.zeros(shape, dtype),
       segments=jnp.zeros(shape[1:3], jnp.int32),
       end=jnp.zeros((), jnp.int32),
-    )
+    ).constrained(mesh)
 
-  def share(self, index: Int[Array, " G"], *, copies: int, capacity: int) -> "Cache":
-    """Each of these rows as the prompt of `copies` new ones, with room for `capacity` slots."""
+  def constrained(self, mesh: Mesh | None) -> "Cache":
+    """In a jitted function: rows and heads held to where the mesh has them."""
+    hold = lambda axes, *arrays: (constrain(x, axes, mesh) for x in arrays)
+    keys, values = hold((None, *KEYS), self.keys, self.values)
+    (segments,) = hold(("batch", None), self.segments)
+    shared = self.shared
+    if shared is not None:
+      before = hold((None, "batch", "kv_heads", None, None), shared.keys, shared.values)
+      shared = Shared(*before, *hold(("batch", None), shared.segments))
+    return Cache(keys, values, segments, self.end, shared)
+
+  def share(
+    self, index: Int[Array, " G"], *, copies: int, capacity: int, mesh: Mesh | None = None
+  ) -> "Cache":
+    """Each of these rows as the prompt of `copies` new ones, with room for `capacity` slots.
+
+    `index` counts from the start of each row's own block of the mesh.
+    """
     L, _, _, K, H = self.keys.shape
-    heads_first = lambda x: jnp.take(x, index, axis=1).swapaxes(2, 3)
-    segments = jnp.take(self.segments, index, axis=0)
+    blocks = row_blocks(mesh)
+    heads_first = lambda x: rows_of(x, index, 1, blocks).swapaxes(2, 3)
+    segments = rows_of(self.segments, index, 0, blocks)
     shared = Shared(heads_first(self.keys), heads_first(self.values), segments)
     new = Cache.empty((L, len(index) * copies, capacity, K, H), self.keys.dtype)
-    return new.replace(shared=shared)
+    return new.replace(shared=shared).constrained(mesh)
 
-  def gather(self, index: Int[Array, " B"], *, capacity: int) -> "Cache":
-    """These rows, each with its own copy of its prompt, and room for `capacity` slots."""
-    taken = [jnp.take(x, index, axis=1) for x in (self.keys, self.values)]
-    segments, end = jnp.take(self.segments, index, axis=0), self.end
+  def gather(self, index: Int[Array, " B"], *, capacity: int, mesh: Mesh | None = None) -> "Cache":
+    """These rows, each with its own copy of its prompt, and room for `capacity` slots.
+
+    `index` as for `share`.
+    """
+    blocks = row_blocks(mesh)
+    taken = [rows_of(x, index, 1, blocks) for x in (self.keys, self.values)]
+    segments, end = rows_of(self.segments, index, 0, blocks), self.end
     if self.shared is not None:
       prompt = index // (self.segments.shape[0] // self.shared.segments.shape[0])
-      before = lambda x: jnp.take(x, prompt, axis=1).swapaxes(2, 3)
+      before = lambda x: rows_of(x, prompt, 1, blocks).swapaxes(2, 3)
       prompts = before(self.shared.keys), before(self.shared.values)
       taken = [jnp.concatenate(pair, axis=2) for pair in zip(prompts, taken, strict=True)]
-      segments = jnp.concatenate([jnp.take(self.shared.segments, prompt, axis=0), segments], axis=1)
+      prompt_segments = rows_of(self.shared.segments, prompt, 0, blocks)
+      segments = jnp.concatenate([prompt_segments, segments], axis=1)
       end = self.length
     room = (0, max(capacity - segments.shape[1], 0))
     keys, values = (jnp.pad(x, ((0, 0), (0, 0), room, (0, 0), (0, 0))) for x in taken)
-    return Cache(keys=keys, values=values, segments=jnp.pad(segments, ((0, 0), room)), end=end)
+    return Cache(keys, values, jnp.pad(segments, ((0, 0), room)), end).constrained(mesh)
 
   @property
   def length(self) -> Int[Array, ""]:
     """Slots a row takes by itself."""
     return self.end + (0 if self.shared is None else self.shared.segments.shape[1])
+
+
+def rows_of(x: Array, index: Int[Array, " B"], axis: int, blocks: int) -> Array:
+  """Rows of x along an axis; in each of the equal blocks of both, `index` counts from its start.
+
+  So no block needs another's rows, and where each lies on a device of its own nothing is sent.
+  """
+  split = lambda x, axis: x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :])
+  take = jax.vmap(lambda x, i: jnp.take(x, i, axis=axis), in_axes=(axis, 0), out_axes=axis)
+  taken = take(split(x, axis), split(index, 0))
+  return taken.reshape(*x.shape[:axis], len(index), *x.shape[axis + 1 :])
 
 
 class Attention(nnx.Module):
@@ -142,43 +192,46 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: TextConfig, *, mesh: Mesh | None = None, rngs: nnx.Rngs):
     self.embedding = weight((config.vocab_size, config.width), ("vocab", "embed"), rngs)
     self.layers = stack(config.layers, lambda rngs: Layer(config, rngs=rngs), rngs)
     self.norm = Norm(config.width, "embed", eps=config.norm_eps)
-    self.config = config
+    self.config, self.mesh = config, mesh
 
   def embed(
     self,
     tokens: Int[Array, "B T"],
-    features: Float[Array, "F W"],
+    features: Float[Array, "X F W"],
     sources: Int[Array, "B T"],
   ) -> Float[Array, "B T D"]:
-    """Row `sources[b, t]` of `features` where that is not negative, else the token's embedding."""
-    x_BTD = jnp.take(self.embedding[...], tokens, axis=0, mode="clip")
-    if features.shape[0] == 0:
-      return x_BTD
-    shown_BTD = self.shown(features, sources, 0).astype(x_BTD.dtype)
-    return jnp.where((sources >= 0)[:, :, None], shown_BTD, x_BTD)
+    """Row `sources[b, t]` of its block's features where not negative, else the embedding."""
+    table_VD = used(self.embedding[...], ("vocab", "embed"), self.mesh)
+    x_BTD = jnp.take(table_VD, tokens, axis=0, mode="clip")
+    if features.shape[1] > 0:
+      shown_BTD = self.shown(features, sources, 0).astype(x_BTD.dtype)
+      x_BTD = jnp.where((sources >= 0)[:, :, None], shown_BTD, x_BTD)
+    return constrain(x_BTD, STATES, self.mesh)
 
   def shown(
-    self, features: Float[Array, "F W"], sources: Int[Array, "B T"], part: int | Int[Array, ""]
+    self, features: Float[Array, "X F W"], sources: Int[Array, "B T"], part: int | Int[Array, ""]
   ) -> Float[Array, "B T D"]:
     """Part 0 of a feature enters the decoder, part i + 1 is added after layer i."""
-    parts_FSD = features.reshape(features.shape[0], -1, self.config.width)
-    part_FD = jax.lax.dynamic_index_in_dim(parts_FSD, part, axis=1, keepdims=False)
-    return jnp.take(part_FD, sources, axis=0, mode="clip")
+    X, F, _ = features.shape
+    parts_XFSD = features.reshape(X, F, -1, self.config.width)
+    part_XFD = jax.lax.dynamic_index_in_dim(parts_XFSD, part, axis=2, keepdims=False)
+    own = jax.vmap(lambda part, rows: jnp.take(part, rows, axis=0, mode="clip"))
+    return own(part_XFD, sources.reshape(X, -1)).reshape(*sources.shape, -1)
 
   def deepen(
     self,
     x_BTD: Float[Array, "B T D"],
-    features: Float[Array, "F W"],
+    features: Float[Array, "X F W"],
     sources: Int[Array, "B T"],
     layer: Int[Array, ""],
   ) -> Float[Array, "B T D"]:
     """What a layer gives, and at image tokens its DeepStack level where there is one."""
-    levels = features.shape[1] // self.config.width - 1
-    if levels == 0 or features.shape[0] == 0:
+    levels = features.shape[2] // self.config.width - 1
+    if levels == 0 or features.shape[1] == 0:
       return x_BTD
 
     def add(x):
@@ -198,11 +251,11 @@ class Decoder(nnx.Module):
     self,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B 3 T"],
-    features: Float[Array, "F W"],
+    features: Float[Array, "X F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     *,
-    remat: bool,
+    remat: str,
   ) -> Float[Array, "B T D"]:
     """Whole sequences at once, causal within a row's segments."""
     angles_BTJ = self.angles(positions)
@@ -210,15 +263,15 @@ class Decoder(nnx.Module):
 
     def body(x, scanned):
       params, index = scanned
-      layer = nnx.merge(graphdef, params)
+      layer = nnx.merge(graphdef, gathered(params, self.mesh))
       q, k, v = layer.attn.project(layer.norm1(x), angles_BTJ)
-      seen = attention(q, k, v, causal=True, q_segments=segments, kv_segments=segments)
+      seen = attend(q, k, v, segments, segments, causal=True, mesh=self.mesh)
       x = layer.feed(x + layer.attn.output(seen))
-      return self.deepen(x, features, sources, index), None
+      x = self.deepen(x, features, sources, index)
+      return constrain(x, STATES, self.mesh), None
 
     x_BTD = self.embed(tokens, features, sources)
-    step = jax.checkpoint(body) if remat else body
-    x_BTD, _ = jax.lax.scan(step, x_BTD, (layers, self.indices()))
+    x_BTD, _ = jax.lax.scan(REMAT[remat](body), x_BTD, (layers, self.indices()))
     return self.norm(x_BTD)
 
   def extend(
@@ -226,7 +279,7 @@ class Decoder(nnx.Module):
     cache: Cache,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B 3 T"],
-    features: Float[Array, "F W"],
+    features: Float[Array, "X F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     apart: Sequence[dict] | None = None,
@@ -249,7 +302,7 @@ class Decoder(nnx.Module):
     def body(carry, scanned):
       x, keys, values = carry
       params, index = scanned
-      layer = nnx.merge(graphdef, params)
+      layer = nnx.merge(graphdef, params if apart else gathered(params, self.mesh))
       q, k, v = layer.attn.project(layer.norm1(x), angles_BTJ)
       at = (index, zero, cache.end, zero, zero)
       keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), at)
@@ -261,12 +314,13 @@ class Decoder(nnx.Module):
       if single:
         own = visible(True, segments, kv_segments, cache.end)[:, 0]
         prompts = None if cache.shared is None else cache.shared.of(index, q.dtype)
-        seen = decode_attention(q[:, 0], k_all, v_all, own, prompts)[:, None]
+        seen = self.attend_one(q[:, 0], k_all, v_all, own, prompts)[:, None]
       else:
-        at = {"q_segments": segments, "kv_segments": kv_segments, "q_offset": cache.end}
-        seen = attention(q, k_all, v_all, causal=True, **at)
+        at = q, k_all, v_all, segments, kv_segments, cache.end
+        seen = attend(*at, causal=True, mesh=self.mesh)
       x = layer.feed(x + layer.attn.output(seen))
-      return (self.deepen(x, features, sources, index), keys, values), None
+      x = self.deepen(x, features, sources, index)
+      return (constrain(x, STATES, self.mesh), keys, values), None
 
     carry = (self.embed(tokens, features, sources), cache.keys, cache.values)
     if apart is None:
@@ -278,6 +332,21 @@ class Decoder(nnx.Module):
     end = cache.end + jnp.asarray(tokens.shape[1], cache.end.dtype)
     written = cache.replace(keys=keys, values=values, segments=kv_segments, end=end)
     return self.norm(x_BTD), written
+
+  def attend_one(
+    self,
+    q: Float[Array, "B N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    seen: Bool[Array, "B S"],
+    prompts: Prompts | None,
+  ) -> Float[Array, "B N H"]:
+    """`kernels.decode_attention`, each device on its own rows and heads."""
+    shared, rows = ("batch", "kv_heads", None, None), ("batch", None)
+    queries = ("batch", "heads", None)
+    inputs = [queries, KEYS, KEYS, rows, *((shared, shared, rows) if prompts else ())]
+    own = lambda q, k, v, seen, *of: decode_attention(q, k, v, seen, Prompts(*of) if of else None)
+    return local(own, inputs, queries, self.mesh)(q, k, v, seen, *(prompts or ()))
 
   def indices(self) -> Int[Array, " L"]:
     return jnp.arange(self.config.layers, dtype=jnp.int32)

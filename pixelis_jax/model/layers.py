@@ -3,14 +3,19 @@
 A weight's names are nnx metadata `axes`; `Model.axes` collects them and `sharding` resolves them.
 """
 
+import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Shaped
+
+from kernels.attention import attention, preferred_backend
+from pixelis_jax.sharding import local, shardings, whole
 
 Axes: TypeAlias = tuple[str | None, ...]
 
@@ -22,6 +27,18 @@ ACTIVATION = {
   "relu": jax.nn.relu,
 }
 EMBEDDING_STD = 0.1
+# What a layer's backward pass computes again: nothing, all but the products with weights, or all.
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+  "nothing": lambda body: body,
+  "products": functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+  "layers": jax.checkpoint,
+}
+# Logical axes of what flows through layers, and of [B, T, N, H] and [B, S, K, H] in attention.
+STATES: Axes = ("batch", None, None)
+QUERIES: Axes = ("batch", None, "heads", None)
+KEYS: Axes = ("batch", None, "kv_heads", None)
 
 
 def weight(
@@ -32,7 +49,7 @@ def weight(
 
 
 class Linear(nnx.Module):
-  """y = x W + b; W is [in, ...], flattened to one output axis where it has more than two.
+  """y = x W + b; W is [in, ...], and y has its output axes.
 
   `lora.attach` may add an adapter, whose share is added to y; `int8.attach` makes W int8.
   """
@@ -42,24 +59,26 @@ class Linear(nnx.Module):
     self.kernel = weight(shape, axes, rngs, std=shape[0] ** -0.5)
     self.bias = nnx.Param(jnp.zeros(shape[1:], jnp.float32), axes=axes[1:]) if bias else None
 
-  def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+  def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch_and_outputs"]:
     # One flat matrix product: with several batch axes XLA CPU transposes copies for the gradient.
     flat = x.reshape(-1, x.shape[-1])
-    y = self.product(flat, self.kernel[...].reshape(x.shape[-1], -1))
+    y = self.product(flat, self.kernel[...])
     if self.bias is not None:
-      y = y + self.bias[...].reshape(1, -1)
+      y = y + self.bias[...][None]
     if hasattr(self, "lora_a"):
       y = y + self.low_rank(flat)
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], *y.shape[1:])
 
-  def product(self, x: Float[Array, "M I"], kernel: Shaped[Array, "I O"]) -> Float[Array, "M O"]:
+  def product(
+    self, x: Float[Array, "M I"], kernel: Shaped[Array, "I ..."]
+  ) -> Float[Array, "M ..."]:
     """x W, where W may be int8 with a scale an output."""
     if not hasattr(self, "kernel_scale"):
-      return x @ kernel
-    y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y * self.kernel_scale[...].reshape(1, -1)).astype(x.dtype)
+      return jnp.tensordot(x, kernel, axes=1)
+    y = jnp.tensordot(x, kernel.astype(x.dtype), axes=1, preferred_element_type=jnp.float32)
+    return (y * self.kernel_scale[...][None]).astype(x.dtype)
 
-  def low_rank(self, x: Float[Array, "M I"]) -> Float[Array, "M O"]:
+  def low_rank(self, x: Float[Array, "M I"]) -> Float[Array, "M ..."]:
     """scale (dropout(x) A) B, products in the dtype of x like the kernel's own, scaled in float32.
 
     The r numbers are scaled, not the O: all large products, the gradients' too, are in that dtype.
@@ -69,7 +88,7 @@ class Linear(nnx.Module):
       x = jnp.where(kept, x / (1.0 - self.dropout), 0.0)
     a, b = (w[...].astype(x.dtype) for w in (self.lora_a, self.lora_b))
     low = self.lora_scale[...] * (x @ a).astype(jnp.float32)
-    return low.astype(x.dtype) @ b.reshape(b.shape[0], -1)
+    return jnp.tensordot(low.astype(x.dtype), b, axes=1)
 
 
 class Norm(nnx.Module):
@@ -140,6 +159,61 @@ def stack(count: int, build: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -
     if isinstance(variable, nnx.Variable):
       variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
   return stacked
+
+
+def gathered(layer: Any, mesh: Mesh | None) -> Any:
+  """One of the layers of a `stack`, whole along `fsdp`: what the layer computes with.
+
+  Without it the partitioner may move the activations in place of the weights. The gradient goes
+  back in the weights' own layout, summed and scattered at once.
+  """
+  one = lambda v: v.replace(used(v[...], v.get_metadata("axes")[1:], mesh))
+  return jax.tree.map(one, layer, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def used(x: Shaped[Array, "..."], axes: Axes, mesh: Mesh | None) -> Shaped[Array, "..."]:
+  """A weight with these axes, whole along `fsdp`; see `gathered`."""
+  return x if mesh is None or mesh.size == 1 else _gathered(x, axes, mesh)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: Shaped[Array, "..."], axes: Axes, mesh: Mesh) -> Shaped[Array, "..."]:
+  return jax.lax.with_sharding_constraint(x, whole(axes, x, mesh))
+
+
+def _gathered_forward(x, axes, mesh):
+  return _gathered(x, axes, mesh), None
+
+
+def _gathered_backward(axes, mesh, _, grad):
+  return (jax.lax.with_sharding_constraint(grad, shardings(axes, grad, mesh)),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def attend(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  q_segments: Int[Array, "B T"],
+  kv_segments: Int[Array, "B S"],
+  q_offset: Int[Array, ""] | int = 0,
+  *,
+  causal: bool,
+  mesh: Mesh | None,
+) -> Float[Array, "B T N H"]:
+  """`kernels.attention` by what the mesh's devices prefer, each on its own rows and heads."""
+  device = None if mesh is None else mesh.devices.flat[0]
+  backend = preferred_backend(q.dtype, q.shape[-1], device)
+
+  def own(q, k, v, q_segments, kv_segments, q_offset):
+    at = {"q_segments": q_segments, "kv_segments": kv_segments, "q_offset": q_offset}
+    return attention(q, k, v, causal=causal, backend=backend, **at)
+
+  queries, keys, rows = QUERIES, KEYS, ("batch", None)
+  inside = local(own, (queries, keys, keys, rows, rows, ()), queries, mesh)
+  return inside(q, k, v, q_segments, kv_segments, jnp.asarray(q_offset, jnp.int32))
 
 
 def frequencies(width: int, theta: float) -> Float[np.ndarray, " J"]:

@@ -19,11 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, Int
 from safetensors.numpy import save_file
 
+from pixelis_jax.cluster import fetched, first
 from pixelis_jax.model import int8
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.names import TABLES, Row, canonical
 from pixelis_jax.model.policy import Model, Params
-from pixelis_jax.sharding import shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,7 +63,7 @@ def load(
   ValueError listing every missing, unexpected and misshaped tensor, before any is read.
   """
   path = Path(path)
-  model = Model(load_config(path), int8=quantise)
+  model = Model(load_config(path), int8=quantise, mesh=mesh)
   entries = read_entries(path, model.config.family)
   if model.config.text.tied:
     entries.pop("lm_head.weight", None)  # Some exporters write the copy; transformers ignores it.
@@ -78,7 +78,7 @@ def load(
     stored = _stored_dtypes(parts, entries, path)
     keep = lambda k, v: v.dtype if v.dtype == jnp.int8 else stored.get(k, v.dtype)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, keep(k, v)) for k, v in shapes.items()}
-  kept = _flatten(shardings(model.axes(), mesh)) if mesh is not None else {}
+  kept = _flatten(model.shardings() or {})
   flat: dict[str, Array] = {}
   by_file = sorted(entries.items(), key=lambda item: str(item[1].file))
   for file, group in itertools.groupby(by_file, key=lambda item: item[1].file):
@@ -102,7 +102,8 @@ def save(
   """Writes a directory that transformers loads: our weights, everything else copied from `source`.
 
   `dtype` in config.json follows the weights. Weights that exceed `shard_bytes` go to several files
-  and an index. The host holds one file's tensors; all files are there, or none is.
+  and an index. The host holds one file's tensors; all files are there, or none is. Of several
+  processes all call this, and the first writes.
   Raises ValueError if `path` is `source`, params do not have the model's shapes or are int8.
   """
   path, source = Path(path), Path(source)
@@ -112,22 +113,19 @@ def save(
     raise ValueError(f"path {path} must differ from source {source}")
   shapes, arrays = _flatten(model.shapes()), _flatten(params)
   _check({k: v.shape for k, v in shapes.items()}, {k: v.shape for k, v in arrays.items()}, "params")
-  path.mkdir(parents=True, exist_ok=True)
-  copy_files(source, path)
-  _write_config(path / "config.json", str(arrays["text/embedding"].dtype))
+  if first():
+    path.mkdir(parents=True, exist_ok=True)
+    copy_files(source, path)
+    _write_config(path / "config.json", str(arrays["text/embedding"].dtype))
   parts = [part for row in _rows(model, shapes) for part in _parts(row, shapes, model)]
   shards = _shards(parts, arrays, shard_bytes)
   names = _file_names(len(shards))
   for name, shard in zip(names, shards, strict=True):
     tensors = {part.name: _theirs(part, arrays[part.row.path]) for part in shard}
-    save_file(tensors, path / f"{name}.partial", metadata={"format": "pt"})
-  for stale in path.glob("*.safetensors*"):
-    if stale.suffix != ".partial":
-      stale.unlink()
-  for name in names:
-    (path / f"{name}.partial").replace(path / name)
-  if len(names) > 1:
-    _write_index(path / INDEX, dict(zip(names, shards, strict=True)), arrays)
+    if first():
+      save_file(tensors, path / f"{name}.partial", metadata={"format": "pt"})
+  if first():
+    _show(path, dict(zip(names, shards, strict=True)), arrays)
 
 
 def copy_files(source: Path, path: Path) -> None:
@@ -295,10 +293,22 @@ def _ours(row: Row, array: np.ndarray) -> np.ndarray:
 
 
 def _theirs(part: _Part, array: Array | np.ndarray) -> np.ndarray:
-  one = np.asarray(array if part.layer < 0 else array[part.layer])
+  one = array if part.layer < 0 else array[part.layer]
+  one = fetched(one) if isinstance(one, jax.Array) else np.asarray(one)
   if part.row.layout == "kernel":
     one = one.reshape(one.shape[0], -1).T
   return np.ascontiguousarray(one).reshape(part.shape)
+
+
+def _show(path: Path, shards: Mapping[str, list[_Part]], arrays: Mapping[str, Any]) -> None:
+  """Written files get their names, in the place of whatever weights were there."""
+  for stale in path.glob("*.safetensors*"):
+    if stale.suffix != ".partial":
+      stale.unlink()
+  for name in shards:
+    (path / f"{name}.partial").replace(path / name)
+  if len(shards) > 1:
+    _write_index(path / INDEX, shards, arrays)
 
 
 def _shards(parts: list[_Part], arrays: Mapping[str, Any], limit: int) -> list[list[_Part]]:

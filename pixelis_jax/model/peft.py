@@ -21,6 +21,7 @@ import safetensors
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from pixelis_jax.cluster import fetched, first
 from pixelis_jax.model import lora
 from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.model.names import TABLES, canonical
@@ -79,7 +80,9 @@ def save_adapter(
   if model.lora is None:
     raise ValueError(f"the model has no adapters to write to {path}")
   path, modules = Path(path), _modules(model)
-  flat = {path: np.asarray(x) for path, x in flatten(lora.adapters(params)).items()}
+  flat = {path: fetched(x) for path, x in flatten(lora.adapters(params)).items()}
+  if not first():
+    return
   chosen = model.lora.of(_counts(modules))
   ranks, alphas, tensors = {}, {}, {}
   for name, linear in modules.items():

@@ -4,11 +4,13 @@ The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they a
 """
 
 import dataclasses
+import functools
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 
 from kernels import token_logps as kernel
@@ -17,19 +19,20 @@ from pixelis_jax.model import int8
 from pixelis_jax.model import lora as adapters
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.decoder import Cache, Decoder
-from pixelis_jax.model.layers import weight
+from pixelis_jax.model.layers import REMAT, used, weight
 from pixelis_jax.model.layout import VisionInputs
 from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.model.vision import Tower
+from pixelis_jax.sharding import local, parts, row_blocks, shardings
 
 Params: TypeAlias = dict  # Nested dict of arrays; layers and blocks are stacked on a leading axis.
 
 
 class _Modules(nnx.Module):
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig, *, mesh: Mesh | None, rngs: nnx.Rngs):
     text = config.text
-    self.visual = None if config.vision is None else Tower(config.vision, rngs=rngs)
-    self.text = Decoder(text, rngs=rngs)
+    self.visual = None if config.vision is None else Tower(config.vision, mesh=mesh, rngs=rngs)
+    self.text = Decoder(text, mesh=mesh, rngs=rngs)
     shape = (text.vocab_size, text.width)
     self.head = None if text.tied else weight(shape, ("vocab", "embed"), rngs)
 
@@ -38,19 +41,25 @@ class _Modules(nnx.Module):
 class Model:
   """The policy's functions. Hashable, so it may be a static argument or closed over by a jit.
 
-  `remat` recomputes each layer in the backward pass of `encode` and `hidden`. With `lora` the
-  parameters hold adapters, see lora.py; these are float32 in every dtype. With `int8` the layers'
-  kernels are int8, see int8.py: such parameters are loaded, neither initialised nor saved.
+  `remat`, one of `layers.REMAT`, is what the backward pass of `encode` and `hidden` computes again
+  in place of keeping it. With `lora` the parameters hold adapters, see lora.py; these are float32
+  in every dtype. With `int8` the layers' kernels are int8, see int8.py: such parameters are
+  loaded, neither initialised nor saved.
+
+  With a `mesh` arrays lie as sharding.py says: parameters as `shardings`, rows of a batch in
+  `blocks` equal parts. ValueError where its tensor axis does not divide the heads.
   """
 
   config: ModelConfig
-  remat: bool = False
+  remat: str = "nothing"
   lora: LoraConfig | None = None
   int8: bool = False
+  mesh: Mesh | None = None
   graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
   keyed_graphdef: nnx.GraphDef = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
+    self._check()
     graphdef, _ = nnx.split(self._abstract())
     keyed = graphdef if self.lora is None else nnx.split(self._abstract(keys=True))[0]
     object.__setattr__(self, "graphdef", graphdef)
@@ -65,7 +74,7 @@ class Model:
       cast = lambda path, x: x.astype(_kept(path, dtype, x.dtype))
       return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
 
-    return jax.jit(build)(key)
+    return jax.jit(build, out_shardings=self.shardings())(key)
 
   def adapt(self, params: Params, key: PRNGKeyArray) -> Params:
     """The parameters of the model without `lora`, and fresh adapters that change no output yet."""
@@ -85,6 +94,15 @@ class Model:
     named = {path: variable.get_metadata("axes") for path, variable in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(named)
 
+  def shardings(self) -> Params | None:
+    """Where each weight lies; None without a mesh."""
+    return None if self.mesh is None else shardings(self.axes(), self.shapes(), self.mesh)
+
+  @property
+  def blocks(self) -> int:
+    """Equal parts in which the rows of a batch lie, and the images that they show with them."""
+    return row_blocks(self.mesh)
+
   def encode(self, params: Params, vision: VisionInputs) -> Float[Array, "N M W"]:
     """Image features in reading order, M = P / merge^2 a row; what follows an image is noise.
 
@@ -100,14 +118,15 @@ class Model:
     params: Params,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B 3 T"],
-    features: Float[Array, "F W"],
+    features: Float[Array, "X F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
   ) -> Float[Array, "B T D"]:
     """Final, normed hidden states of whole rows: a token sees the earlier ones of its segment.
 
-    `sources` is the row of `features` (all images, flat; F may be 0) that an image token stands
-    for and -1 elsewhere; segment 0 is padding, whose outputs mean nothing.
+    `features` are all images' of each of X equal blocks of rows, flat; F may be 0. `sources` is the
+    row of its block's features that an image token stands for and -1 elsewhere; segment 0 is
+    padding, whose outputs mean nothing.
     """
     text = self._modules(params).text
     return text(tokens, positions, features, sources, segments, remat=self.remat)
@@ -115,7 +134,8 @@ class Model:
   def init_cache(self, rows: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """An empty cache of `capacity` slots a row."""
     text = self.config.text
-    return Cache.empty((text.layers, rows, capacity, text.kv_heads, text.head_width), dtype)
+    shape = (text.layers, rows, capacity, text.kv_heads, text.head_width)
+    return Cache.empty(shape, dtype, self.mesh)
 
   def extend(
     self,
@@ -123,7 +143,7 @@ class Model:
     cache: Cache,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B 3 T"],
-    features: Float[Array, "F W"],
+    features: Float[Array, "X F W"],
     sources: Int[Array, "B T"],
     segments: Int[Array, "B T"],
     apart: tuple[Params, ...] | None = None,
@@ -147,7 +167,7 @@ class Model:
     for that: as much memory traffic again as the few rows of a decoding step need. Elsewhere a scan
     keeps the program as small as one layer.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or self.mesh is not None and self.mesh.size > 1:
       return None
     layers = params["text"]["layers"]
     pick = lambda i: jax.tree.map(lambda x: x[i], layers)
@@ -169,11 +189,25 @@ class Model:
 
     By `kernels.token_logps`: the [B, T, V] logits never exist at once.
     """
-    return kernel.token_logps(hidden, self.head(params), targets, temperature=temperature)
+    head = used(self.head(params), ("vocab", "embed"), self.mesh)
+    score = functools.partial(kernel.token_logps, temperature=temperature)
+    own = local(score, (("batch",), (), ("batch",)), ("batch",), self.mesh, rows_only=True)
+    return own(hidden, head, targets)
 
   def embedding(self, params: Params) -> Float[Array, "V D"]:
     """The table that turns token ids into the decoder's input."""
     return params["text"]["embedding"]
+
+  def _check(self) -> None:
+    if self.remat not in REMAT:
+      raise ValueError(f"remat {self.remat!r} must be one of {tuple(REMAT)}")
+    tensor, text, vision = parts("heads", self.mesh), self.config.text, self.config.vision
+    heads = {"text_config.num_key_value_heads": text.kv_heads}
+    if vision is not None:
+      heads["vision_config.num_heads"] = vision.heads
+    for name, count in heads.items():
+      if count % tensor:
+        raise ValueError(f"mesh tensor={tensor} must divide {name}={count}")
 
   def _modules(self, params: Params) -> _Modules:
     keyed = self.lora is not None and adapters.is_keyed(params)
@@ -183,7 +217,7 @@ class Model:
     return nnx.eval_shape(lambda: self._build(nnx.Rngs(0), keys=keys))
 
   def _build(self, rngs: nnx.Rngs, *, keys: bool = False) -> _Modules:
-    modules = _Modules(self.config, rngs=rngs)
+    modules = _Modules(self.config, mesh=self.mesh, rngs=rngs)
     if self.int8:
       int8.attach(modules)
     if self.lora is not None:

@@ -14,22 +14,27 @@ import operator
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels.attention import attention
 from pixelis_jax.model.config import VisionConfig
 from pixelis_jax.model.layers import (
+  REMAT,
+  STATES,
   GatedMlp,
   LayerNorm,
   Linear,
   Mlp,
   Norm,
+  attend,
   frequencies,
+  gathered,
   rotate,
   stack,
   weight,
 )
 from pixelis_jax.model.layout import VisionInputs
+from pixelis_jax.sharding import constrain
 
 _NORM_EPS = 1e-6  # Fixed in the original; the config has no field for it.
 
@@ -37,35 +42,29 @@ _NORM_EPS = 1e-6  # Fixed in the original; the config has no field for it.
 class Attention(nnx.Module):
   """Bidirectional attention within segments."""
 
-  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: VisionConfig, *, mesh: Mesh | None, rngs: nnx.Rngs):
     E = config.width
     axes = ("embed", None, "heads")
     self.qkv = Linear((E, 3, E), axes, bias=True, rngs=rngs)
     self.proj = Linear((E, E), ("heads", "embed"), bias=True, rngs=rngs)
-    self.heads = config.heads
+    self.heads, self.mesh = config.heads, mesh
 
   def __call__(
     self, x: Float[Array, "N P E"], angles: Float[Array, "N P J"], segments: Int[Array, "N P"]
   ) -> Float[Array, "N P E"]:
     N, P, E = x.shape
     q, k, v = jnp.moveaxis(self.qkv(x).reshape(N, P, 3, self.heads, -1), 2, 0)
-    out = attention(
-      rotate(q, angles),
-      rotate(k, angles),
-      v,
-      causal=False,
-      q_segments=segments,
-      kv_segments=segments,
-    )
+    q, k = rotate(q, angles), rotate(k, angles)
+    out = attend(q, k, v, segments, segments, causal=False, mesh=self.mesh)
     return self.proj(out.reshape(N, P, E))
 
 
 class Block(nnx.Module):
-  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: VisionConfig, *, mesh: Mesh | None, rngs: nnx.Rngs):
     axes, E = ("embed", "mlp"), config.width
     norm = LayerNorm if config.window is None else Norm
     self.norm1 = norm(E, "embed", eps=_NORM_EPS)
-    self.attn = Attention(config, rngs=rngs)
+    self.attn = Attention(config, mesh=mesh, rngs=rngs)
     self.norm2 = norm(E, "embed", eps=_NORM_EPS)
     if config.window is None:
       self.mlp = Mlp(E, config.mlp_width, E, axes, config.activation, rngs=rngs)
@@ -99,19 +98,19 @@ class Merger(nnx.Module):
 
 
 class Tower(nnx.Module):
-  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: VisionConfig, *, mesh: Mesh | None = None, rngs: nnx.Rngs):
     new = config.window is None
     shape = (config.patch_values, config.width)
     self.patch = Linear(shape, ("patch", "embed"), bias=new, rngs=rngs)
     table = (config.position_side**2, config.width)
     self.table = weight(table, (None, "embed"), rngs) if config.position_side else None
-    self.blocks = stack(config.depth, lambda rngs: Block(config, rngs=rngs), rngs)
+    self.blocks = stack(config.depth, lambda rngs: Block(config, mesh=mesh, rngs=rngs), rngs)
     self.merger = Merger(config, rngs=rngs)
     build = lambda rngs: Merger(config, late=True, rngs=rngs)
     self.deep = stack(len(config.deepstack), build, rngs) if config.deepstack else None
-    self.config = config
+    self.config, self.mesh = config, mesh
 
-  def __call__(self, vision: VisionInputs, *, remat: bool) -> Float[Array, "N M W"]:
+  def __call__(self, vision: VisionInputs, *, remat: str) -> Float[Array, "N M W"]:
     """W is `config.feature_width`: the feature, then its DeepStack levels side by side."""
     angles_NPJ = self.angles(jnp.asarray(vision.positions))
     segments = jnp.asarray(vision.window_segments), jnp.asarray(vision.frame_segments)
@@ -120,17 +119,17 @@ class Tower(nnx.Module):
     def body(carry, scanned):
       x_NPE, deep_SNPE = carry
       params, full, level = scanned
-      block = nnx.merge(graphdef, params)
+      block = nnx.merge(graphdef, gathered(params, self.mesh))
       x_NPE = block(x_NPE, angles_NPJ, jnp.where(full, segments[1], segments[0]))
+      x_NPE = constrain(x_NPE, STATES, self.mesh)
       if self.deep is not None:  # A block without a level writes past the end, that is nowhere.
         deep_SNPE = deep_SNPE.at[level].set(x_NPE, mode="drop")
       return (x_NPE, deep_SNPE), None
 
-    x_NPE = self.embed(vision)
+    x_NPE = constrain(self.embed(vision), STATES, self.mesh)
     deep_SNPE = jnp.zeros((len(self.config.deepstack), *x_NPE.shape), x_NPE.dtype)
     scanned = blocks, self.full_attention(), self.levels()
-    step = jax.checkpoint(body) if remat else body
-    (x_NPE, deep_SNPE), _ = jax.lax.scan(step, (x_NPE, deep_SNPE), scanned)
+    (x_NPE, deep_SNPE), _ = jax.lax.scan(REMAT[remat](body), (x_NPE, deep_SNPE), scanned)
     merged_NMW = jnp.concatenate([self.merger(x_NPE), *self.deepened(deep_SNPE)], axis=-1)
     return jnp.take_along_axis(merged_NMW, jnp.asarray(vision.inverse)[:, :, None], axis=1)
 

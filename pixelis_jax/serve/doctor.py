@@ -84,7 +84,10 @@ def _devices() -> tuple[dict[str, str], list[str]]:
 
 
 def _attention() -> tuple[dict[str, str], list[str]]:
-  told = (f"{attention_backend(dtype)} for {dtype}" for dtype in ("bfloat16", "float32"))
+  try:
+    told = [f"{attention_backend(dtype)} for {dtype}" for dtype in ("bfloat16", "float32")]
+  except RuntimeError:  # No device, as `_devices` says.
+    return {}, []
   return {"attention backend": ", ".join(told)}, []
 
 

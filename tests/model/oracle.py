@@ -165,7 +165,8 @@ class Batch:
     return np.asarray(self.segments) != 0
 
   def arguments(self, features: jnp.ndarray) -> tuple:
-    return self.tokens, self.positions, features, self.sources, self.segments
+    """Of `Model.hidden`, where all rows are one block with these features [F, W]."""
+    return self.tokens, self.positions, features[None], self.sources, self.segments
 
 
 def batch(config: ModelConfig, rows, *, length: int, left: Sequence[bool], patches: int) -> Batch:

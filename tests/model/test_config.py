@@ -1,6 +1,8 @@
 """Every spelling of the families' config.json, and the values we refuse."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen3Config, Qwen3VLConfig
@@ -8,131 +10,16 @@ from transformers import Qwen2_5_VLConfig, Qwen3Config, Qwen3VLConfig
 from pixelis_jax.model.config import ModelConfig
 from tests.model import oracle
 
-# The facts of Qwen/Qwen2.5-VL-3B-Instruct's config.json: flat, as transformers 4 wrote it.
-HUB_3B = {
-  "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-  "attention_dropout": 0.0,
-  "eos_token_id": 151645,
-  "hidden_act": "silu",
-  "hidden_size": 2048,
-  "image_token_id": 151655,
-  "intermediate_size": 11008,
-  "max_window_layers": 70,
-  "model_type": "qwen2_5_vl",
-  "num_attention_heads": 16,
-  "num_hidden_layers": 36,
-  "num_key_value_heads": 2,
-  "rms_norm_eps": 1e-06,
-  "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-  "rope_theta": 1000000.0,
-  "sliding_window": 32768,
-  "tie_word_embeddings": True,
-  "torch_dtype": "bfloat16",
-  "use_sliding_window": False,
-  "video_token_id": 151656,
-  "vision_config": {
-    "depth": 32,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "hidden_act": "silu",
-    "hidden_size": 1280,
-    "in_chans": 3,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 2048,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "spatial_patch_size": 14,
-    "temporal_patch_size": 2,
-    "tokens_per_second": 2,
-    "window_size": 112,
-  },
-  "vision_end_token_id": 151653,
-  "vision_start_token_id": 151652,
-  "vocab_size": 151936,
-}
+SHAPES = Path(__file__).parents[2] / "assets" / "shapes"
 
 
-# The facts of Qwen/Qwen3-VL-8B-Instruct's and Qwen/Qwen3-8B's config.json.
-HUB_QWEN3_VL_8B = {
-  "architectures": ["Qwen3VLForConditionalGeneration"],
-  "image_token_id": 151655,
-  "model_type": "qwen3_vl",
-  "text_config": {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "dtype": "bfloat16",
-    "eos_token_id": 151645,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 12288,
-    "max_position_embeddings": 262144,
-    "model_type": "qwen3_vl_text",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": {
-      "mrope_interleaved": True,
-      "mrope_section": [24, 20, 20],
-      "rope_type": "default",
-    },
-    "rope_theta": 5000000,
-    "use_cache": True,
-    "vocab_size": 151936,
-  },
-  "tie_word_embeddings": False,
-  "transformers_version": "4.57.0.dev0",
-  "video_token_id": 151656,
-  "vision_config": {
-    "deepstack_visual_indexes": [8, 16, 24],
-    "depth": 27,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 1152,
-    "in_channels": 3,
-    "initializer_range": 0.02,
-    "intermediate_size": 4304,
-    "model_type": "qwen3_vl",
-    "num_heads": 16,
-    "num_position_embeddings": 2304,
-    "out_hidden_size": 4096,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-  },
-  "vision_end_token_id": 151653,
-  "vision_start_token_id": 151652,
-}
-HUB_QWEN3_8B = {
-  "architectures": ["Qwen3ForCausalLM"],
-  "attention_bias": False,
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151645,
-  "head_dim": 128,
-  "hidden_act": "silu",
-  "hidden_size": 4096,
-  "initializer_range": 0.02,
-  "intermediate_size": 12288,
-  "max_position_embeddings": 40960,
-  "max_window_layers": 36,
-  "model_type": "qwen3",
-  "num_attention_heads": 32,
-  "num_hidden_layers": 36,
-  "num_key_value_heads": 8,
-  "rms_norm_eps": 1e-06,
-  "rope_scaling": None,
-  "rope_theta": 1000000,
-  "sliding_window": None,
-  "tie_word_embeddings": False,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.51.0",
-  "use_cache": True,
-  "use_sliding_window": False,
-  "vocab_size": 151936,
-}
+def published(name: str) -> dict:
+  """The facts of a released checkpoint's config.json."""
+  return json.loads((SHAPES / name / "config.json").read_text())
+
+
+HUB_3B = published("qwen2_5_vl_3b")  # Flat, as transformers 4 wrote it.
+HUB_QWEN3_VL_8B, HUB_QWEN3_8B = published("qwen3_vl_8b"), published("qwen3_8b")
 
 
 def changed(path: str, value: object, base: dict | None = None) -> dict:

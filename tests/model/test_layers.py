@@ -47,14 +47,14 @@ def test_norm_is_float32_inside():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_flattens_extra_output_axes(bias):
+def test_linear_keeps_all_output_axes(bias):
   linear = layers.Linear((3, 2, 4), ("embed", None, "heads"), bias=bias, rngs=nnx.Rngs(0))
   if bias:
     linear.bias[...] = jnp.asarray(normal(2, 4, seed=1))
   x = normal(5, 6, 3)
-  expected = np.einsum("abi,ijk->abjk", x, np.asarray(linear.kernel[...])).reshape(5, 6, 8)
+  expected = np.einsum("abi,ijk->abjk", x, np.asarray(linear.kernel[...]))
   if bias:
-    expected = expected + np.asarray(linear.bias[...]).reshape(1, 1, 8)
+    expected = expected + np.asarray(linear.bias[...])[None, None]
     assert linear.bias.get_metadata("axes") == (None, "heads")
   assert_allclose(linear(jnp.asarray(x)), expected, atol=1e-6)
 

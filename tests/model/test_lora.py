@@ -198,13 +198,14 @@ def test_padding_stays_zero_through_training(base):
 def test_remat_and_sharding_compute_the_same(base):
   model, params = adapted(base)
   expected = logits(model, params, base[2])
-  again = logits(dataclasses.replace(model, remat=True), params, base[2])
+  again = logits(dataclasses.replace(model, remat="layers"), params, base[2])
   assert_allclose(again, expected, atol=1e-5)
-  mesh = sharding.make_mesh(fsdp=2)
-  sharded = jax.device_put(params, sharding.shardings(model.axes(), mesh))
-  a = sharded["text"]["layers"]["attn"]["q"]["lora_a"]
-  assert {shard.data.shape for shard in a.addressable_shards} == {(2, 32, 3)}  # Inputs are split.
-  assert_allclose(logits(model, sharded, base[2]), expected, atol=1e-4)
+  on_two = dataclasses.replace(model, mesh=sharding.make_mesh(data=1, tensor=2))
+  sharded = jax.device_put(params, on_two.shardings())
+  b = sharded["text"]["layers"]["attn"]["q"]["lora_b"]
+  halves = {shard.data.shape for shard in b.addressable_shards}
+  assert halves == {(*b.shape[:-1], b.shape[-1] // 2)}  # Outputs are split, as the kernel's.
+  assert_allclose(logits(on_two, sharded, base[2]), expected, atol=1e-4)
   merged = lora.merge(sharded)["text"]["layers"]["attn"]["q"]["kernel"]
   assert_allclose(merged, lora.merge(params)["text"]["layers"]["attn"]["q"]["kernel"], atol=1e-6)
 
@@ -298,7 +299,7 @@ def test_dropout_is_on_where_parameters_hold_keys(base):
   assert lora.is_keyed(keyed)
   one, same = logits(model, keyed, batch), logits(model, keyed, batch)
   assert_array_equal(one, same)
-  remat = logits(dataclasses.replace(model, remat=True), keyed, batch)
+  remat = logits(dataclasses.replace(model, remat="layers"), keyed, batch)
   assert_allclose(remat, one, atol=1e-5)  # Recomputed with the same masks.
   other = logits(model, lora.keyed(params, jax.random.key(4)), batch)
   assert np.abs(one - quiet).max() > 0.1 and np.abs(one - other).max() > 0.1

@@ -122,7 +122,9 @@ def test_hidden_states_equal_transformers_after_each_layer(pair):
 
 def test_gradients_equal_transformers(pair):
   # Recomputed where weights are tied, kept where not: either way they are transformers'.
-  model = dataclasses.replace(pair.model, remat=pair.model.config.text.tied)
+  model = dataclasses.replace(
+    pair.model, remat="layers" if pair.model.config.text.tied else "products"
+  )
   batch = pair.batch
   rows, columns = np.nonzero(batch.valid)
 
@@ -213,7 +215,7 @@ def test_a_wrong_layout_is_seen(pair, name):
 
 @on_one
 def test_a_sliding_band_instead_of_windows_is_seen(pair, monkeypatch):
-  def band(q, k, v, *, causal, q_segments, kv_segments):
+  def band(q, k, v, q_segments, kv_segments, *, causal, mesh):
     near = np.abs(np.subtract.outer(np.arange(112), np.arange(112))) <= 16
     same = (q_segments[:, :, None] == kv_segments[:, None, :]) & (q_segments > 0)[:, :, None]
     whole = (kv_segments > 0)[:, None, :] & (q_segments > 0)[:, :, None] & near[None]
@@ -221,7 +223,7 @@ def test_a_sliding_band_instead_of_windows_is_seen(pair, monkeypatch):
     full = jnp.array_equal(kv_segments, pair.batch.vision.frame_segments)
     return reference(q, k, v, jnp.where(full, same, whole))
 
-  monkeypatch.setattr(vision, "attention", band)
+  monkeypatch.setattr(vision, "attend", band)
   assert seen(pair)
 
 
@@ -373,7 +375,7 @@ def test_extend_equals_hidden(pair, chunks):
       cache,
       batch.tokens[:, here],
       batch.positions[:, :, here],
-      features,
+      features[None],
       batch.sources[:, here],
       batch.segments[:, here],
       apart if count == 1 else None,
@@ -396,7 +398,7 @@ def test_extend_refuses_more_tokens_than_slots(pair):
       pair.model.init_cache(1, 4, jnp.float32),
       row,
       jnp.zeros((1, 3, 5), jnp.int32),
-      jnp.zeros((0, 64)),
+      jnp.zeros((1, 0, 64)),
       row - 1,
       row + 1,
     )
@@ -409,7 +411,7 @@ def test_segments_keep_packed_samples_apart(pair):
   tokens = jnp.asarray(oracle.text(30, 1))[None]
   positions = jnp.broadcast_to(jnp.arange(30, dtype=jnp.int32)[None, None], (1, 3, 30))
   none = jnp.full((1, 30), -1, jnp.int32)
-  nothing = jnp.zeros((0, D))
+  nothing = jnp.zeros((1, 0, D))
   packed = model.hidden(
     pair.params,
     tokens,
@@ -461,4 +463,4 @@ def test_bfloat16_runs_and_stays_close(pair):
 def test_model_is_a_value(pair):
   same = Model(pair.model.config)
   assert same == pair.model and hash(same) == hash(pair.model)
-  assert dataclasses.replace(same, remat=True) != same
+  assert dataclasses.replace(same, remat="layers") != same

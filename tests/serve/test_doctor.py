@@ -40,8 +40,8 @@ def test_the_attention_backend_is_told():
 @pytest.mark.parametrize("capability, backend", [("9.0", "gpu"), ("8.0", "xla")])
 def test_the_attention_backend_of_a_gpu(monkeypatch, capability, backend):
   """A Hopper GPU has a kernel for 16-bit numbers; an older one has not."""
-  monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-  monkeypatch.setattr("jax.devices", lambda: [SimpleNamespace(compute_capability=capability)])
+  gpu = SimpleNamespace(platform="gpu", compute_capability=capability)
+  monkeypatch.setattr("jax.devices", lambda: [gpu])
   [told] = doctor._attention()[0].values()
   assert told == f"{backend} for bfloat16, xla for float32"
 
@@ -65,7 +65,13 @@ def test_a_gpu_that_jax_does_not_use(healthy, monkeypatch):
 
 def test_memory_of_accelerators(healthy, monkeypatch):
   stats = {"bytes_limit": 80 * 2**30, "bytes_in_use": 2**29}
-  gpu = SimpleNamespace(device_kind="H100", platform="gpu", id=3, memory_stats=lambda: stats)
+  gpu = SimpleNamespace(
+    device_kind="H100",
+    platform="gpu",
+    id=3,
+    memory_stats=lambda: stats,
+    compute_capability="9.0",
+  )
   monkeypatch.setattr(doctor.jax, "devices", lambda: [gpu, gpu])
   monkeypatch.setattr(doctor.jax, "local_devices", lambda: [gpu])
   facts, wrong = doctor.examine()

@@ -1,0 +1,180 @@
+"""Eight devices compute what one does: the same losses, updates and samples on any mesh.
+
+Float32 sums in another order differ by a few 1e-7 of what is summed; 1e-5 holds for gradients of up
+to about 1, and no wrong mean, missing row or doubled image is as small as that.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from pixelis_jax import batch, learner, sampler, sharding
+from tests import episodes, fakes
+from tests.episodes import max_difference
+
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
+ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.25], np.float32)
+
+
+def on(policy: sampler.Policy, shape: tuple[int, int, int]) -> sampler.Policy:
+  """The same policy on a mesh of (data, fsdp, tensor) devices."""
+  mesh = sharding.make_mesh(*shape)
+  model = dataclasses.replace(policy.model, mesh=mesh)
+  params = jax.device_put(policy.params, model.shardings())
+  return sampler.with_tools(policy.settings, model, params, policy.settings.tools)
+
+
+@pytest.fixture(scope="module", params=MESHES, ids=str)
+def sharded(policy, request):
+  return on(policy, request.param)
+
+
+@pytest.fixture(scope="module")
+def played(policy):
+  """Seven two-turn episodes, each longer than the one before; two share a question's picture."""
+  generate = policy.sampler.bind(policy.params, key=jax.random.key(0), version=0)
+  seeds = [0, 1, 2, 2, 4, 5, 6]
+  tasks = [episodes.task(f"q{i}", "what? " * (i + 1), seed=seed) for i, seed in enumerate(seeds)]
+  return episodes.two_turns(generate, tasks, [episodes.crop(i) for i in range(7)])
+
+
+def grpo_step(policy: sampler.Policy):
+  """Plain SGD at rate 1: the update is the gradient."""
+  loss = learner.grpo_loss(policy.model, clip_low=0.2, clip_high=0.28, entropy_weight=0.01)
+  return learner.make_step(loss, optax.sgd(1.0), donate=False)
+
+
+def grpo_batch(policy: sampler.Policy, played, *, packed: bool = False) -> batch.GrpoBatch:
+  """Seven rows: none of the meshes' blocks divides them."""
+  return batch.pack_grpo(
+    [batch.trajectory_row(t) for t in played],
+    ADVANTAGES,
+    policy.model.config,
+    max_tokens=256,
+    multiple_of=policy.model.blocks,
+    blocks=policy.model.blocks,
+    packed=packed,
+  )
+
+
+def update(policy: sampler.Policy, packed: batch.GrpoBatch):
+  """(state, measured) after one step held to the policy's own reference."""
+  state = learner.init_state(policy.params, optax.sgd(1.0), seed=0)
+  # A reference that differs, so that the KL has a gradient.
+  packed = packed.replace(ref_logps=packed.old_logps - np.float32(0.1))
+  return grpo_step(policy)(state, sharding.put_rows(packed, policy.model.mesh), np.float32(0.5))
+
+
+@pytest.fixture(scope="module")
+def alone(policy, played):
+  return update(policy, grpo_batch(policy, played))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_a_grpo_step_is_that_of_one_device(sharded, played, alone, packed):
+  """Rows of different lengths, one image shown twice, and blocks that hold nothing but padding."""
+  state, measured = update(sharded, grpo_batch(sharded, played, packed=packed))
+  for name, value in alone[1].items():
+    np.testing.assert_allclose(measured[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+  assert max_difference(state.params, alone[0].params) < 1e-5
+  assert float(alone[1]["grad_norm"]) > 0.1
+
+
+def test_parameters_stay_where_they_were(sharded, played):
+  """An update that gathered them would fit no device that a large model needs."""
+  state, _ = update(sharded, grpo_batch(sharded, played))
+  placed = jax.tree.map(lambda x: x.sharding, state.params)
+  same = jax.tree.map(
+    lambda a, b, x: a.is_equivalent_to(b, x.ndim), placed, sharded.model.shardings(), state.params
+  )
+  assert all(jax.tree.leaves(same))
+
+
+def test_samples_are_those_of_one_device(policy, sharded):
+  """Random ones too: an episode draws from its own key, wherever its row lies."""
+  tasks = [episodes.task(f"q{i}", "what? " * (i + 1), seed=i) for i in range(5)]
+  asked = [task for task in tasks for _ in range(4)]
+  crops = [episodes.crop(i % 7, height=20 + 4 * (i % 3)) for i in range(len(asked))]
+
+  def play(p):
+    generate = p.sampler.bind(p.params, key=jax.random.key(1), version=0)
+    return episodes.two_turns(generate, asked, crops)
+
+  for one, many in zip(play(policy), play(sharded), strict=True):
+    for mine, theirs in zip(one.steps, many.steps, strict=True):
+      np.testing.assert_array_equal(mine.completion.tokens, theirs.completion.tokens)
+      np.testing.assert_allclose(mine.completion.logps, theirs.completion.logps, atol=1e-4)
+
+
+def test_memory_keys_are_those_of_one_device(policy, sharded, played):
+  tasks = [t.task for t in played]
+  steps = [t.steps for t in played]
+  np.testing.assert_allclose(
+    sampler.embed(sharded, tasks, steps), sampler.embed(policy, tasks, steps), atol=1e-5
+  )
+
+
+def collectives(text: str) -> Counter:
+  """Of a compiled program: how often each kind of collective stands in it."""
+  kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+  return Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
+
+
+def gathered_bytes(text: str) -> list[int]:
+  """The size of each array that an all-gather makes."""
+  sizes = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1}
+  found = re.findall(r"= (?:\()?(\w+)\[([\d,]*)\][^ ]* all-gather", text)
+  return [sizes[kind] * int(np.prod([int(n) for n in shape.split(",")])) for kind, shape in found]
+
+
+def test_a_layer_is_gathered_when_it_is_used_and_never_the_whole_tree(policy, played):
+  """On 8 ways of `fsdp` the largest thing that is gathered is a layer's matrix, or the words.
+
+  Gathered stacks of layers would be several times that.
+  """
+  sharded = on(policy, (1, 8, 1))
+  state = learner.init_state(sharded.params, optax.sgd(1.0), seed=0)
+  packed = sharding.put_rows(grpo_batch(sharded, played), sharded.model.mesh)
+  step = grpo_step(sharded).lower(state, packed, np.float32(0.5))
+  text = step.compile().as_text()
+  leaves = jax.tree_util.tree_leaves_with_path(sharded.params)
+  stacked = lambda path: any(getattr(e, "key", None) in ("layers", "blocks") for e in path)
+  single = [x.nbytes // (len(x) if stacked(path) else 1) for path, x in leaves]
+  assert max(gathered_bytes(text)) <= max(single)
+  # Rows and images stay on their devices: nothing is exchanged but weights, each gathered forward
+  # and backward, and sums; and once the embedding's gradient, its tokens in return for columns.
+  found = collectives(text)
+  assert found["all-gather"] <= 2 * len(leaves) and found["all-to-all"] <= 1
+  assert found["all-reduce"] + found["reduce-scatter"] <= len(leaves)
+  assert not found["collective-permute"]
+
+
+def test_rollouts_on_data_devices_exchange_nothing_but_when_to_stop(policy):
+  """Each device has its prompts, their images, their samples and later turns."""
+  sharded = on(policy, (8, 1, 1))
+  model, programs = sharded.model, sharded.sampler
+  cache = programs._empty(8, 32, programs.dtype)
+  rows = programs.put(np.zeros(32, np.int32))
+  gathered = programs._gather.lower(cache, rows, capacity=48).compile().as_text()
+  shared = programs._share.lower(cache, rows[::4], copies=4, capacity=16).compile().as_text()
+  assert not collectives(gathered) and not collectives(shared)
+  image = fakes.image(40, 40, seed=0)
+  block = programs.block(
+    [sharded.chat.prompt(fakes.task("q", images=[image]))] * 8, [0] * 8, 8, list(range(8))
+  )
+  inputs = block.tokens, block.positions, block.sources, block.segments, block.last
+  features = programs.encode(sharded.params, block.vision)
+  cache = programs._empty(8, block.tokens.shape[1], programs.dtype)
+  read = programs._extend.lower(sharded.params, cache, features, *programs.put(inputs))
+  assert not collectives(read.compile().as_text())
+  assert model.blocks == 8
+
+
+def test_a_mesh_that_cuts_heads_is_refused(policy):
+  with pytest.raises(ValueError, match=r"mesh tensor=4 must divide .*num_key_value_heads=2"):
+    dataclasses.replace(policy.model, mesh=sharding.make_mesh(data=2, tensor=4))

@@ -1,0 +1,147 @@
+"""Plans: traffic read from a program's text, and the command on the embedded model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from pixelis_jax import plan
+from pixelis_jax.model.load import load_config
+from pixelis_jax.model.policy import Model
+
+ROOT = Path(__file__).parents[1]
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%layer (carry: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %whole = bf16[8,64]{1,0} all-gather(%w), replica_groups=[2,4]<=[8], dimensions={1}
+  %sum.1 = f32[2,4]{1,0} reduce-scatter(%g), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+%until (carry: (s32[])) -> pred[] {
+  ROOT %more = pred[] compare(%i, %n), direction=LT
+}
+
+%below (carry: (s32[])) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[] compare(%i, %five), direction=LT
+}
+
+%part (w: f32[2]) -> f32[8] {
+  %piece = f32[8]{0} all-gather(%w), channel_id=7, replica_groups=mesh['a'=2,'b'=4] {'a','b'}
+}
+
+%shifted (carry: (s32[])) -> (s32[]) {
+  %begin = f32[8]{0} fusion(%w), kind=kCustom, calls=%part
+  %end = f32[8]{0} all-gather(%w), channel_id=7, replica_groups=mesh['a'=2,'b'=4] {'a','b'}
+  %alone.2 = f32[8]{0} all-gather(%w), channel_id=8, replica_groups=mesh['a'=1,'b'=4] {'a'}
+}
+
+%token (carry: (s32[])) -> (s32[]) {
+  %all-reduce.2 = f32[10]{0} all-reduce(%p), replica_groups=[4,2]<=[8], to_apply=%add
+  %alone = f32[1000]{0} all-reduce(%q), replica_groups=[8,1]<=[8], to_apply=%add
+}
+
+ENTRY %main (p0: f32[4]) -> f32[4] {
+  %l = (s32[]) while(%s), condition=%until, body=%layer, config={"known_trip_count":{"n":"28"}}
+  %m = (s32[]) while(%s), condition=%below, body=%shifted
+  %open = (s32[]) while(%s), condition=%until, body=%token
+  %begun = (f32[16]{0}, f32[64]{0}) all-gather-start(%v), replica_groups=[2,4]<=[8], dimensions={0}
+  %done = f32[64]{0} all-gather-done(%begun)
+  ROOT %out = f32[4] copy(%p0)
+}
+"""
+
+
+def test_traffic_counts_loops_and_what_each_kind_moves():
+  """28 layers of 8 * 64 bfloat16 numbers, once 64 float32 ones, and 5 times 8, which begin in one
+  place and end in another. A reduce-scatter takes in its result of 8 numbers from each of 4; an
+  all-reduce of 10 moves in and out; among one device nothing moves.
+  """
+  moved = plan.moved(PROGRAM, unknown=3)
+  assert moved == {
+    "all-gather": 28 * 8 * 64 * 2 + 64 * 4 + 5 * 8 * 4,
+    "reduce-scatter": 28 * 4 * 8 * 4,
+    "all-reduce": 3 * 2 * 10 * 4,
+  }
+
+
+def test_an_episode_counts_its_images():
+  episode = plan.Episode(images=3, patches=400, asked=50, written=20)
+  assert (episode.prompt(4), episode.tokens(4)) == (150, 370)
+  assert plan.Episode(images=0, asked=50, written=20).tokens(4) == 70
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """`pixelis plan` in a process of its own: it loads the chips' compilers."""
+  out = tmp_path_factory.mktemp("plan") / "plan.json"
+
+  def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pixelis_jax.cli", "plan", *arguments, f"--out={out}"]
+    paths = [str(ROOT / ".venv" / "aot"), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_FLAGS": ""}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=env)
+
+  return run, out
+
+
+@pytest.fixture(scope="module")
+def planned(run):
+  command, out = run
+  sizes = ["--images=2", "--patches=64", "--asked=40", "--written=24"]
+  mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.model.max_rows=64"]
+  mesh += ["--config.rollout_mesh.data=2", "--config.rollout_mesh.tensor=2"]
+  mesh += ["--config.model.path=assets/tiny-vl", "--config.model.dtype=bfloat16"]
+  done = command("--config=configs/tiny_rft.py", "--topology=v5e-4", *mesh, *sizes)
+  assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+  return json.loads(out.read_text()), done.stdout
+
+
+def test_the_embedded_model_fits_four_chips(planned):
+  found, printed = planned
+  assert [p["name"] for p in found["programs"]] == ["update", "look", "read", "write"]
+  assert all(0 < p["arguments"] < p["peak"] + p["beside"] < 2**30 for p in found["programs"])
+  assert printed.rstrip().endswith("fits")
+
+
+def test_what_is_held_is_arithmetic(planned):
+  """Half of float32 weights (fsdp 2), twice that for Adam, as much again for gradients; and half of
+  the bfloat16 ones (tensor 2). Norms and biases are whole: a few thousandths of all.
+  """
+  held = planned[0]["held"]
+  total = sum(x.size for x in jax.tree.leaves(Model(load_config(ROOT / "assets/tiny-vl")).shapes()))
+  assert held["weights that learn"] == pytest.approx(4 * total / 2, rel=0.02)
+  assert held["optimizer"] == pytest.approx(2 * held["weights that learn"], rel=0.001)
+  assert held["gradients"] == held["weights that learn"]
+  assert held["weights that play"] == pytest.approx(2 * total / 2, rel=0.02)
+
+
+def test_rollouts_move_less_than_a_layer_of_weights_a_token(planned):
+  """Split heads exchange sums of hidden states; no weight is gathered while tokens are written."""
+  write = planned[0]["programs"][3]
+  assert set(write["moved"]) <= {"all-reduce", "all-gather"}
+  weights = planned[0]["held"]["weights that play"]
+  assert sum(write["moved"].values()) / 32 < weights / 4  # 32 tokens.
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--topology=v5e-5"], "v5e-5 is no slice"),
+    (["--topology=v5e-4", "--config.mesh.fsdp=8"], "mesh data=1 fsdp=8 tensor=1 needs 8"),
+    (["--topology=v5e-4", "--config.mesh.fspd=2"], "unknown config field"),
+  ],
+)
+def test_mistakes_are_one_line(run, arguments, message):
+  command, _ = run
+  done = command("--config=configs/tiny_rft.py", *arguments)
+  assert done.returncode != 0 and message in done.stderr, done.stderr[-2000:]

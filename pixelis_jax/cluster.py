@@ -20,6 +20,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
   Without arguments TPU pods, Slurm and Kubernetes say who the others are.
   """
+  # On CPUs two programs that run at once would take each other's messages; devices have queues.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
   mine, all_of_them = jax.process_index(), jax.process_count()
   devices = f"{jax.local_device_count()} of {jax.device_count()} devices"

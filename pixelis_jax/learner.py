@@ -6,6 +6,7 @@ from typing import Any, no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
@@ -56,10 +57,17 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
   sharding = jax.tree.leaves(params)[0].sharding
   if not isinstance(sharding, NamedSharding):
     return state
-  whole = lambda leaf: jax.device_put(leaf, replicated(sharding.mesh))
+  whole = lambda leaf: _everywhere(leaf, sharding.mesh)
   beside = lambda leaf, weight: jax.device_put(leaf, weight.sharding)
   moments = optax.tree_map_params(tx, beside, state.opt_state, params, transform_non_params=whole)
   return state.replace(step=whole(state.step), rng=whole(state.rng), opt_state=moments)
+
+
+def _everywhere(x: Array, mesh: Mesh) -> Array:
+  """A host's array or key whole on all devices, other processes' too."""
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(_everywhere(jax.random.key_data(x), mesh))
+  return jax.device_put(np.asarray(x), replicated(mesh))
 
 
 def make_optimizer(

@@ -110,7 +110,7 @@ def test_when_one_is_killed_the_other_stops_and_both_resume(tmp_path):
   started = together("sft", workdir, 2, *arguments)
   try:
     metrics = workdir / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 120)
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 240)
     started[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     assert started[0].wait(timeout=60) != 0
@@ -123,7 +123,7 @@ def test_when_one_is_killed_the_other_stops_and_both_resume(tmp_path):
   before = len(losses(workdir))
   again = together("sft", workdir, 2, *arguments)
   try:
-    wait_for(lambda: len(losses(workdir)) > before + 1, 120)
+    wait_for(lambda: len(losses(workdir)) > before + 1, 240)
     again[0].send_signal(signal.SIGTERM)  # Told to one, done by both: saved, and no failure.
   finally:
     ended(again, workdir)

@@ -89,9 +89,11 @@ class Checkpoints:
     step that isn't there.
     """
     if step is None:
-      step = self._latest_whole()
-    if step is None:
-      return None
+      step = self._latest_whole()  # Which reads its files: they are not checked again.
+      if step is None:
+        return None
+    else:
+      self._check(step)
     manager = self._holding(step)
     about = manager.restore(
       step, args=ocp.args.Composite(extra=ocp.args.JsonRestore(), layout=ocp.args.JsonRestore())
@@ -113,6 +115,7 @@ class Checkpoints:
 
     Raises FileNotFoundError for a step that isn't there, ValueError as `restore` does.
     """
+    self._check(step)
     manager = self._holding(step)
     where = f"checkpoint {self.directory} step {step}"
     about = manager.restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
@@ -155,12 +158,15 @@ class Checkpoints:
       self._opened = None
 
   def _holding(self, step: int) -> ocp.CheckpointManager:
-    """The manager, where it holds this step; FileNotFoundError where not, ValueError if damaged."""
+    """The manager, where it holds this step; FileNotFoundError where it does not."""
     if not self.directory.is_dir() or step not in self._manager().all_steps():
       raise FileNotFoundError(f"checkpoint {self.directory} has no step {step}")
+    return self._manager()
+
+  def _check(self, step: int) -> None:
+    """ValueError naming the file of this step that is damaged."""
     if problem := self._damage(step):
       raise ValueError(problem)
-    return self._manager()
 
   def _latest_whole(self) -> int | None:
     """The newest step without damage; newer ones are moved aside, unless this is a reader."""

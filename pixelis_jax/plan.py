@@ -26,6 +26,7 @@ from kernels.chips import GIB, Gpu, Tpu, slice_of
 from pixelis_jax import batch, learner, rft, sampler, sharding
 from pixelis_jax.model import cost
 from pixelis_jax.model.decode import decode_rows, extend_rows
+from pixelis_jax.model.layers import KEYS
 from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Patches
@@ -144,6 +145,11 @@ def _placed(tree: Any, places: Any) -> Any:
   return jax.tree.map(place, tree, places)
 
 
+def _whole(tree: Any, mesh: Mesh) -> Any:
+  """Abstract arrays that lie whole on every device."""
+  return _placed(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
+
+
 def _rows(tree: Any, mesh: Mesh, rows: int | None = None) -> Any:
   """Host arrays as abstract ones, rows on the mesh; with another number of rows where given."""
   place = sharding.batch_sharding(mesh)
@@ -157,14 +163,13 @@ def _rows(tree: Any, mesh: Mesh, rows: int | None = None) -> Any:
 
 def _state(trained: Any, tx: Any, mesh: Mesh) -> learner.TrainState:
   """`learner.init_state` without arrays: moments lie as their weights do."""
-  whole = sharding.replicated(mesh)
-  everywhere = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+  everywhere = lambda x: _whole(x, mesh)
   beside = lambda x, weight: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=weight.sharding)
   moments = optax.tree_map_params(
     tx, beside, jax.eval_shape(tx.init, trained), trained, transform_non_params=everywhere
   )
   scalars = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
-  step, key = jax.tree.map(everywhere, scalars)
+  step, key = everywhere(scalars)
   return learner.TrainState(step=step, params=trained, opt_state=moments, rng=key)
 
 
@@ -193,12 +198,7 @@ def _update(c: Any, model: Model, episode: Episode, step: Any, state: Any, base:
   packed = packed.replace(inputs=packed.inputs.replace(vision=_rows(vision, mesh, images)))
   if c.grpo.kl_coef:
     packed = packed.replace(ref_logps=packed.old_logps)
-  whole = sharding.replicated(mesh)
-  scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-  key = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-    jax.eval_shape(lambda: jax.random.key(0)),
-  )
+  key, scalar = _whole(jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0.0))), mesh)
   work = cost.Work(
     tokens=count * tokens,
     pairs=count * tokens * tokens // 2,
@@ -280,11 +280,7 @@ def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: in
   row = lambda shape, kind: _rows(np.zeros((1, *shape), kind), mesh, rows)
   hidden = row((config.text.width,), np.float32)
   hidden = jax.ShapeDtypeStruct(hidden.shape, dtype, sharding=hidden.sharding)
-  whole = sharding.replicated(mesh)
-  key, temperature = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-    jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(1.0))),
-  )
+  key, temperature = _whole(jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(1.0))), mesh)
   arguments = params, cache(rows, slots), hidden, row((), np.int32), row((), bool)
   arguments = *arguments, row((2,), np.int32), key, temperature
   written = cost.Work(
@@ -302,7 +298,7 @@ def _cache(model: Model, dtype: Any, rows: int, slots: int) -> Any:
     lambda: dataclasses.replace(model, mesh=None).init_cache(rows, slots, dtype)
   )
   at = lambda *axes: NamedSharding(model.mesh, sharding.spec(axes))
-  keys = at(None, "batch", None, "kv_heads", None)
+  keys = at(None, *KEYS)
   places = shapes.replace(keys=keys, values=keys, segments=at("batch", None), end=at())
   return _placed(shapes, places)
 

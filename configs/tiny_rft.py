@@ -41,13 +41,14 @@ def get_config(arg: str = "") -> ConfigDict:
   c.max_row = 384
   c.rows_multiple = 64  # Rows and images of an update: the larger, the fewer programs are compiled.
   c.packed = False  # Several conversations a row: pays where attention is not the cost.
-  c.optimizer = common.optimizer(lr=2e-5, steps=40, warmup=5)
+  c.optimizer = common.optimizer(lr=2e-5, steps=12, warmup=2)
   c.optimizer.patch_scale = 0.1
   c.optimizer.b2 = 0.99
-  c.eval = common.evaluation(n=200, every=20)
-  c.log_every = 5
-  c.save_every = 20
+  c.eval = common.evaluation(n=200, every=12)
+  c.log_every = 1
+  c.save_every = 6
   c.keep = 2
+  c.profile = False  # A profiler's trace of three steps, in `profile` in the workdir.
   if arg == "debug":
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
     c.model.rows_multiple, c.rows_multiple = 1, 1

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
   c.data.n = 1_000_000  # Scenes before the first repeats.
   c.data.kinds = ("framed", "beside", "parity")
-  c.data.parts = 108_800  # Rows that teach where to look and how to read apart.
+  c.data.parts = 118_400  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
@@ -37,13 +37,14 @@ def get_config(arg: str = "") -> ConfigDict:
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0
-  c.optimizer = common.optimizer(lr=1e-3, steps=4900, warmup=50)
+  c.optimizer = common.optimizer(lr=1e-3, steps=5700, warmup=50)
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200, every=1000)
+  c.eval = common.evaluation(n=200, every=1900)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2
+  c.profile = False  # A profiler's trace of three steps, in `profile` in the workdir.
   if arg == "debug":
     c.batch, c.data.n, c.data.parts = 4, 64, 8
     c.see_steps, c.optimizer.steps, c.optimizer.warmup = 1, 4, 1

@@ -40,6 +40,7 @@ class Tpu:
   bandwidth: float
   rate: float
   sizes: dict[int, tuple[int, ...]]
+  kinds: tuple[str, ...]  # What JAX calls it.
   backend: str = "tpu"
   call: str = "tpu_custom_call"
   platform: str = "tpu"
@@ -86,6 +87,11 @@ class Gpu:
   call: str = "mosaic_gpu"
   platform: str = "cuda"
 
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    """What JAX calls it."""
+    return (self.name,)
+
   def devices(self, size: int) -> list[jax.Device]:
     """Machines of 8, or one with fewer; ValueError for other numbers."""
     if size < 1 or (size > 8 and size % 8):
@@ -120,9 +126,9 @@ class Gpu:
 
 
 CHIPS = {
-  "v5e": Tpu("v5e", 16 * GIB, 819e9, 197e12, _SQUARES),
-  "v5p": Tpu("v5p", 95 * GIB, 2765e9, 459e12, _CUBES),
-  "v6e": Tpu("v6e", 32 * GIB, 1640e9, 918e12, _SQUARES),
+  "v5e": Tpu("v5e", 16 * GIB, 819e9, 197e12, _SQUARES, ("TPU v5 lite", "TPU v5e")),
+  "v5p": Tpu("v5p", 95 * GIB, 2765e9, 459e12, _CUBES, ("TPU v5", "TPU v5p")),
+  "v6e": Tpu("v6e", 32 * GIB, 1640e9, 918e12, _SQUARES, ("TPU v6 lite", "TPU v6e")),
   # https://resources.nvidia.com/en-us-hopper-architecture/nvidia-h100-tensor-c (SXM5)
   "h100": Gpu(
     name="NVIDIA H100 80GB HBM3",
@@ -134,6 +140,20 @@ CHIPS = {
     bandwidth=3_350_000_000_000,
     clock=1.98,
     memory=80 * GIB,
+    rate=989e12,
+    backend="gpu",
+  ),
+  # https://nvdam.widen.net/s/nb5zzzsjdf/hpc-datasheet-sc23-h200-datasheet-3002446
+  "h200": Gpu(
+    name="NVIDIA H200",
+    capability=(9, 0),
+    processors=132,
+    lanes=128,
+    shared=228 * 1024,
+    cache=60 * 2**20,
+    bandwidth=4_800_000_000_000,
+    clock=1.98,
+    memory=140 * GIB,
     rate=989e12,
     backend="gpu",
   ),

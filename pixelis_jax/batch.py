@@ -20,6 +20,7 @@ from pixelis_jax.algo.losses import token_mean
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
+from pixelis_jax.model.cost import Work
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
 from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
 
@@ -430,6 +431,32 @@ def _inputs(
     segments=placed.fill([segment for *_, segment in placed.places], 0, np.int32),
     vision=vision,
   )
+
+
+def work(batch: SftBatch | GrpoBatch) -> Work:
+  """What the policy computes in a pass forward over a batch of host arrays."""
+  inputs, vision, seen = batch.inputs, batch.inputs.vision, {}
+  if vision is not None:
+    seen = {
+      "patches": int((vision.frame_segments > 0).sum()),
+      "patch_pairs": _pairs(vision.frame_segments),
+      "window_pairs": _pairs(vision.window_segments),
+    }
+  tokens = int((inputs.segments > 0).sum())
+  causal = (_pairs(inputs.segments) + tokens) // 2
+  return Work(tokens=tokens, pairs=causal, words=int(batch.loss_mask.sum()), **seen)
+
+
+def filled(batch: SftBatch | GrpoBatch) -> float:
+  """The share of a batch's token slots that hold one."""
+  return float((batch.inputs.segments > 0).mean())
+
+
+def _pairs(segments: Int[np.ndarray, "B T"]) -> int:
+  """Pairs of positions of a row with the same segment; 0 is padding."""
+  rows = np.arange(len(segments))[:, None] * (segments.max(initial=0) + 1)
+  _, counts = np.unique((rows + segments)[segments > 0], return_counts=True)
+  return int((counts.astype(np.int64) ** 2).sum())
 
 
 def pack_sft(

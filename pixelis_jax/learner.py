@@ -313,6 +313,19 @@ def parts(model: Model, params: Params) -> tuple[Params, Params]:
   return (params, {}) if model.lora is None else lora.split(params)
 
 
+def passes(model: Model, trained: Params, freeze: Sequence[str]) -> dict[str, int]:
+  """What an update takes of "text" and "visual", in passes forward; see `cost.update`.
+
+  A tower that does not learn is only looked through. Adapters need the gradient of what a layer
+  reads, and hardly anything for themselves.
+  """
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+  moving = [path for path in paths if not _under(path, freeze)]
+  text, visual = (any(_under(path, [name]) for path in moving) for name in ("text", "visual"))
+  whole = model.lora is None
+  return {"text": 2 + (text and whole), "visual": 1 + visual * (1 + whole)}
+
+
 def adapted(model: Model, loss: Loss) -> Loss:
   """The loss of whole parameters as one of (trained, batch, base, key, *rest); see `parts`.
 

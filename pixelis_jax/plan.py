@@ -205,7 +205,7 @@ def _update(c: Any, model: Model, episode: Episode, step: Any, state: Any, base:
     words=count * tokens,
     **_seen(config, episode, Q + count * max(episode.images - 1, 0)),
   )
-  flops = 3 * cost.forward(config, work)  # Backward is twice as much; what is recomputed, not work.
+  flops = cost.update(config, work, **learner.passes(model, state.params, c.model.freeze))
   return "update", mesh, step, (state, packed, base, key, scalar), {}, 0, flops
 
 

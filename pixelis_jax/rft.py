@@ -10,8 +10,8 @@ reference of the KL is the model without them, which costs no second copy of the
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from pixelis_jax import (
   runs,
   sampler,
   sharding,
+  timing,
 )
 from pixelis_jax.algo import grpo, rewards
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.tasks import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
-from pixelis_jax.model import lora
+from pixelis_jax.model import cost, lora
 from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Reward, Trajectory
 
@@ -54,6 +55,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   bare = dataclasses.replace(model, lora=None)
   reference_logps = learner.make_logps(bare, c.model.dtype, parts=c.accumulate)
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
+  flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
   held_out = evaluate.tasks(c.eval, policy)
 
@@ -63,64 +65,72 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     state, _ = restored
   metrics = Metrics(workdir, resume=int(state.step))
   trajectories = TrajectoryLog(workdir, resume=int(state.step))
+  watch = timing.Stopwatch(mesh, workdir, profile=c.profile)
+  run = watch.timed("tools", policy.tools.run)
 
   with program.Preemption() as preemption:
-    for i in range(int(state.step), c.optimizer.steps):
-      started = time.monotonic()
+    for i in watch.steps(range(int(state.step), c.optimizer.steps)):
       key = jax.random.fold_in(state.rng, i)
       dropout = jax.random.fold_in(state.rng, c.optimizer.steps + i)  # No step samples by this key.
-      params = policy.sampler.serve(lora.join(state.params, base))
-      first = own.start * G
-      sample = {"version": i, "temperature": c.grpo.temperature, "first": first}
-      generate = policy.sampler.bind(params, key=key, **sample)
-      questions = [tasks[i * Q + q] for q in own]
-      asked = [task for task in questions for _ in range(G)]
-      played = agent.play(asked, generate=generate, run=policy.tools.run, limits=limits)
-      rolled = time.monotonic()
-      del generate, params  # And with them the caches: the update needs the room.
+      with watch.part("rollout"):
+        params = policy.sampler.serve(lora.join(state.params, base))
+        first = own.start * G
+        sample = {"version": i, "temperature": c.grpo.temperature, "first": first}
+        generate = policy.sampler.bind(params, key=key, **sample)
+        questions = [tasks[i * Q + q] for q in own]
+        asked = [task for task in questions for _ in range(G)]
+        played = agent.play(asked, generate=generate, run=run, limits=limits)
+        del generate, params  # And with them the caches: the update needs the room.
 
-      groups = [played[at : at + G] for at in range(0, len(played), G)]
-      scored = [
-        r
-        for g in groups
-        for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
-      ]
-      totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
-      advantages_QG = grpo.group_advantages(totals_QG, normalize=c.grpo.normalize)
-      kept = np.repeat(grpo.keep_groups(totals_QG), G)
-      measured = cluster.averaged({"zero_variance": 1.0 - float(kept.mean())})
+      with watch.part("reward"):
+        groups = [played[at : at + G] for at in range(0, len(played), G)]
+        scored = [
+          r
+          for g in groups
+          for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
+        ]
+        totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
+        advantages_QG = grpo.group_advantages(totals_QG, normalize=c.grpo.normalize)
+        kept = np.repeat(grpo.keep_groups(totals_QG), G)
+        measured = cluster.averaged({"zero_variance": 1.0 - float(kept.mean())})
       if any(cluster.agree(int(kept.any()))):
-        chosen = [batch.trajectory_row(t) for t, keep in zip(played, kept, strict=True) if keep]
-        packed = batch.pack_grpo(
-          chosen,
-          advantages_QG.reshape(-1)[kept],
-          model.config,
-          max_tokens=c.max_row,
-          multiple_of=math.lcm(c.rows_multiple, blocks),
-          packed=c.packed,
-          blocks=blocks,
-        )
-        packed = sharding.put_rows(packed, mesh)
-        if c.grpo.kl_coef:
-          packed = packed.replace(ref_logps=reference_logps(reference, packed.inputs))
-        state, update = step(state, packed, base, dropout, jnp.float32(c.grpo.kl_coef))
-        measured |= {k: float(v) for k, v in update.items()}
+        with watch.part("data"):
+          chosen = [batch.trajectory_row(t) for t, keep in zip(played, kept, strict=True) if keep]
+          packed = batch.pack_grpo(
+            chosen,
+            advantages_QG.reshape(-1)[kept],
+            model.config,
+            max_tokens=c.max_row,
+            multiple_of=math.lcm(c.rows_multiple, blocks),
+            packed=c.packed,
+            blocks=blocks,
+          )
+          work, measured["filled"] = batch.work(packed), batch.filled(packed)
+          packed = sharding.put_rows(packed, mesh)
+        with watch.part("update"):
+          if c.grpo.kl_coef:
+            packed = packed.replace(ref_logps=reference_logps(reference, packed.inputs))
+          state, update = step(state, packed, base, dropout, jnp.float32(c.grpo.kl_coef))
+          measured |= {k: float(v) for k, v in update.items()}
+          watch.did(tokens=work.tokens, flops=flops(work))
       else:
         state = state.replace(step=state.step + 1)  # Nothing to compare: no group had two outcomes.
 
+      watch.did(sampled=sum(len(s.completion.tokens) for t in played for s in t.steps))
       if due(i, c.log_every, c.optimizer.steps):
-        seconds = {"seconds_rollout": rolled - started, "seconds_update": time.monotonic() - rolled}
         described = cluster.averaged(summary(scored, played))
-        metrics.log(i + 1, {**measured, **described, "lr": float(schedule(i)), **seconds})
+        metrics.log(i + 1, {**measured, **described, "lr": float(schedule(i)), **watch.read()})
         trajectories.write(i + 1, "rft", played[0])
       if due(i, c.eval.every, c.optimizer.steps):
-        params = policy.sampler.serve(lora.join(state.params, base))
-        result = evaluate.greedy(policy, params, held_out, limits=limits)
+        with watch.part("evaluate"):
+          params = policy.sampler.serve(lora.join(state.params, base))
+          result = evaluate.greedy(policy, params, held_out, limits=limits)
         metrics.log(i + 1, evaluate.measured(result))
         program.say(f"step {i + 1}: {evaluate.table({'tools': result})}")
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
-        checkpoints.save(i + 1, state, {})
+        with watch.part("checkpoint"):
+          checkpoints.save(i + 1, state, {})
       if stop:
         break
   checkpoints.close()

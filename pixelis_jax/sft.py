@@ -7,8 +7,8 @@ checkpoint. With `--config.model.lora.rank=16` only adapters are trained, see mo
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from pixelis_jax import (
   runs,
   sampler,
   sharding,
+  timing,
 )
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data import demos
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.tasks import DemoSource, TaskSource, shuffled
 from pixelis_jax.metrics import Metrics, due
+from pixelis_jax.model import cost
 from pixelis_jax.model.lora import join
 
 
@@ -102,6 +104,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
   trained, base = learner.parts(model, params["policy"])
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
+  flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   data = rows(c, policy, blind)
   held_out = evaluate.tasks(c.eval, policy)
 
@@ -111,36 +114,41 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     state, extra = restored
     data.set_state(extra["data"])
   metrics = Metrics(workdir, resume=int(state.step))
+  watch = timing.Stopwatch(mesh, workdir, profile=c.profile)
 
   with program.Preemption() as preemption:
-    for i in range(int(state.step), c.optimizer.steps):
-      started = time.monotonic()
-      packed = batch.pack_sft(
-        next(data),
-        model.config,
-        max_tokens=c.max_row,
-        multiple_of=blocks,
-        packed=c.packed,
-        blocks=blocks,
-        labels=demos.LABELS,
-      )
-      waited = time.monotonic() - started
-      taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)
-      packed = sharding.put_rows(packed, mesh)
-      state, measured = taught(state, packed, {"policy": base}, key)
+    for i in watch.steps(range(int(state.step), c.optimizer.steps)):
+      with watch.part("data"):
+        packed = batch.pack_sft(
+          next(data),
+          model.config,
+          max_tokens=c.max_row,
+          multiple_of=blocks,
+          packed=c.packed,
+          blocks=blocks,
+          labels=demos.LABELS,
+        )
+        work, filled = batch.work(packed), batch.filled(packed)
+        packed = sharding.put_rows(packed, mesh)
+      # The step is dispatched, not waited for: the next batch is made while the devices compute.
+      with watch.part("update"):
+        taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)
+        state, measured = taught(state, packed, {"policy": base}, key)
+        watch.did(tokens=work.tokens, flops=flops(work))
       if due(i, c.log_every, c.optimizer.steps):
-        measured = {k: float(v) for k, v in measured.items()}
-        seconds = {"seconds": time.monotonic() - started, "seconds_data": waited}
-        metrics.log(i + 1, {**measured, "lr": float(schedule(i)), **seconds})
+        measured |= {"lr": float(schedule(i)), "filled": filled}
+        metrics.log(i + 1, {**measured, **watch.read(measured)})
       if due(i, c.eval.every, c.optimizer.steps):
-        limits = agent.Limits(**c.limits)
-        params = policy.sampler.serve(join(state.params["policy"], base))
-        result = evaluate.greedy(policy, params, held_out, limits=limits)
+        with watch.part("evaluate"):
+          limits = agent.Limits(**c.limits)
+          params = policy.sampler.serve(join(state.params["policy"], base))
+          result = evaluate.greedy(policy, params, held_out, limits=limits)
         metrics.log(i + 1, evaluate.measured(result))
         program.say(f"step {i + 1}: {evaluate.table({'tools': result})}")
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
-        checkpoints.save(i + 1, state, {"data": data.get_state()})
+        with watch.part("checkpoint"):
+          checkpoints.save(i + 1, state, {"data": data.get_state()})
       if stop:
         break
   checkpoints.close()

@@ -345,3 +345,24 @@ def test_a_stream_of_sizes_compiles_one_program_a_bucket():
     encode(params, packed)
   assert len({tuple(pair) for pair in sides.tolist()}) > 150
   assert 10 < encode._cache_size() <= 18
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_work_is_what_is_there_however_it_is_packed(config, pictures, packed):
+  square, wide, _ = pictures
+  rows = [row_of(config, [3, 9], [square]), row_of(config, [5, 2, 20], [wide, square], seed=1)]
+  packed = pack_sft(rows, config, max_tokens=100, multiple_of=4, packed=packed)
+  lengths = [len(row.tokens) for row in rows]
+  found = batch.work(packed)
+  assert found.tokens == sum(lengths)
+  assert found.pairs == sum(sum(range(1, t + 1)) for t in lengths)  # Each token sees those so far.
+  assert found.words == sum(row.loss_mask.sum() for row in rows)
+  # Images once each; a tower's window is a square of patches, cut at an image's sides.
+  side = config.vision.window // config.vision.patch
+  sides = [image.grid[1:] for image in (square, wide)]
+  cut = lambda n: [min(side, n - at) for at in range(0, n, side)]
+  windows = [h * w for height, width in sides for h in cut(height) for w in cut(width)]
+  assert found.patches == sum(h * w for h, w in sides) == sum(windows)
+  assert found.patch_pairs == sum((h * w) ** 2 for h, w in sides)
+  assert found.window_pairs == sum(n**2 for n in windows) < found.patch_pairs
+  assert batch.filled(packed) == sum(lengths) / packed.loss_mask.size

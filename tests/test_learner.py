@@ -337,6 +337,18 @@ def test_without_adapters_all_is_trained(policy):
   assert trained is policy.params and base == {}
 
 
+def test_an_update_passes_back_only_through_what_learns(policy):
+  """Forward, back for what a layer read, back for its weights; a held tower is looked through."""
+  passes = lambda model, freeze=(): learner.passes(
+    model, learner.parts(model, model.adapt(policy.params, jax.random.key(0)))[0], freeze
+  )
+  assert passes(policy.model) == {"text": 3, "visual": 3}
+  assert passes(policy.model, ["visual"]) == {"text": 3, "visual": 1}
+  assert passes(policy.model, ["text"]) == {"text": 2, "visual": 3}
+  adapters = dataclasses.replace(policy.model, lora=LoraConfig(rank=2, alpha=4.0))
+  assert passes(adapters) == {"text": 2, "visual": 1}
+
+
 def test_ema_keeps_its_share():
   average, params = {"a": jnp.asarray([1.0, 2.0])}, {"a": jnp.asarray([3.0, 2.0])}
   np.testing.assert_allclose(learner.ema(average, params, 0.75)["a"], [1.5, 2.0], rtol=1e-6)

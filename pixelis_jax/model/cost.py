@@ -7,6 +7,9 @@ softmax are not. XLA's own count takes a scanned layer for one.
 
 import dataclasses
 
+import jax
+
+from kernels.chips import CHIPS
 from pixelis_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 
@@ -54,3 +57,19 @@ def forward(config: ModelConfig, work: Work) -> int:
   """Of a pass forward."""
   tower = 0 if config.vision is None else seeing(config.vision, work)
   return decoding(config.text, work) + tower
+
+
+def update(config: ModelConfig, work: Work, *, text: int = 3, visual: int = 3) -> int:
+  """Of a pass forward and back: that of the decoder so many times, and that of the tower.
+
+  Back through a layer are two products for each of the pass forward: the gradient of what it read,
+  and that of its weights. What is computed again to save memory is no work.
+  """
+  tower = 0 if config.vision is None else seeing(config.vision, work)
+  return text * decoding(config.text, work) + visual * tower
+
+
+def peak(device: jax.Device) -> float | None:
+  """bfloat16 operations a second of a chip that `kernels.chips` knows; None of another device."""
+  rates = (chip.rate for chip in CHIPS.values() if device.device_kind in chip.kinds)
+  return next(rates, None)

@@ -9,7 +9,7 @@ from kernels import chips
   "name, match",
   [
     ("v5e-60", r"v5e-60 is no slice; there are \['v5e-4', 'v5e-8'"),
-    ("v9-4", r"topology 'v9-4' must be one of \['a100', 'h100', 'v5e', 'v5p', 'v6e'\]"),
+    ("v9-4", r"topology 'v9-4' must be one of \['a100', 'h100', 'h200', 'v5e', 'v5p', 'v6e'\]"),
     ("v5e", "a dash and a size"),
     ("h100-12", "12 GPUs are no machines of 8"),
     ("a100-0", "0 GPUs are no machines of 8"),

@@ -70,3 +70,20 @@ def test_xla_counts_the_same_products():
     tokens=T, pairs=T * T, words=T, patches=patches, patch_pairs=patches**2, window_pairs=0
   )
   assert cost.forward(config, work) == pytest.approx(counted, rel=0.05)
+
+
+def test_an_update_is_so_many_passes_of_each_part(config):
+  work = cost.Work(tokens=5, pairs=15, words=2, patches=8, patch_pairs=64, window_pairs=32)
+  text, tower = cost.decoding(config.text, work), cost.seeing(config.vision, work)
+  assert cost.update(config, work) == 3 * cost.forward(config, work)
+  assert cost.update(config, work, text=2, visual=1) == 2 * text + tower
+
+
+def test_the_peak_is_that_of_the_chip_by_the_name_jax_gives_it():
+  class Device:
+    def __init__(self, kind: str):
+      self.device_kind = kind
+
+  assert cost.peak(Device("TPU v5 lite")) == 197e12
+  assert cost.peak(Device("NVIDIA H200")) == 989e12
+  assert cost.peak(jax.devices("cpu")[0]) is None

@@ -1,0 +1,120 @@
+"""Where a run's wall-clock time goes, and how much of its devices' arithmetic the updates use."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from pixelis_jax.model.cost import peak
+
+TRACED = 2, 5  # Of a run's steps: the first ones compile.
+
+
+class Stopwatch:
+  """Seconds of the parts of a run's steps, as means a step, from one line of the log to the next.
+
+  A part within a part counts for itself alone. Devices compute behind the host: what they take is
+  found in the part that waits for them.
+  """
+
+  def __init__(
+    self,
+    mesh: Mesh,
+    workdir: Path,
+    *,
+    profile: bool,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Args:
+    mesh: Rates are for one of its devices that this process has; `mfu` where their peak is known.
+    profile: Whether three steps are traced, into `profile` in the workdir, which TensorBoard and
+      Perfetto read.
+    """
+    devices = mesh.local_devices
+    self._devices, self._peak = len(devices), peak(devices[0])
+    self._trace, self._clock = workdir / "profile" if profile else None, clock
+    self._inside: list[str] = []
+    self._begin(clock())
+
+  def steps(self, span: range) -> Iterator[int]:
+    """The steps of a run, counted; those of `TRACED` are under the profiler where that is asked."""
+    tracing = False
+    try:
+      for at, i in enumerate(span):
+        if self._trace is not None and at in TRACED:
+          if not tracing:
+            jax.profiler.start_trace(self._trace)
+          else:
+            jax.profiler.stop_trace()
+          tracing = not tracing
+        self._steps += 1
+        with jax.profiler.StepTraceAnnotation("step", step_num=i):
+          yield i
+    finally:
+      if tracing:
+        jax.profiler.stop_trace()
+
+  @contextlib.contextmanager
+  def part(self, name: str) -> Iterator[None]:
+    """What happens inside is the part `name` of the step, a metric `seconds_<name>`."""
+    self._mark()
+    self._inside.append(name)
+    try:
+      with jax.profiler.TraceAnnotation(name):
+        yield
+    finally:
+      self._mark()
+      self._inside.pop()
+
+  def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, as a part of the step wherever it is called."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+      with self.part(name):
+        return function(*args, **kwargs)
+
+    return run
+
+  def did(self, *, tokens: int = 0, flops: int = 0, sampled: int = 0) -> None:
+    """Work of this step: tokens and operations of its update, tokens of its rollouts."""
+    self._tokens, self._flops = self._tokens + tokens, self._flops + flops
+    self._sampled += sampled
+
+  def read(self, updated: Any = None) -> dict[str, float]:
+    """Metrics of the time since the last call; the step it is called in counts as one of it.
+
+    Starts again from here: what follows in this step is the next line's. Waits for the arrays
+    `updated`, as a part of the update.
+    """
+    if updated is not None:
+      with self.part("update"):
+        jax.block_until_ready(updated)
+    now = self._mark()
+    spent, seconds = self._spent, now - self._since
+    line = {"seconds": seconds / self._steps}
+    line |= {f"seconds_{name}": spent[name] / self._steps for name in sorted(spent)}
+    line["tokens_per_second"] = self._tokens / (seconds * self._devices)
+    if rollout := spent.get("rollout"):
+      line["sampled_per_second"] = self._sampled / (rollout * self._devices)
+    if self._peak is not None and (update := spent.get("update")):
+      line["mfu"] = self._flops / (update * self._devices * self._peak)
+    self._begin(now)
+    return line
+
+  def _begin(self, now: float) -> None:
+    self._since = self._marked = now
+    self._spent: dict[str, float] = collections.defaultdict(float)
+    self._steps = self._tokens = self._flops = self._sampled = 0
+
+  def _mark(self) -> float:
+    """Gives the time since the last mark to the part that is going on."""
+    now = self._clock()
+    if self._inside:
+      self._spent[self._inside[-1]] += now - self._marked
+    self._marked = now
+    return now

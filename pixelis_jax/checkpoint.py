@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from pixelis_jax.cluster import agree, first
 
 PyTree: TypeAlias = Any
-FOLDER = "checkpoints"  # Of a run's directory.
+FOLDER, BEST = "checkpoints", "best"  # Of a run's directory: its last steps, its best one.
 DIGESTS = "digests.json"  # Of a step's: the size and SHA-256 of each file.
 
 
@@ -139,6 +139,12 @@ class Checkpoints:
     for name in place:
       found = found[name]
     return found
+
+  def extra(self, step: int) -> dict:
+    """What was saved beside a step's state; FileNotFoundError for a step that isn't there."""
+    manager = self._holding(step)
+    about = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
+    return dict(about.extra)
 
   def latest_step(self) -> int | None:
     """The newest complete step, None if there is none."""

@@ -88,7 +88,10 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("workdir", type=Path, help="of sft, rft or online, running or ended")
   p.add_argument("out", type=Path)
   about = "of a checkpoint (default: the model at the run's end, else the latest checkpoint)"
-  p.add_argument("--step", type=int, metavar="N", help=about)
+  which = p.add_mutually_exclusive_group()
+  which.add_argument("--step", type=int, metavar="N", help=about)
+  about = "the checkpoint that answered most held-out questions, of sft and rft"
+  which.add_argument("--best", action="store_true", help=about)
   p.add_argument("--adapter", action="store_true", help="copy its LoRA adapter instead, for PEFT")
   p.add_argument("--force", action="store_true", help="replace the weights that are there")
 
@@ -349,11 +352,11 @@ def export(args: argparse.Namespace) -> int:
   from pixelis_jax import runs
 
   _directory(args.workdir)
-  if (args.workdir / "model").is_dir() and args.step is None:
+  if (args.workdir / "model").is_dir() and args.step is None and not args.best:
     return _export(args, args.workdir)
   args.out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}-") as aside:
-    step = runs.save_checkpoint(args.workdir, Path(aside), step=args.step)
+    step = runs.save_checkpoint(args.workdir, Path(aside), step=args.step, best=args.best)
     print(f"{args.workdir}: the checkpoint of step {step}")
     return _export(args, Path(aside))
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from pixelis_jax import agent, cluster, program
 from pixelis_jax.algo.answers import equal
+from pixelis_jax.checkpoint import BEST, Checkpoints
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.tasks import TaskSource
-from pixelis_jax.metrics import interval
+from pixelis_jax.metrics import Metrics, interval
 from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.tools.views import IDENTITY, View
@@ -233,6 +234,33 @@ def scenes(c: Any) -> list[Task]:
 def measured(result: Result) -> dict[str, float]:
   """What of a result goes into the metrics."""
   return {"accuracy": result.accuracy, "tool_calls": result.tool_calls, "hit_rate": result.hit_rate}
+
+
+class HeldOut:
+  """The held-out questions of a training run, and in `best/` the weights that answered most."""
+
+  def __init__(self, c: Any, policy: Policy, workdir: Path):
+    """Args:
+    c: fields eval, as for `tasks`, and limits, those of `agent.Limits`.
+    """
+    self._policy, self._limits = policy, agent.Limits(**c.limits)
+    self._tasks = tasks(c.eval, policy)
+    self._kept = Checkpoints(workdir / BEST, keep=1, background=True)
+    step = self._kept.latest_step()
+    self.best = 0.0 if step is None else float(self._kept.extra(step)["accuracy"])
+
+  def ask(self, step: int, params: Params, trained: Any, metrics: Metrics) -> None:
+    """Logs and prints how they are answered; keeps what was trained if never so well before."""
+    result = greedy(self._policy, params, self._tasks, limits=self._limits)
+    metrics.log(step, measured(result))
+    program.say(f"step {step}: {table({'tools': result})}")
+    if result.accuracy > self.best:
+      self.best = result.accuracy
+      self._kept.save(step, {"params": trained}, {"accuracy": result.accuracy})
+
+  def close(self) -> None:
+    """Waits until the best is on disk."""
+    self._kept.close()
 
 
 def main(c: Any, workdir: Path) -> dict[str, Result]:

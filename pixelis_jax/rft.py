@@ -57,10 +57,10 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
-  held_out = evaluate.tasks(c.eval, policy)
+  held_out = evaluate.HeldOut(c, policy, workdir)
 
   runs.keep_config(workdir, c)
-  checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep)
+  checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep, background=True)
   if restored := checkpoints.restore(state):
     state, _ = restored
   metrics = Metrics(workdir, resume=int(state.step))
@@ -124,9 +124,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       if due(i, c.eval.every, c.optimizer.steps):
         with watch.part("evaluate"):
           params = policy.sampler.serve(lora.join(state.params, base))
-          result = evaluate.greedy(policy, params, held_out, limits=limits)
-        metrics.log(i + 1, evaluate.measured(result))
-        program.say(f"step {i + 1}: {evaluate.table({'tools': result})}")
+          held_out.ask(i + 1, params, state.params, metrics)
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
         with watch.part("checkpoint"):
@@ -134,6 +132,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       if stop:
         break
   checkpoints.close()
+  held_out.close()
   metrics.close()
   trajectories.close()
   if int(state.step) < c.optimizer.steps:

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pixelis_jax import learner, sampler
-from pixelis_jax.checkpoint import FOLDER, Checkpoints
+from pixelis_jax.checkpoint import BEST, FOLDER, Checkpoints
 from pixelis_jax.cluster import first
 from pixelis_jax.model import lora
 
@@ -39,11 +39,14 @@ def keep_config(workdir: Path, c: Any, *, same: bool = False) -> None:
   aside.replace(path)
 
 
-def save_checkpoint(workdir: Path, out: Path, *, step: int | None = None) -> int:
+def save_checkpoint(
+  workdir: Path, out: Path, *, step: int | None = None, best: bool = False
+) -> int:
   """`out`/model, and `out`/adapter where adapters are trained, from a run of sft, rft or online.
 
   Args:
     step: Of the checkpoint; None for the latest.
+    best: The one that answered most held-out questions, of a run of sft or rft.
 
   Returns:
     The step that was saved.
@@ -58,10 +61,11 @@ def save_checkpoint(workdir: Path, out: Path, *, step: int | None = None) -> int
   adapters = jax.random.key(0) if "lora" in c else None  # Online trains none.
   policy = sampler.load_policy(c, adapters=adapters)
   like, base = learner.parts(policy.model, policy.params)
-  with Checkpoints(workdir / FOLDER, read_only=True) as checkpoints:
+  folder = workdir / (BEST if best else FOLDER)
+  with Checkpoints(folder, read_only=True) as checkpoints:
     step = checkpoints.latest_step() if step is None else step
     if step is None:
-      raise FileNotFoundError(f"{workdir / FOLDER} has no checkpoint yet")
+      raise FileNotFoundError(f"{folder} has no checkpoint yet")
     trained = checkpoints.restore_part(_PLACES, like, step=step)
   sampler.save_policy(out, policy.settings, policy.model, lora.join(trained, base))
   return step

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from pixelis_jax import (
-  agent,
   batch,
   cluster,
   evaluate,
@@ -106,10 +105,10 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   data = rows(c, policy, blind)
-  held_out = evaluate.tasks(c.eval, policy)
+  held_out = evaluate.HeldOut(c, policy, workdir)
 
   runs.keep_config(workdir, c)
-  checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep)
+  checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep, background=True)
   if restored := checkpoints.restore(state):
     state, extra = restored
     data.set_state(extra["data"])
@@ -136,15 +135,14 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
         state, measured = taught(state, packed, {"policy": base}, key)
         watch.did(tokens=work.tokens, flops=flops(work))
       if due(i, c.log_every, c.optimizer.steps):
-        measured |= {"lr": float(schedule(i)), "filled": filled}
-        metrics.log(i + 1, {**measured, **watch.read(measured)})
+        # The devices are waited for first, as a part of the update.
+        measured |= watch.read(measured) | {"lr": float(schedule(i)), "filled": filled}
+        metrics.log(i + 1, measured)
       if due(i, c.eval.every, c.optimizer.steps):
         with watch.part("evaluate"):
-          limits = agent.Limits(**c.limits)
-          params = policy.sampler.serve(join(state.params["policy"], base))
-          result = evaluate.greedy(policy, params, held_out, limits=limits)
-        metrics.log(i + 1, evaluate.measured(result))
-        program.say(f"step {i + 1}: {evaluate.table({'tools': result})}")
+          trained = state.params["policy"]
+          params = policy.sampler.serve(join(trained, base))
+          held_out.ask(i + 1, params, trained, metrics)
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
         with watch.part("checkpoint"):
@@ -152,6 +150,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       if stop:
         break
   checkpoints.close()
+  held_out.close()
   metrics.close()
   if int(state.step) < c.optimizer.steps:
     program.say(f"stopped by SIGTERM at step {int(state.step)}: the same command goes on")

@@ -61,6 +61,29 @@ def test_roundtrip_is_bit_exact(tmp_path, background):
   assert jax.random.bits(restored["rng"]) == jax.random.bits(state["rng"])
 
 
+def test_a_step_that_donates_its_state_does_not_change_what_is_being_saved(tmp_path):
+  """Large enough that the disk is still busy when the next step writes over the arrays."""
+  overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: -x, tree), donate_argnums=0)
+  state = {str(k): jnp.full(2_000_000, float(k)) for k in range(1, 9)}
+  like = jax.tree.map(jnp.zeros_like, state)
+  with Checkpoints(tmp_path / "c", background=True) as checkpoints:
+    checkpoints.save(1, state, {})
+    jax.block_until_ready(overwrite(state))
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(like)
+  for name, x in restored.items():
+    np.testing.assert_array_equal(x, np.full(2_000_000, float(name), np.float32))
+
+
+def test_what_was_saved_beside_a_state_is_read_alone(tmp_path):
+  with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, train_state(), {"accuracy": step / 10})
+    assert checkpoints.extra(1) == {"accuracy": 0.1}
+    with pytest.raises(FileNotFoundError, match="has no step 3"):
+      checkpoints.extra(3)
+
+
 def test_restores_like_abstract_values(tmp_path):
   state = train_state()
   with Checkpoints(tmp_path, keep=1) as checkpoints:

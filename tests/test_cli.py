@@ -417,21 +417,21 @@ def test_export_of_a_checkpoint(workdir, tmp_path, capsys, monkeypatch):
   """By its step, or the latest of a run that has not ended; nothing of it stays beside OUT."""
   asked = []
 
-  def save_checkpoint(run, out, *, step):
-    asked.append((run, step))
+  def save_checkpoint(run, out, *, step, best):
+    asked.append((run, step, best))
     shutil.copytree(ASSETS, out / "model")
     return step or 40
 
   monkeypatch.setattr(runs, "save_checkpoint", save_checkpoint)
   assert cli.main(["export", str(workdir), str(tmp_path / "ended")]) == 0 and not asked
-  for name, chosen in (("early", ["--step", "20"]), ("late", [])):
+  for name, chosen in (("early", ["--step", "20"]), ("best", ["--best"]), ("late", [])):
     if not chosen:
       shutil.rmtree(workdir / "model")
     assert cli.main(["export", str(workdir), str(tmp_path / "out" / name), *chosen]) == 0
     load(tmp_path / "out" / name)
-  assert asked == [(workdir, 20), (workdir, None)]
+  assert asked == [(workdir, 20, False), (workdir, None, True), (workdir, None, False)]
   assert "the checkpoint of step 40" in capsys.readouterr().out
-  assert {f.name for f in (tmp_path / "out").iterdir()} == {"early", "late"}
+  assert {f.name for f in (tmp_path / "out").iterdir()} == {"early", "best", "late"}
 
 
 def test_export_replaces_weights_only_when_forced(workdir, tmp_path, capsys):

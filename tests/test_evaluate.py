@@ -1,7 +1,9 @@
 """Scores, and arms that change what a zoom shows and nothing else."""
 
+import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -9,7 +11,8 @@ from ml_collections import ConfigDict
 from configs import common
 from pixelis_jax import evaluate
 from pixelis_jax.agent import Limits
-from pixelis_jax.metrics import interval
+from pixelis_jax.checkpoint import BEST, Checkpoints
+from pixelis_jax.metrics import METRICS_FILE, Metrics, interval, read_lines
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, ToolCall, ToolResult
 from tests import fakes
@@ -154,6 +157,37 @@ def test_questions_of_a_file(policy, tmp_path):
   assert [(t.id, t.answer) for t in evaluate.tasks(c, policy)] == [("a", "x"), ("b", "x")]
   c.n = 10
   assert len(evaluate.tasks(c, policy)) == 3
+
+
+def test_the_best_weights_are_kept_over_a_restart(model_config, policy, tmp_path, monkeypatch):
+  c = ConfigDict({"eval": common.evaluation(n=2), "limits": common.limits()})
+  plain = evaluate.run(
+    [question("a", answer="7")],
+    generate=fakes.scripted(CHAT, {"a": ["?"]}),
+    run=toolbox().run,
+    limits=LIMITS,
+  )
+  accuracy = iter((0.4, 0.7, 0.6, 0.7, 0.65, 0.8))
+  result = lambda *_, **__: dataclasses.replace(plain, accuracy=next(accuracy))
+  monkeypatch.setattr(evaluate, "greedy", result)
+  trained = lambda step: {"w": jnp.full(3, float(step))}
+
+  def run(steps):
+    with Metrics(tmp_path, resume=steps.start - 1) as metrics:
+      held_out = evaluate.HeldOut(c, policy, tmp_path)
+      for step in steps:
+        held_out.ask(step, policy.params, trained(step), metrics)
+      held_out.close()
+    with Checkpoints(tmp_path / BEST, read_only=True) as kept:
+      step = kept.latest_step()
+      (found, extra) = kept.restore({"params": trained(0)})
+    assert float(found["params"]["w"][0]) == step
+    return step, extra["accuracy"]
+
+  assert run(range(1, 4)) == (2, 0.7)
+  assert run(range(2, 4)) == (2, 0.7)  # Killed and done again: as good as before is not better.
+  assert run(range(4, 5)) == (4, 0.8)
+  assert [line["accuracy"] for line in read_lines(tmp_path / METRICS_FILE)] == [0.4, 0.7, 0.65, 0.8]
 
 
 def test_the_program_writes_all_four_arms(model_config, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import demo, tiny_rft, tiny_sft
 from pixelis_jax import learner, runs
-from pixelis_jax.checkpoint import FOLDER, Checkpoints
+from pixelis_jax.checkpoint import BEST, FOLDER, Checkpoints
 from pixelis_jax.data import demos
 from pixelis_jax.model.load import load
 from pixelis_jax.model.lora import merge
@@ -62,6 +62,16 @@ def test_a_checkpoint_becomes_a_model(config, state, policy, model_config, tmp_p
     assert not (tmp_path / name / "adapter").exists()
 
 
+def test_the_best_becomes_a_model(policy, model_config, tmp_path):
+  """It holds nothing but the policy, whichever program kept it."""
+  workdir = run(tmp_path / "run", tiny_sft, model_config, {4: sft_state(policy, 0.4)})
+  with Checkpoints(workdir / BEST) as kept:
+    kept.save(2, {"params": moved(policy.params, 0.2)}, {"accuracy": 0.5})
+  assert runs.save_checkpoint(workdir, tmp_path / "out", best=True) == 2
+  _, params = load(tmp_path / "out" / "model")
+  assert max_difference(params, moved(policy.params, 0.2)) == 0.0
+
+
 def test_adapters_of_a_checkpoint_are_saved_and_merged(policy, model_config, tmp_path):
   c = tiny_rft.get_config("debug").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed, c.model.lora.rank = model_config.path, 0, 2
@@ -87,6 +97,8 @@ def test_what_is_not_there_is_named(model_config, tmp_path):
     runs.save_checkpoint(workdir, tmp_path / "out")
   with pytest.raises(FileNotFoundError, match="has no step 7"):
     runs.save_checkpoint(workdir, tmp_path / "out", step=7)
+  with pytest.raises(FileNotFoundError, match="best has no checkpoint yet"):
+    runs.save_checkpoint(workdir, tmp_path / "out", best=True)
 
 
 def test_a_workdir_may_belong_to_one_config(tmp_path):

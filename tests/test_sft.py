@@ -37,7 +37,7 @@ def straight(config, tmp_path_factory):
 
 def logged(workdir):
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  timeless = lambda line: {k: v for k, v in line.items() if "time" != k and "seconds" not in k}
+  timeless = lambda line: {k: v for k, v in line.items() if "time" != k and "second" not in k}
   return [timeless(line) for line in lines]
 
 

@@ -2,9 +2,9 @@
 
     pixelis plan --config=configs/rft.py:qwen2_5_vl_7b --topology=v5e-64
 
-The programs are those that `rft` runs, the compiler is the devices' own: what exceeds a TPU's
-memory is refused here as it would be there. Needs the extra `aot` and config.json, no weights.
-Nothing is run: no time is measured, and what the chips could do at most is arithmetic.
+The programs are those that `rft` runs, of `sft` its update; the compiler is the devices' own: what
+exceeds a TPU's memory is refused here as it would be there. Needs the extra `aot` and config.json,
+no weights. Nothing is run: no time is measured, and what the chips could do at most is arithmetic.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels.chips import GIB, Gpu, Tpu, slice_of
-from pixelis_jax import batch, learner, rft, sampler, sharding
+from pixelis_jax import batch, learner, rft, sampler, sft, sharding
+from pixelis_jax.data import demos
 from pixelis_jax.model import cost
 from pixelis_jax.model.decode import decode_rows, extend_rows
 from pixelis_jax.model.layers import KEYS
@@ -95,33 +96,47 @@ class Plan:
 
 
 def make(c: Any, topology: str, episode: Episode) -> Plan:
-  """Compiles what `rft` with this config runs on this slice, see `kernels.chips.slice_of`.
+  """Compiles what `rft` or `sft` with this config runs on this slice, see `chips.slice_of`.
 
   Raises ValueError for an unknown slice, a mesh that does not fit it, and FileNotFoundError without
   the model's config.json.
   """
   chip, devices = slice_of(topology)
+  held, planned = runs(c, devices, episode)
+  programs = tuple(_compile(chip, *run) for run in planned)
+  return Plan(chip=chip, devices=planned[0][1].size, held=held, programs=programs)
+
+
+# Name, mesh, function, arguments, options, beside, flops.
+Run = tuple[str, Mesh, Any, tuple, dict, int, int]
+
+
+def runs(
+  c: Any, devices: Sequence[jax.Device], episode: Episode
+) -> tuple[dict[str, int], list[Run]]:
+  """(bytes that lie on each device, what is run on them), arrays abstract and nothing compiled."""
   mesh = sharding.make_mesh(**c.mesh, devices=devices)
   rollouts = sharding.relaid(mesh, **c.rollout_mesh)
   model = Model(load_config(c.model.path), mesh=mesh, remat=c.model.remat)
   model = sampler.adapted_model(c.model, model)
   played = dataclasses.replace(model, mesh=rollouts)
   trained, base = _parameters(c, model)
-  step, tx, _ = rft.make_step(c, model)
-  state = _state(trained, tx, mesh)
+  plays = "grpo" in c
+  step, tx, _ = (rft if plays else sft).make_step(c, model)
+  state = _state(trained if plays else _with_heads(model, trained), tx, mesh)
   served = _placed(played.shapes(jnp.dtype(c.model.dtype)), played.shardings())
   held = {
-    "weights that learn": size(trained),
+    "weights that learn": size(state.params),
     "weights that do not": size(base),
     "optimizer": size(state.opt_state),
-    "gradients": size(trained),
+    "gradients": size(state.params),
     "weights that play": size(served),
   }
   learning = size(state) + size(base)
-  runs = [_update(c, model, episode, step, state, base)]
-  runs += _rollouts(c, played, episode, served, beside=learning)
-  programs = tuple(_compile(chip, *run) for run in runs)
-  return Plan(chip=chip, devices=mesh.size, held=held, programs=programs)
+  planned = [_update(c, model, episode, step, state, base)]
+  if plays:
+    planned += _rollouts(c, played, episode, served, beside=learning)
+  return held, planned
 
 
 def size(tree: Any) -> int:
@@ -138,6 +153,15 @@ def _parameters(c: Any, model: Model) -> tuple[Any, Any]:
   """(what learns, what does not) of an abstract model, where each lies."""
   dtype = c.model.dtype if model.lora is not None else c.model.master
   return learner.parts(model, _placed(model.shapes(jnp.dtype(dtype)), model.shardings()))
+
+
+def _with_heads(model: Model, trained: Any) -> Any:
+  """`learner.with_heads` of abstract parameters."""
+  bare = dataclasses.replace(model, mesh=None)
+  make = lambda: learner.with_heads(bare, {}, jax.random.key(0), labels=demos.LABELS)
+  heads = {name: x for name, x in jax.eval_shape(make).items() if name != "policy"}
+  places = sharding.shardings(learner.HEAD_AXES, heads, model.mesh)
+  return {"policy": trained, **_placed(heads, places)}
 
 
 def _placed(tree: Any, places: Any) -> Any:
@@ -173,40 +197,46 @@ def _state(trained: Any, tx: Any, mesh: Mesh) -> learner.TrainState:
   return learner.TrainState(step=step, params=trained, opt_state=moments, rng=key)
 
 
-# Name, mesh, function, arguments, options, beside, flops.
-Run = tuple[str, Mesh, Any, tuple, dict, int, int]
-
-
 def _update(c: Any, model: Model, episode: Episode, step: Any, state: Any, base: Any) -> Run:
-  """One update on the trajectories of all questions."""
-  config, mesh = model.config, model.mesh
+  """One update: of `rft` on the episodes of all questions, of `sft` on as many demonstrations."""
+  config, mesh, plays = model.config, model.mesh, "grpo" in c
   unit = 1 if config.vision is None else config.vision.merge_unit
-  Q, count = c.grpo.questions, c.grpo.questions * c.grpo.group
+  Q = c.grpo.questions if plays else c.batch
+  count = Q * c.grpo.group if plays else Q
   tokens = episode.tokens(unit)
   each = max(c.max_row // tokens, 1) if c.packed else 1  # Conversations a row.
   parts = model.blocks * c.accumulate
-  multiple = math.lcm(c.rows_multiple, parts)
+  multiple = math.lcm(c.rows_multiple if plays else 1, parts)
   rows, _ = batch.seats(batch.spread(-(-count // each), parts), parts, multiple_of=multiple)
   length = min(batch.round_up(each * tokens, multiple_of=batch.LENGTHS), c.max_row)
-  one = _one_row(model, episode, length)
   # A block's questions, and the pictures that its samples' tools showed.
   pictures = -(-Q // parts) + -(-count // parts) * max(episode.images - 1, 0)
   images = batch.round_up(pictures, multiple_of=max(multiple // parts, 1)) * parts
-  packed = batch.pack_grpo([one], np.ones(1), config, max_tokens=length, packed=c.packed)
-  vision, inputs = packed.inputs.vision, packed.inputs.replace(vision=None)
-  packed = _rows(packed.replace(inputs=inputs), mesh, rows)
-  packed = packed.replace(inputs=packed.inputs.replace(vision=_rows(vision, mesh, images)))
-  if c.grpo.kl_coef:
-    packed = packed.replace(ref_logps=packed.old_logps)
+  one, how = _one_row(model, episode, length), {"max_tokens": length, "packed": c.packed}
+  if plays:
+    packed = batch.pack_grpo([one], np.ones(1), config, **how)
+    held = {"vision": packed.inputs.vision}
+  else:
+    packed = batch.pack_sft([one], config, labels=demos.LABELS, **how)
+    held = {"vision": packed.inputs.vision, "sights": packed.sights}
+  held = _rows(held, mesh, images)
+  text = packed.inputs.replace(vision=None)
+  packed = packed.replace(inputs=text) if plays else packed.replace(inputs=text, sights=None)
+  packed = _rows(packed, mesh, rows)
+  packed = packed.replace(inputs=packed.inputs.replace(vision=held.pop("vision")), **held)
   key, scalar = _whole(jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0.0))), mesh)
+  rest = (base, key, scalar) if plays else ({"policy": base}, key)
+  if plays and c.grpo.kl_coef:
+    packed = packed.replace(ref_logps=packed.old_logps)
   work = cost.Work(
     tokens=count * tokens,
     pairs=count * tokens * tokens // 2,
-    words=count * tokens,
+    words=count * episode.written,
     **_seen(config, episode, Q + count * max(episode.images - 1, 0)),
   )
-  flops = cost.update(config, work, **learner.passes(model, state.params, c.model.freeze))
-  return "update", mesh, step, (state, packed, base, key, scalar), {}, 0, flops
+  trained = state.params if plays else state.params["policy"]
+  flops = cost.update(config, work, **learner.passes(model, trained, c.model.freeze))
+  return "update", mesh, step, (state, packed, *rest), {}, 0, flops
 
 
 def _seen(config: Any, episode: Episode, images: int) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from optax import GradientTransformation, Schedule
 
 from pixelis_jax import (
   batch,
@@ -34,6 +35,7 @@ from pixelis_jax.data.tasks import DemoSource, TaskSource, shuffled
 from pixelis_jax.metrics import Metrics, due
 from pixelis_jax.model import cost
 from pixelis_jax.model.lora import join
+from pixelis_jax.model.policy import Model
 
 
 def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.DatasetIterator:
@@ -86,20 +88,8 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   policy = sampler.load_policy(c.model, mesh=mesh, rollouts=rollouts, adapters=key)
   blind = sampler.with_tools(policy.settings, policy.model, policy.params, ())
   model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
-  freeze = tuple(f"policy/{name}" for name in c.model.freeze)
-  tx, schedule = learner.make_optimizer(c.optimizer, freeze=freeze)
-  loss = learner.sft_loss(
-    model,
-    entropy_weight=c.entropy_weight,
-    aim_weight=c.aim_weight,
-    sight_weight=c.sight_weight,
-  )
-
-  def teach(loss: learner.Loss) -> Callable[..., tuple[learner.TrainState, learner.Metrics]]:
-    loss = learner.computed_in(learner.frozen(loss, freeze), c.model.dtype)
-    return learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=mesh)
-
-  step, see = teach(loss), teach(learner.see_loss(model))
+  step, tx, schedule = make_step(c, model)
+  see, *_ = make_step(c, model, learner.see_loss(model))
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
   trained, base = learner.parts(model, params["policy"])
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
@@ -157,6 +147,26 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     return state
   sampler.save_policy(workdir, policy.settings, model, join(state.params["policy"], base))
   return state
+
+
+def make_step(
+  c: Any, model: Model, loss: learner.Loss | None = None
+) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
+  """((state, batch, {"policy": base}, key) -> (state, metrics), its optimizer, the rate by step).
+
+  Without a loss it is that of the config, `learner.sft_loss`.
+  """
+  freeze = tuple(f"policy/{name}" for name in c.model.freeze)
+  tx, schedule = learner.make_optimizer(c.optimizer, freeze=freeze)
+  loss = loss or learner.sft_loss(
+    model,
+    entropy_weight=c.entropy_weight,
+    aim_weight=c.aim_weight,
+    sight_weight=c.sight_weight,
+  )
+  loss = learner.computed_in(learner.frozen(loss, freeze), c.model.dtype)
+  step = learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=model.mesh)
+  return step, tx, schedule
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from pixelis_jax import plan
+from configs import tiny_sft
+from pixelis_jax import batch, learner, plan, sampler, sft, sharding
+from pixelis_jax.data import demos
 from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Model
+from tests import fakes
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,6 +139,49 @@ def test_rollouts_move_less_than_a_layer_of_weights_a_token(planned):
   assert set(write["moved"]) <= {"all-reduce", "all-gather"}
   weights = planned[0]["held"]["weights that play"]
   assert sum(write["moved"].values()) / 32 < weights / 4  # 32 tokens.
+
+
+def test_an_sft_update_is_planned_as_it_is_run(policy):
+  """The same program from abstract arrays as from real ones: shapes, dtypes and places."""
+  c = tiny_sft.get_config().copy_and_resolve_references().unlock()
+  c.model.path, c.batch, c.packed = str(ROOT / "assets/tiny-vl"), 6, False
+  c.mesh.data, c.mesh.fsdp, c.model.lora.rank, c.max_row = 2, 2, 2, 96
+  # Demonstrations as in the plan: 6 of 96 tokens, two images of 64 patches each, on 4 devices.
+  episode = plan.Episode(images=2, patches=64, asked=40, written=24)
+  _, ((name, mesh, step, (state, packed, *rest), *_),) = plan.runs(c, jax.devices()[:4], episode)
+  assert name == "update" and mesh.shape == {"data": 2, "fsdp": 2, "tensor": 1}
+
+  model = sampler.adapted_model(c.model, Model(load_config(c.model.path), mesh=mesh))
+  params = model.init(jax.random.key(0))
+  params = learner.with_heads(model, params, jax.random.key(0), labels=demos.LABELS)
+  trained, base = learner.parts(model, params["policy"])
+  real_step, tx, _ = sft.make_step(c, model)
+  real_state = learner.init_state({**params, "policy": trained}, tx, seed=0)
+  images = [
+    [policy.images.process(fakes.image(80, 80, seed=2 * i + j)) for j in range(2)] for i in range(6)
+  ]
+  rows = [demonstration(model.config, shown) for shown in images]
+  real = batch.pack_sft(
+    rows, model.config, max_tokens=c.max_row, multiple_of=4, blocks=4, labels=demos.LABELS
+  )
+  real = sharding.put_rows(real, mesh)
+  described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert described(state) == described(real_state)
+  assert described(packed) == described(real)
+  assert described(rest[0]) == described({"policy": base})
+  at = lambda tree: [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree)]
+  assert at((state.params, packed)) == at((real_state.params, real))
+  out, _ = step.trace(state, packed, *rest).out_info
+  assert described(out) == described(real_state)
+
+
+def demonstration(config, images) -> batch.Row:
+  """96 tokens, the two images' among them."""
+  tokens = np.zeros(96, np.int32)
+  for at, image in zip((1, 40), images, strict=True):
+    tokens[at : at + len(image.patches) // 4] = config.image_token
+  zeros = np.zeros(96, np.float32)
+  return batch.Row(tokens=tokens, images=tuple(images), loss_mask=zeros == 0, logps=zeros)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pixelis_jax import cluster
 from tests.conftest import CACHE
 
 ROOT = Path(__file__).parents[1]
+SPLIT = ["--config.mesh.data=1", "--config.mesh.fsdp=2"]  # Weights lie in both processes.
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"  # tests/conftest.py
 
 
@@ -73,8 +74,7 @@ def runs(request, tmp_path_factory):
   if program == "rft":  # The embedded model is right too often: groups would not differ.
     arguments += ["--config.grpo.temperature=2.5"]
   ended([start(program, folder / "one", *arguments)], folder / "one")
-  fsdp = ["--config.mesh.data=1", "--config.mesh.fsdp=2"]
-  ended(together(program, folder / "two", 2, *arguments, *fsdp), folder / "two")
+  ended(together(program, folder / "two", 2, *arguments, *SPLIT), folder / "two")
   return folder / "one", folder / "two"
 
 
@@ -105,7 +105,7 @@ def test_only_the_first_process_writes(runs):
 def test_when_one_is_killed_the_other_stops_and_both_resume(tmp_path):
   """Within a minute and with its name; the same command then goes on from the checkpoint."""
   arguments = ["--config=configs/tiny_sft.py:debug", "--config.optimizer.steps=400"]
-  arguments += ["--config.eval.every=400", "--config.save_every=1", "--config.see_steps=0"]
+  arguments += ["--config.eval.every=400", "--config.save_every=1", "--config.see_steps=0", *SPLIT]
   workdir = tmp_path / "run"
   started = together("sft", workdir, 2, *arguments)
   try:

@@ -165,7 +165,7 @@ def taught(text_settings, sums, tmp_path_factory):
   c = sft_config.get_config("text").unlock()
   c.model.path, c.model.random_seed, c.model.max_tokens = text_settings.path, 0, 16
   c.data.file = c.eval.file = sums
-  c.batch, c.max_row = 4, 128
+  c.batch, c.max_row, c.mesh.data = 4, 128, 1
   c.optimizer.steps, c.optimizer.warmup, c.optimizer.lr = 120, 10, 1e-2
   c.eval.every, c.save_every = 120, 120
   workdir = tmp_path_factory.mktemp("sft") / "run"
@@ -177,6 +177,8 @@ def own(config, workdir, sums):
   """A config of a program, for the taught model."""
   c = config.get_config("text").unlock()
   c.model.path, c.model.max_tokens = str(workdir / "model"), 16
+  if "mesh" in c:
+    c.mesh.data = 1
   for part in ("data", "eval", "shifted", "original"):
     if part in c:
       c[part].file = sums

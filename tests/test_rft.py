@@ -32,6 +32,7 @@ def config(model_config):
   c = tiny_rft.get_config("debug").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed, c.model.max_tokens = model_config.path, 0, 3
   c.limits.turns, c.eval.n = 2, 2
+  c.mesh.data = 1  # Meshes: test_meshes.py, test_cluster.py.
   return c.lock()
 
 

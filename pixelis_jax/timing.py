@@ -36,7 +36,7 @@ class Stopwatch:
       Perfetto read.
     """
     devices = mesh.local_devices
-    self._devices, self._peak = len(devices), peak(devices[0])
+    self._devices, self._peak = len(devices), peak(devices[0].device_kind)
     self._trace, self._clock = workdir / "profile" if profile else None, clock
     self._inside: list[str] = []
     self._begin(clock())

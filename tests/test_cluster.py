@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -71,8 +72,10 @@ def runs(request, tmp_path_factory):
   """(the directory of one process's run, that of two) of SFT or GRPO, debug size."""
   folder, program = tmp_path_factory.mktemp(request.param), request.param
   arguments = [f"--config=configs/tiny_{program}.py:debug", "--config.eval.n=3"]
+  arguments += ["--config.optimizer.steps=2"]
   if program == "rft":  # The embedded model is right too often: groups would not differ.
-    arguments += ["--config.grpo.temperature=2.5"]
+    arguments += ["--config.grpo.temperature=1.5", "--config.grpo.questions=4"]
+    arguments += ["--config.model.rows_multiple=16", "--config.rows_multiple=16"]  # Few programs.
   ended([start(program, folder / "one", *arguments)], folder / "one")
   ended(together(program, folder / "two", 2, *arguments, *SPLIT), folder / "two")
   return folder / "one", folder / "two"
@@ -82,7 +85,7 @@ def test_two_processes_train_what_one_trains(runs):
   """Weights split over both; each reads, plays and packs its share of each step.
 
   Losses agree to float32 sums in another order. Adam divides a gradient by its own size, so that
-  where one is nearly 0 its rounding moves a weight by up to the rate: 4 steps of at most 1e-3.
+  where one is nearly 0 its rounding moves a weight by up to the rate: 2 steps of at most 1e-3.
   """
   one, two = runs
   assert len(losses(one)) >= 2
@@ -90,7 +93,7 @@ def test_two_processes_train_what_one_trains(runs):
   mine, theirs = weights(one), weights(two)
   assert mine.keys() == theirs.keys()
   gaps = np.concatenate([np.abs(mine[name] - theirs[name]).ravel() for name in mine])
-  assert gaps.max() < 4e-3 and np.median(gaps) < 1e-6
+  assert gaps.max() < 2e-3 and np.median(gaps) < 1e-6
 
 
 def test_only_the_first_process_writes(runs):
@@ -119,7 +122,10 @@ def test_when_one_is_killed_the_other_stops_and_both_resume(tmp_path):
     for process in started:
       process.kill()
   log = (tmp_path / "run-0.log").read_text()
-  assert "Task 1 heartbeat timeout" in log  # Who is lost.
+  # Who is lost; the words depend on whether an exchange or the silence was noticed first.
+  assert re.search(r"Task 1 heartbeat timeout|stopped sending heartbeats\):\s+1\b", log), log[
+    -3000:
+  ]
   before = len(losses(workdir))
   again = together("sft", workdir, 2, *arguments)
   try:

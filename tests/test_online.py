@@ -1,6 +1,7 @@
 """The whole loop on real scenes: what it leaves, how it continues after a kill, what it refuses."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pixelis_jax import online
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
 from tests import fakes
+from tests.conftest import CACHE
 
 ROOT = Path(__file__).parents[1]
 KEYS = (
@@ -130,7 +132,9 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command += [f"--workdir={workdir}", "--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
-  child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+  child = subprocess.Popen(command, cwd=ROOT, env=env, **quiet)
   metrics = workdir / "metrics.jsonl"
   deadline = time.monotonic() + 240
   while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
@@ -145,7 +149,7 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
   published = checkpoints.latest_step()
   checkpoints.close()
-  subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=240)
+  subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=240)
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     ids = memory.ids()
   assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 16

@@ -33,6 +33,7 @@ def config(model_config):
   c.model.path, c.model.random_seed, c.model.max_tokens = model_config.path, 0, 3
   c.limits.turns, c.eval.n = 2, 2
   c.mesh.data = 1  # Meshes: test_meshes.py, test_cluster.py.
+  c.model.rows_multiple = c.rows_multiple = 8  # All rows of a step, always: few programs.
   return c.lock()
 
 

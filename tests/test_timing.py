@@ -59,7 +59,7 @@ def test_a_line_is_the_mean_of_its_steps_and_what_follows_it_is_the_next_ones(no
 
 
 def test_utilisation_is_of_the_peak_of_all_devices_while_they_update(now, tmp_path, monkeypatch):
-  monkeypatch.setattr(timing, "peak", lambda device: 1000.0)
+  monkeypatch.setattr(timing, "peak", lambda kind: 1000.0)
   mesh = sharding.make_mesh(1, 1, 2)
   watch = timing.Stopwatch(mesh, tmp_path, profile=False, clock=lambda: now[0])
   for _ in watch.steps(range(1)):

@@ -7,8 +7,6 @@ softmax are not. XLA's own count takes a scanned layer for one.
 
 import dataclasses
 
-import jax
-
 from kernels.chips import CHIPS
 from pixelis_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
@@ -69,7 +67,7 @@ def update(config: ModelConfig, work: Work, *, text: int = 3, visual: int = 3) -
   return text * decoding(config.text, work) + visual * tower
 
 
-def peak(device: jax.Device) -> float | None:
-  """bfloat16 operations a second of a chip that `kernels.chips` knows; None of another device."""
-  rates = (chip.rate for chip in CHIPS.values() if device.device_kind in chip.kinds)
+def peak(kind: str) -> float | None:
+  """bfloat16 operations a second of a chip, by JAX's name for it; None of one not in CHIPS."""
+  rates = (chip.rate for chip in CHIPS.values() if kind in chip.kinds)
   return next(rates, None)

@@ -11,13 +11,15 @@ greedy token, and many, behind a prompt with an image, from a key-value cache), 
 the other tokens of `generate` took beyond `prefill`. tiny is assets/tiny-vl; the others are random
 Qwen2.5-VLs of about that many weights, 7b in the shapes of Qwen2.5-VL-7B. Torch is transformers'
 own model with scaled dot product attention, eager; with --compile its forward and backward are
-measured through torch.compile too. Both sides run on JAX's default device. The ratio is torch's
-median time over ours: above 1 ours is faster. Results are compared first, both with torch's in
-float32: a benchmark of two different computations says nothing.
+measured through torch.compile too, with --unrolled our programs hold no loops. Both sides run on
+JAX's default device. The ratio is torch's median time over ours: above 1 ours is faster. Results
+are compared first, both with torch's in float32: a benchmark of two different computations says
+nothing.
 """
 
 import argparse
 import dataclasses
+import functools
 import os
 import statistics
 import tempfile
@@ -309,8 +311,11 @@ def main() -> None:
   parser.add_argument("--new", type=int, default=64, help="tokens decoded")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--compile", action="store_true", help="measure torch.compile as well")
+  parser.add_argument("--unrolled", action="store_true", help="our loops over layers written out")
   parser.add_argument("--out", type=Path, default=Path("runs/forward"))
   args = parser.parse_args()
+  if args.unrolled:
+    jax.lax.scan = functools.partial(jax.lax.scan, unroll=True)
   setting = Setting(args.dtype, args.rows, args.tokens, args.side, args.new)
   rows = []
   head = (

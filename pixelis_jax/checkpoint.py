@@ -68,11 +68,12 @@ class Checkpoints:
     if step in manager.all_steps():
       raise ValueError(f"checkpoint {self.directory} already has step {step}")
     raw = jax.tree.map(_to_saved, state)
+    extra = json.loads(json.dumps(dict(extra)))  # As it is now: it may be written later.
     manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(raw),
-        extra=ocp.args.JsonSave(dict(extra)),
+        extra=ocp.args.JsonSave(extra),
         layout=ocp.args.JsonSave({"leaves": _layout(state), "keys": _key_impls(state)}),
       ),
       force=True,

@@ -94,6 +94,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   trained, base = learner.parts(model, params["policy"])
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
+  seeing = partial(flops, text=0)  # The decoder is not run.
   data = rows(c, policy, blind)
   held_out = evaluate.HeldOut(c, policy, workdir)
 
@@ -121,9 +122,10 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
         packed = sharding.put_rows(packed, mesh)
       # The step is dispatched, not waited for: the next batch is made while the devices compute.
       with watch.part("update"):
-        taught, key = see if i < c.see_steps else step, jax.random.fold_in(state.rng, i)
+        taught, took = (see, seeing) if i < c.see_steps else (step, flops)
+        key = jax.random.fold_in(state.rng, i)
         state, measured = taught(state, packed, {"policy": base}, key)
-        watch.did(tokens=work.tokens, flops=flops(work))
+        watch.did(tokens=work.tokens, flops=took(work))
       if due(i, c.log_every, c.optimizer.steps):
         # The devices are waited for first, as a part of the update.
         measured |= watch.read(measured) | {"lr": float(schedule(i)), "filled": filled}

@@ -61,16 +61,21 @@ def test_roundtrip_is_bit_exact(tmp_path, background):
   assert jax.random.bits(restored["rng"]) == jax.random.bits(state["rng"])
 
 
-def test_a_step_that_donates_its_state_does_not_change_what_is_being_saved(tmp_path):
-  """Large enough that the disk is still busy when the next step writes over the arrays."""
+def test_what_happens_next_does_not_change_what_is_being_saved(tmp_path):
+  """Large enough that the disk is still busy when the next step, which is donated the arrays,
+  writes over them, and the data iterator moves on.
+  """
   overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: -x, tree), donate_argnums=0)
   state = {str(k): jnp.full(2_000_000, float(k)) for k in range(1, 9)}
   like = jax.tree.map(jnp.zeros_like, state)
   with Checkpoints(tmp_path / "c", background=True) as checkpoints:
-    checkpoints.save(1, state, {})
+    cursor = {"files": [3]}
+    checkpoints.save(1, state, {"data": cursor})
+    cursor["files"][0] = 4
     jax.block_until_ready(overwrite(state))
     checkpoints.wait()
-    restored, _ = checkpoints.restore(like)
+    restored, extra = checkpoints.restore(like)
+  assert extra == {"data": {"files": [3]}}
   for name, x in restored.items():
     np.testing.assert_array_equal(x, np.full(2_000_000, float(name), np.float32))
 

@@ -25,7 +25,7 @@ from record import ROOT, record  # noqa: E402 - the file beside this one.
 from configs import tiny_rft  # noqa: E402
 from pixelis_jax import plan  # noqa: E402
 
-LAYOUTS = ("data", "fsdp", "tensor")
+LAYOUTS = ("data", "fsdp")
 EPISODE = plan.Episode(images=2, patches=64, asked=160, written=64)
 
 

@@ -3,8 +3,8 @@
     PYTHONPATH=.venv/aot python benchmarks/plans.py --out runs/plans
 
 A pair takes two to four minutes and is kept in the directory: an interrupted table goes on. Columns
-are GiB on a device and, of the update, what a device receives and the seconds that its operations
-take at the chips' peak rate; nothing is run. Exit code 0 whether things fit or not.
+are GiB on a device, `moved` what a device receives in an update; nothing is run. Exit code 0
+whether things fit or not.
 """
 
 import argparse

@@ -125,37 +125,33 @@ class Gpu:
     return list(described.devices)
 
 
+# https://resources.nvidia.com/en-us-hopper-architecture/nvidia-h100-tensor-c (SXM5)
+_H100 = Gpu(
+  name="NVIDIA H100 80GB HBM3",
+  capability=(9, 0),
+  processors=132,
+  lanes=128,
+  shared=228 * 1024,
+  cache=50 * 2**20,
+  bandwidth=3_350_000_000_000,
+  clock=1.98,
+  memory=80 * GIB,
+  rate=989e12,
+  backend="gpu",
+)
+
 CHIPS = {
   "v5e": Tpu("v5e", 16 * GIB, 819e9, 197e12, _SQUARES, ("TPU v5 lite", "TPU v5e")),
   "v5p": Tpu("v5p", 95 * GIB, 2765e9, 459e12, _CUBES, ("TPU v5", "TPU v5p")),
   "v6e": Tpu("v6e", 32 * GIB, 1640e9, 918e12, _SQUARES, ("TPU v6 lite", "TPU v6e")),
-  # https://resources.nvidia.com/en-us-hopper-architecture/nvidia-h100-tensor-c (SXM5)
-  "h100": Gpu(
-    name="NVIDIA H100 80GB HBM3",
-    capability=(9, 0),
-    processors=132,
-    lanes=128,
-    shared=228 * 1024,
-    cache=50 * 2**20,
-    bandwidth=3_350_000_000_000,
-    clock=1.98,
-    memory=80 * GIB,
-    rate=989e12,
-    backend="gpu",
-  ),
+  "h100": _H100,
   # https://nvdam.widen.net/s/nb5zzzsjdf/hpc-datasheet-sc23-h200-datasheet-3002446
-  "h200": Gpu(
+  "h200": dataclasses.replace(
+    _H100,
     name="NVIDIA H200",
-    capability=(9, 0),
-    processors=132,
-    lanes=128,
-    shared=228 * 1024,
     cache=60 * 2**20,
     bandwidth=4_800_000_000_000,
-    clock=1.98,
     memory=140 * GIB,
-    rate=989e12,
-    backend="gpu",
   ),
   # https://images.nvidia.com/aem-dam/en-zz/Solutions/data-center/nvidia-ampere-architecture-whitepaper.pdf
   "a100": Gpu(

@@ -455,8 +455,8 @@ def filled(batch: SftBatch | GrpoBatch) -> float:
 def _pairs(segments: Int[np.ndarray, "B T"]) -> int:
   """Pairs of positions of a row with the same segment; 0 is padding."""
   rows = np.arange(len(segments))[:, None] * (segments.max(initial=0) + 1)
-  _, counts = np.unique((rows + segments)[segments > 0], return_counts=True)
-  return int((counts.astype(np.int64) ** 2).sum())
+  counts = np.bincount((rows + segments)[segments > 0])
+  return int((counts**2).sum())
 
 
 def pack_sft(

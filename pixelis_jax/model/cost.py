@@ -53,8 +53,7 @@ def seeing(config: VisionConfig, work: Work) -> int:
 
 def forward(config: ModelConfig, work: Work) -> int:
   """Of a pass forward."""
-  tower = 0 if config.vision is None else seeing(config.vision, work)
-  return decoding(config.text, work) + tower
+  return update(config, work, text=1, visual=1)
 
 
 def update(config: ModelConfig, work: Work, *, text: int = 3, visual: int = 3) -> int:

@@ -34,6 +34,7 @@ from pixelis_jax.batch import image_sources, pack_images, round_up, seats, sprea
 from pixelis_jax.chat.family import frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
+from pixelis_jax.chat.videos import clips_of
 from pixelis_jax.cluster import agree
 from pixelis_jax.model import lora
 from pixelis_jax.model.decode import decode_rows, embedded_rows, extend_rows
@@ -477,7 +478,9 @@ def with_tools(
 ) -> Policy:
   """The same weights under a prompt that offers `tools`; none: a prompt without tools."""
   # The chat needs the tools' schemas, the tools its frame of coordinates: both read the directory.
-  toolbox = Toolbox(tuple(tools), shown_size=frame_of(c.path), preset=c.preset)
+  toolbox = Toolbox(
+    tuple(tools), shown_size=frame_of(c.path), shown_frames=clips_of(c.path), preset=c.preset
+  )
   chat = Chat.from_directory(c.path, tools=toolbox.schemas, guidelines=c.guidelines)
   sampler = Sampler(
     model if rollouts is None else dataclasses.replace(model, mesh=rollouts),

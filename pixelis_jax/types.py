@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, dataclass_transform, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 # Anonymous sides: the images of one task may differ in size.
 Pixels: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
@@ -103,19 +103,41 @@ class ToolCall:
 
 @value
 class Picture:
-  """Pixels a tool returned, and where they lie: `box` in source pixels of `Task.images[source]`."""
+  """Pixels a tool returned, and where they lie: `box` in source pixels of `Task.images[source]`.
+
+  With `frame`, of that frame of `Task.videos[source]`.
+  """
 
   pixels: Pixels
   source: int
   box: Box
+  frame: int | None = None
+
+
+@value
+class Mask:
+  """An object's pixels: `inside` has the size of `box`, whole source pixels as in `Picture`."""
+
+  inside: Bool[np.ndarray, "_ _"]
+  source: int
+  box: Box
+  frame: int | None = None
+
+  def __post_init__(self):
+    if self.inside.shape != (self.box.height, self.box.width):
+      raise ValueError(f"mask of {self.inside.shape} must have the size of its box {self.box}")
 
 
 @value
 class ToolResult:
-  """What the policy is shown after a call. `error` is for the policy; then `images` is empty."""
+  """What the policy is shown after a call. `error` is for the policy; then `images` is empty.
+
+  `masks` are not shown: later calls refer to them by their number in the episode, from 1.
+  """
 
   text: str
   images: tuple[Picture, ...] = ()
+  masks: tuple[Mask, ...] = ()
   error: str | None = None
   seconds: float = 0.0
 

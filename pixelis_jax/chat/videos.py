@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from jaxtyping import Float64, Int
 from PIL import Image
 
 from pixelis_jax.chat import images
-from pixelis_jax.chat.family import family_of
+from pixelis_jax.chat.family import Family, Size, family_of
 from pixelis_jax.types import Patches, Pixels, Video, content_key
 
 UNKNOWN_FPS = 24.0  # What transformers takes where nobody says how fast the frames follow.
@@ -169,10 +171,15 @@ class VideoProcessor:
     counted = round(frames / self.frames) * self.frames
     return images.fit(height, width, unit, low, high, frames=frames, counted=counted)
 
+  def chosen(self, video: Video) -> Int[np.ndarray, " N"]:
+    """Indices of the frames of this video that are shown."""
+    fps, times = clock(video)
+    return self.sample(len(times), fps)
+
   def seconds(self, video: Video) -> Float64[np.ndarray, " T"]:
     """When each step of `process` is shown: the mean of its first and last frame's seconds."""
-    fps, times = clock(video)
-    times = times[self.sample(len(times), fps)]
+    _, times = clock(video)
+    times = times[self.chosen(video)]
     times = np.append(times, [times[-1]] * (-len(times) % self.frames))
     return (times[:: self.frames] + times[self.frames - 1 :: self.frames]) / 2
 
@@ -186,7 +193,7 @@ class VideoProcessor:
     1.25, the sum of bicubic weights without their signs. Else values are equal bit for bit.
     """
     fps, times = clock(video)
-    chosen = self.sample(len(times), fps)
+    chosen = self.chosen(video)
     interval = self.frames * len(times) / (len(chosen) * fps)
     size = self.shown_size(len(chosen), *video.frames.shape[1:3])
     resized = np.stack([self._resize(frame, *size) for frame in video.frames[chosen]])
@@ -203,6 +210,23 @@ class VideoProcessor:
     """Across, then down, as torch does; Pillow by itself chooses the order, which changes bytes."""
     across = Image.fromarray(frame).resize((width, frame.shape[0]), resample=self.resample)
     return np.asarray(across.resize((width, height), resample=self.resample))
+
+
+def clips_of(path: str | Path) -> Callable[[Video], tuple[Int[np.ndarray, " N"], Size]] | None:
+  """A video to the indices of its frames that are shown and the frame its coordinates have.
+
+  As `family.frame_of` does for images: (height, width) of the size shown, or of the family's own
+  frame. None for a text-only model.
+  """
+  family = family_of(path)
+  return partial(_clip, family, VideoProcessor.from_directory(path)) if family.sees else None
+
+
+def _clip(
+  family: Family, videos: VideoProcessor, video: Video
+) -> tuple[Int[np.ndarray, " N"], Size]:
+  chosen = videos.chosen(video)
+  return chosen, family.coordinates or videos.shown_size(len(chosen), *video.frames.shape[1:3])
 
 
 def clock(video: Video) -> tuple[float, Float64[np.ndarray, " F"]]:

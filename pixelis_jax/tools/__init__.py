@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pixelis_jax.tools import schema as schemas
 from pixelis_jax.tools import zoom
-from pixelis_jax.tools.sight import Mistake, Sight
+from pixelis_jax.tools.sight import Mistake, ShownFrames, Sight, Size
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import Task, ToolCall, ToolResult
 
@@ -44,8 +44,10 @@ class Toolbox:
 
   Args:
     names: operations, such as "zoom_in"; none gives a box in which every call is a mistake.
-    shown_size: (height, width) of an image to the size the policy sees it at:
-      `ImageProcessor.shown_size`.
+    shown_size: (height, width) of an image to the frame in which the policy gives places in it:
+      `chat.family.frame_of`.
+    shown_frames: a video to the numbers of its frames that are shown, and that frame of theirs:
+      `chat.family.clips_of`; None for a policy that is shown no videos.
     preset: whose names, coordinates and texts the tools have, a key of `PRESETS`.
 
   Raises:
@@ -56,7 +58,8 @@ class Toolbox:
     self,
     names: Sequence[str],
     *,
-    shown_size: Callable[[int, int], tuple[int, int]],
+    shown_size: Callable[[int, int], Size],
+    shown_frames: ShownFrames | None = None,
     preset: str = "qwen",
   ):
     if preset not in PRESETS:
@@ -65,7 +68,7 @@ class Toolbox:
     if unknown := [name for name in names if name not in known]:
       raise ValueError(f"tools {unknown} must be among {sorted(known)} for preset {preset!r}")
     self.tools = {known[name]: TOOLS[known[name]] for name in names}
-    self.shown_size = shown_size
+    self.shown_size, self.shown_frames = shown_size, shown_frames
 
   @property
   def schemas(self) -> list[Mapping]:
@@ -82,7 +85,13 @@ class Toolbox:
       view: applied to every picture returned; one view for a whole episode.
     """
     started = time.perf_counter()
-    sight = Sight(task=task, results=results, shown_size=self.shown_size, view=view)
+    sight = Sight(
+      task=task,
+      results=results,
+      shown_size=self.shown_size,
+      shown_frames=self.shown_frames,
+      view=view,
+    )
     tool = self.tools.get(call.name)
     try:
       if tool is None:

@@ -1,12 +1,10 @@
 """ZOOM_IN: the source pixels under a box, in three wire formats of released policies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from pixelis_jax.tools import places
 from pixelis_jax.tools.sight import Mistake, Shown, Sight
 from pixelis_jax.types import Box, ToolResult
-
-MAX_ASPECT = 100.0
-_BOX = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
 
 ZOOM_IN = {
   "type": "function",
@@ -17,14 +15,10 @@ ZOOM_IN = {
       "type": "object",
       "properties": {
         "bbox_2d": {
-          **_BOX,
+          **places.BOX,
           "description": "The region [x1, y1, x2, y2] in pixels of the image as shown.",
         },
-        "image": {
-          "type": "integer",
-          "description": "Which image, counted from 1 in the order shown. Default: 1.",
-          "minimum": 1,
-        },
+        "image": places.IMAGE,
       },
       "required": ["bbox_2d"],
     },
@@ -66,7 +60,10 @@ IMAGE_ZOOM_IN_TOOL = {
     "parameters": {
       "type": "object",
       "properties": {
-        "bbox_2d": {**_BOX, "description": "The region [x1, y1, x2, y2] in pixels of the image."},
+        "bbox_2d": {
+          **places.BOX,
+          "description": "The region [x1, y1, x2, y2] in pixels of the image.",
+        },
         "label": {"type": "string", "description": "What is in the region."},
       },
       "required": ["bbox_2d"],
@@ -81,13 +78,9 @@ def zoom_in(arguments: Mapping[str, object], sight: Sight) -> ToolResult:
   The box is clipped to the image; at least 2 shown pixels a side and an aspect of at most 100 must
   remain. A box in an earlier crop is resolved to the source, so zooming twice shows real detail.
   """
-  shown = _pick(sight, arguments.get("image", 1), "image")
-  height, width = shown.size
-  x0, y0, x1, y1 = _clipped(arguments["bbox_2d"], height, width)
-  if min(x1 - x0, y1 - y0) < 2:
-    raise Mistake(f"bbox_2d is too small: {x1 - x0:g} x {y1 - y0:g} pixels, at least 2 x 2 needed")
-  box = shown.to_source(x0 / width, y0 / height, x1 / width, y1 / height)
-  return ToolResult(text="Here is the zoomed image.", images=(sight.crop(shown.source, box),))
+  shown = places.pick(sight, arguments.get("image", 1), "image")
+  picture = sight.crop(shown.source, places.box(arguments, shown), shown.frame)
+  return ToolResult(text="Here is the zoomed image.", images=(picture,))
 
 
 def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> ToolResult:
@@ -102,7 +95,7 @@ def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> Tool
   number, corners = arguments["target_image"], arguments["bbox_2d"]
   if len(corners) != 4:
     raise Mistake(f"bbox_2d must have 4 items, not {len(corners)}")
-  shown = _pick(sight, number, "target_image")
+  shown = places.pick(sight, number, "target_image")
   height, width = _original(shown) if number <= len(sight.task.images) else shown.size
   x_unit, y_unit = (1, 1) if all(c < 1 for c in corners) else (width, height)
   # Pillow's crop rounds the edges.
@@ -117,7 +110,7 @@ def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> Tool
   if min(x1 - x0, y1 - y0) <= 28:
     raise Mistake(f"Cropped image is too small: {x1 - x0}x{y1 - y0}")
   box = shown.to_source(x0 / width, y0 / height, x1 / width, y1 / height)
-  picture = sight.crop(shown.source, box)
+  picture = sight.crop(shown.source, box, shown.frame)
   shown_height, shown_width = sight.shown_size(*picture.pixels.shape[:2])
   text = f"\nHere is the cropped image (Image Size: {shown_width}x{shown_height}):"
   return ToolResult(text=text, images=(picture,))
@@ -131,21 +124,13 @@ def image_zoom_in_tool(arguments: Mapping[str, object], sight: Sight) -> ToolRes
   """
   shown = sight.shown()[0]
   height, width = _original(shown)
-  x0, y0, x1, y1 = _clipped(arguments["bbox_2d"], height, width)
+  x0, y0, x1, y1 = places.clipped(arguments["bbox_2d"], height, width)
   if min(x1 - x0, y1 - y0) <= 30:
     raise Mistake(
       f"bbox_2d is too small: {x1 - x0:g} x {y1 - y0:g} pixels, more than 30 x 30 needed"
     )
   picture = sight.crop(shown.source, Box(x0, y0, x1, y1))
   return ToolResult(text="Here is the zoomed image.", images=(picture,))
-
-
-def _pick(sight: Sight, number: float | int, name: str) -> Shown:
-  """The image with this number, counted from 1."""
-  images = sight.shown()
-  if number != int(number) or not 1 <= number <= len(images):
-    raise Mistake(f"Incorrect `{name}` {number:g}: choose one of the images 1 to {len(images)}")
-  return images[int(number) - 1]
 
 
 def _original(shown: Shown) -> tuple[int, int]:
@@ -155,19 +140,3 @@ def _original(shown: Shown) -> tuple[int, int]:
 
 def _fraction(x: float) -> float:
   return min(max(0.0, x), 1.0)
-
-
-def _clipped(
-  corners: Sequence[float | int], height: int, width: int
-) -> tuple[float, float, float, float]:
-  """The part of the box inside an image of this size; it must exist, not thinner than 1 : 100."""
-  x0, y0, x1, y1 = (float(c) for c in corners)
-  x0, y0, x1, y1 = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
-  if not (x0 < x1 and y0 < y1):
-    asked = ", ".join(f"{c:g}" for c in corners)
-    raise Mistake(
-      f"bbox_2d [{asked}] must satisfy 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}"
-    )
-  if max(x1 - x0, y1 - y0) > MAX_ASPECT * min(x1 - x0, y1 - y0):
-    raise Mistake(f"bbox_2d is too thin: {x1 - x0:g} x {y1 - y0:g} pixels, at most 100 to 1")
-  return x0, y0, x1, y1

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pixelis_jax.chat.videos import VideoProcessor, clock
+from pixelis_jax.chat.videos import VideoProcessor, clips_of, clock
 from pixelis_jax.types import Video
 from tests.chat import oracle
 from tests.chat.conftest import write
@@ -246,3 +246,20 @@ def test_refuses_frames_that_cannot_be_shown(tmp_path, family):
   ours = processor(tmp_path, family)
   with pytest.raises(ValueError, match="402 x 2 pixels: the longer side .* 200 times"):
     ours.process(video(noise(2, 402, 2)))
+
+
+@pytest.mark.parametrize("family, frame", [("qwen2_5_vl", None), ("qwen3_vl", (1000, 1000))])
+def test_coordinates_of_a_video_are_those_of_its_frames_as_shown(tmp_path, family, frame):
+  """Every second of 20 frames, 10 a second; Qwen3-VL gives places in thousandths of any picture."""
+  write(tmp_path / "config.json", model_type=family)
+  ours = processor(tmp_path, family, do_sample_frames=True, fps=5, min_frames=2)
+  clip = video(noise(20, 90, 120), fps=10)
+  chosen, size = clips_of(tmp_path)(clip)
+  np.testing.assert_array_equal(chosen, ours.chosen(clip))
+  assert len(chosen) == 10
+  assert size == (frame or ours.process(clip).size)
+
+
+def test_a_text_model_is_shown_no_videos(tmp_path):
+  write(tmp_path / "config.json", model_type="qwen3")
+  assert clips_of(tmp_path) is None

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from pixelis_jax.tools.sight import Mistake, Shown, Sight
 from pixelis_jax.tools.views import IDENTITY, VIEWS, View
-from pixelis_jax.types import Box, Picture, Task, ToolResult
+from pixelis_jax.types import Box, Picture, Task, ToolResult, Video
 
 BY_NAME = {view.name: view for view in VIEWS}
 
@@ -120,3 +121,15 @@ def test_a_custom_view_composes_jitter_rotation_and_contrast():
   pixels = sight(view).crop(0, Box(10.0, 20.0, 30.0, 40.0)).pixels
   want = 255 - np.rot90(noise()[20:40, 20:40]).astype(int)  # Moved right by half of 20.
   assert np.abs(pixels - want).max() <= 1  # One grey level of bicubic rounding.
+
+
+def test_a_frame_of_a_video_is_cropped_and_referred_to():
+  frames = np.stack([noise(40, 60, seed) for seed in range(3)])
+  video = Video(frames=frames, times=np.arange(3, dtype=np.float32))
+  task = Task(id="a", images=(noise(),), question="?", answer=None, videos=(video,))
+  see = Sight(task=task, results=(), shown_size=lambda h, w: (h, w), view=IDENTITY)
+  picture = see.crop(0, Box(10.0, 5.0, 30.0, 25.0), 2)
+  np.testing.assert_array_equal(picture.pixels, frames[2, 5:25, 10:30])
+  later = dataclasses.replace(see, results=(ToolResult(text="", images=(picture,)),))
+  _, crop = later.shown()
+  assert (crop.source, crop.frame, corners(crop.box)) == (0, 2, (10, 5, 30, 25))

@@ -204,7 +204,7 @@ def local(
     rows_only: Only "batch" is split here, and may be named; along `tensor` the partitioner goes on.
       A gradient of what all rows share is then summed over them once, behind the function.
   """
-  if mesh is None or mesh.size == 1:
+  if mesh is None or (row_blocks(mesh) if rows_only else mesh.size) == 1:
     return function
   inside = tuple(spec(axes) for axes in inputs)
   manual = {name for name in RULES["batch"] or ()} if rows_only else set(MESH_AXES)

@@ -85,6 +85,14 @@ def test_a_grpo_step_is_that_of_one_device(sharded, played, alone, packed):
   assert float(alone[1]["grad_norm"]) > 0.1
 
 
+def test_a_mesh_may_split_heads_alone(policy, played, alone):
+  """Then no rows are apart, and nothing may be manual over them."""
+  tensor = on(policy, (1, 1, 2))
+  state, measured = update(tensor, grpo_batch(tensor, played))
+  np.testing.assert_allclose(measured["loss"], alone[1]["loss"], rtol=1e-5)
+  assert max_difference(state.params, alone[0].params) < 1e-5
+
+
 def test_parameters_stay_where_they_were(sharded, played):
   """An update that gathered them would fit no device that a large model needs."""
   state, _ = update(sharded, grpo_batch(sharded, played))

@@ -63,7 +63,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 aot: $(VENV)/.installed-test
 	PYTHONPATH=$(AOT) $(BIN)/python -m kernels.aot --out runs/aot.json

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from pixelis_jax import agent, evaluate, learner, program, runs, sampler, sharding
@@ -44,6 +45,7 @@ class Outcome:
 def run(
   c: Any,
   policy: sampler.Policy,
+  learning: sampler.Policy,
   stream: Sequence[Request],
   probe: Probe,
   workdir: Path,
@@ -52,6 +54,8 @@ def run(
   """Answers the whole stream and learns from it meanwhile; continues where the workdir stopped.
 
   Args:
+    policy: answers, and with its own weights votes.
+    learning: the same on the devices that learn; on several these must be devices of their own.
     stream: unlabelled, the same requests in the same order when a run is continued.
     on_answers: called with (requests answered so far, signals that need no label).
   """
@@ -62,7 +66,7 @@ def run(
   with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
     start = {"next": 0, "history": History.start(c.vote).to_dict()}
     state = memory.get_state("stream") or start
-    learn = Learner(c, policy, published, probe, workdir)
+    learn = Learner(c, learning, published, probe, workdir)
     answer = Answerer(c, policy, published, memory)
     inbox = Inbox()
     _refill(inbox, memory, learn.learned, policy, c)
@@ -72,13 +76,15 @@ def run(
       Metrics(workdir, resume=state["next"]) as metrics,
       concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
-      learning = pool.submit(learn.run, inbox)
+      learner_thread = pool.submit(learn.run, inbox)
       try:
         for at in range(state["next"], len(stream), c.arrivals):
           arrived = stream[at : at + c.arrivals]
           if c.pace == "learner":
-            _keep_pace(inbox, c.learn.requests + c.arrivals, learning)
-          if learning.done():  # A learner that died must not go unnoticed while answers go on.
+            _keep_pace(inbox, c.learn.requests + c.arrivals, learner_thread)
+          if (
+            learner_thread.done()
+          ):  # A learner that died must not go unnoticed while answers go on.
             break
           started = time.monotonic()
           key = jax.random.fold_in(jax.random.key(c.seed), at)
@@ -100,10 +106,10 @@ def run(
           on_answers(done, {**signals, **learn.signals()})
       finally:
         inbox.close()
-        concurrent.futures.wait([learning])
+        concurrent.futures.wait([learner_thread])
         learn.close()
         trajectories.close()
-      learning.result()
+      learner_thread.result()
   _, params = published.latest()
   # From the log: it remembers those of a run that was stopped and continued.
   seconds = lambda path, name: [line[name] for line in read_lines(path / METRICS_FILE)]
@@ -147,6 +153,25 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
   )
   print(f"{c.requests}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
   return stream
+
+
+def meshes(c: Any) -> tuple[Mesh, Mesh]:
+  """(where answers are given, where is learned): `c.mesh`, and the devices behind it.
+
+  Both may be one device. On several, programs of two threads would begin in another order on each
+  device, and wait for one another for ever.
+  """
+  if jax.process_count() > 1:
+    raise ValueError(f"online is one process, not {jax.process_count()}: start one a model's copy")
+  answering = sharding.make_mesh(**c.mesh)
+  if c.learn.mesh.data:
+    return answering, sharding.make_mesh(**c.learn.mesh, devices=jax.devices()[answering.size :])
+  if answering.size > 1:
+    raise ValueError(
+      f"mesh {dict(answering.shape)} has {answering.size} devices: learning needs devices of its "
+      "own, set learn.mesh.data (-1: those that mesh leaves)"
+    )
+  return answering, answering
 
 
 def passes(vote: Vote, c: Any) -> bool:
@@ -196,10 +221,9 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     return result
   if c.model.int8:
     raise ValueError("model.int8 only answers: online learns, and needs the weights themselves")
-  mesh = sharding.make_mesh(**c.mesh)
-  if mesh.size > 1:  # Programs of two threads may begin in another order on each device, and wait.
-    raise ValueError(f"online answers and learns on one device, mesh has {dict(mesh.shape)}")
-  policy = sampler.load_policy(c.model, mesh=mesh)
+  answering, learning = meshes(c)
+  policy = sampler.load_policy(c.model, mesh=answering)
+  learned = policy if learning is answering else sampler.on_mesh(policy, learning)
   shifted, original = evaluate.tasks(c.shifted, policy), evaluate.tasks(c.original, policy)
   if len(shifted) != len(original):
     raise ValueError(
@@ -212,7 +236,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   before = _kept(
     workdir / "before.json", lambda: _scores(c, policy, policy.params, shifted, original)
   )
-  outcome = _watched(c, policy, stream, probe, workdir, "views")
+  outcome = _watched(c, policy, learned, stream, probe, workdir, "views")
   with TrajectoryLog(workdir, resume=len(stream)) as log:
     after = _scores(c, policy, outcome.params, shifted, original, log, len(stream) + 1)
   result = {
@@ -236,7 +260,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   if c.baseline:
     plain = c.copy_and_resolve_references()
     plain.vote.voters, plain.vote.rule, plain.memory.weight = "samples", "majority", 0.0
-    rival = _watched(plain, policy, stream, probe, workdir / "majority", "majority")
+    rival = _watched(plain, policy, learned, stream, probe, workdir / "majority", "majority")
     result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
   (workdir / "result.json").write_text(json.dumps(result, indent=2))
   print(table(result))
@@ -284,7 +308,7 @@ def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) 
   return scores
 
 
-def _watched(c: Any, policy, stream, probe, workdir: Path, name: str) -> Outcome:
+def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) -> Outcome:
   """`run`, with a progress bar of signals that need no labels."""
   with tqdm.tqdm(total=len(stream), desc=name, unit="q", smoothing=0.05) as bar:
 
@@ -293,7 +317,7 @@ def _watched(c: Any, policy, stream, probe, workdir: Path, name: str) -> Outcome
       bar.set_postfix({k: f"{signals[k]:.3g}" for k in shown if k in signals}, refresh=False)
       bar.update(answered - bar.n)
 
-    return run(c, policy, stream, probe, workdir, on_answers)
+    return run(c, policy, learning, stream, probe, workdir, on_answers)
 
 
 def _kept(path: Path, make: Callable[[], dict]) -> dict:

@@ -501,6 +501,13 @@ def with_tools(
   )
 
 
+def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
+  """The same policy with its weights and rows on the devices of this mesh."""
+  model = dataclasses.replace(policy.model, mesh=mesh)
+  params = jax.device_put(policy.params, model.shardings())
+  return with_tools(policy.settings, model, params, policy.settings.tools)
+
+
 def _saved(c: Any) -> Path:
   """A directory with what the loader returned, for as long as this process runs.
 

@@ -37,16 +37,20 @@ Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, it
 
 
 class Published:
-  """The parameters answers are given with. Swapped whole; a reader keeps what it took."""
+  """The parameters answers are given with. Swapped whole; a reader keeps what it took.
+
+  Later ones are put on the devices of the first, straight from those that they were learned on.
+  """
 
   def __init__(self, version: int, params: learner.Params):
     self._latest = (version, params)  # One reference: reading and replacing it are atomic.
+    self._places = jax.tree.map(lambda x: x.sharding, params)
 
   def latest(self) -> tuple[int, learner.Params]:
     return self._latest
 
   def publish(self, version: int, params: learner.Params) -> None:
-    self._latest = (version, params)
+    self._latest = (version, jax.device_put(params, self._places))
 
 
 class Inbox:

@@ -1,5 +1,6 @@
 """Strictness for every test: eight CPU devices, no implicit promotion, no network."""
 
+import importlib
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
+LARGE = "flax.nnx grain optax orbax.checkpoint scipy.ndimage sklearn.datasets tensorboardX torch"
+LONG = ("cluster", "plan", "online", "rft", "meshes", "policy", "sampler", "sft", "learner", "aot")
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 
 jax.config.update("jax_num_cpu_devices", 8)  # Sharding bugs show on a laptop.
@@ -34,8 +37,24 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+  """Imports the large packages before our own modules do, and not where other processes run tests.
+
+  What a module under jaxtyping's hook imports first is compiled anew, as its caches have names of
+  their own: 20 seconds a process.
+  """
+  if getattr(config.option, "dist", "no") == "no":
+    for name in (*LARGE.split(), "transformers"):
+      importlib.import_module(name)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Tests marked gpu or tpu are skipped, with the reason, unless JAX's backend is that device."""
+  """The longest files come first: processes that share the suite then end at about the same time.
+
+  Tests marked gpu or tpu are skipped, with the reason, unless JAX's backend is that device.
+  """
+  rank = {f"test_{name}": i for i, name in enumerate(LONG)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
   backend = jax.default_backend()
   for item in items:
     for device in ("gpu", "tpu"):

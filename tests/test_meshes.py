@@ -23,15 +23,16 @@ ADVANTAGES = np.array([1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.25], np.float32)
 
 def on(policy: sampler.Policy, shape: tuple[int, int, int]) -> sampler.Policy:
   """The same policy on a mesh of (data, fsdp, tensor) devices."""
-  mesh = sharding.make_mesh(*shape)
-  model = dataclasses.replace(policy.model, mesh=mesh)
-  params = jax.device_put(policy.params, model.shardings())
-  return sampler.with_tools(policy.settings, model, params, policy.settings.tools)
+  return sampler.on_mesh(policy, sharding.make_mesh(*shape))
 
 
 @pytest.fixture(scope="module", params=MESHES, ids=str)
 def sharded(policy, request):
   return on(policy, request.param)
+
+
+# Enough where rows and heads are split as in the others.
+on_two = pytest.mark.parametrize("sharded", [(1, 8, 1), (2, 2, 2)], ids=str, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,7 @@ def test_parameters_stay_where_they_were(sharded, played):
   assert all(jax.tree.leaves(same))
 
 
+@on_two
 def test_samples_are_those_of_one_device(policy, sharded):
   """Random ones too: an episode draws from its own key, wherever its row lies."""
   tasks = [episodes.task(f"q{i}", "what? " * (i + 1), seed=i) for i in range(5)]
@@ -119,6 +121,7 @@ def test_samples_are_those_of_one_device(policy, sharded):
       np.testing.assert_allclose(mine.completion.logps, theirs.completion.logps, atol=1e-4)
 
 
+@on_two
 def test_memory_keys_are_those_of_one_device(policy, sharded, played):
   tasks = [t.task for t in played]
   steps = [t.steps for t in played]

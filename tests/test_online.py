@@ -80,7 +80,7 @@ def test_a_learner_that_dies_stops_the_loop(config, policy, tmp_path, monkeypatc
     config, policy, [online.drop_labels(t) for t in online.evaluate.scenes(config.probe.tasks)]
   )
   with pytest.raises(FloatingPointError, match="boom"):
-    online.run(config, policy, stream, probe, tmp_path, lambda done, signals: None)
+    online.run(config, policy, policy, stream, probe, tmp_path, lambda done, signals: None)
 
 
 def test_a_request_file_is_the_stream(config, policy, tmp_path, capsys):
@@ -97,11 +97,33 @@ def test_a_request_file_is_the_stream(config, policy, tmp_path, capsys):
   probe = online.make_probe(
     c, policy, [online.drop_labels(t) for t in online.evaluate.scenes(c.probe.tasks)]
   )
-  online.run(c, policy, stream, probe, tmp_path / "run", lambda done, signals: None)
+  online.run(c, policy, policy, stream, probe, tmp_path / "run", lambda done, signals: None)
   with Memory(tmp_path / "run" / "memory.sqlite", dim=4, backend="exact") as memory:
     assert memory.ids() == ["0", "1", "2"]
     (near, *_) = memory.search(np.array([0.6, 0.0, 0.8, 0.0], np.float32), 1)
   np.testing.assert_allclose(near.similarity, 1.0, rtol=1e-5)
+
+
+def test_answers_and_learning_have_devices_of_their_own(config):
+  c = config.copy_and_resolve_references().unlock()
+  c.mesh.tensor, c.learn.mesh.data, c.learn.mesh.fsdp = 2, -1, 3
+  numbers = lambda mesh: [device.id for device in mesh.devices.flat]
+  answering, learning = online.meshes(c)
+  assert (numbers(answering), numbers(learning)) == ([0, 1], [2, 3, 4, 5, 6, 7])
+  assert learning.shape == {"data": 2, "fsdp": 3, "tensor": 1}
+  c.mesh.tensor, c.learn.mesh.data = 1, 0
+  answering, learning = online.meshes(c)
+  assert answering is learning and numbers(answering) == [0]
+
+
+def test_several_devices_that_answer_need_others_that_learn(config):
+  c = config.copy_and_resolve_references().unlock()
+  c.mesh.data = 2
+  with pytest.raises(ValueError, match="learning needs devices of its own, set learn.mesh.data"):
+    online.meshes(c)
+  c.mesh.data, c.learn.mesh.data = 8, 1
+  with pytest.raises(ValueError, match="mesh data=1 fsdp=1 tensor=1 needs 1 devices"):
+    online.meshes(c)
 
 
 def test_a_missing_stream_is_named(config, policy, tmp_path):
@@ -129,9 +151,12 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   """Killed after the first replies and continued: each request is in memory once."""
   workdir = tmp_path / "run"
   command = [sys.executable, "-m", "pixelis_jax.online", "--config=configs/demo.py:debug"]
-  command += [f"--workdir={workdir}", "--config.model.random_seed=0", "--config.baseline=False"]
+  command += [f"--workdir={workdir}", f"--config.model.path={config.model.path}"]
+  command += ["--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
+  again = config.copy_and_resolve_references().unlock()  # The same, in this process.
+  again.stream.n, again.gate.confidence, again.gate.margin = 16, 0.0, 0.0
   env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
   quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
   child = subprocess.Popen(command, cwd=ROOT, env=env, **quiet)
@@ -149,11 +174,10 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
   published = checkpoints.latest_step()
   checkpoints.close()
-  subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=240)
+  result = online.main(again.lock(), workdir)
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     ids = memory.ids()
   assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 16
-  result = json.loads((workdir / "result.json").read_text())
   applied = result["updates_applied"] + result["updates_refused"]
   assert applied >= (published or 0)
   steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from pixelis_jax import ttrl
+from pixelis_jax import sampler, sharding, ttrl
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Box, Experience, Status, Step, Trajectory, Vote
@@ -192,6 +192,26 @@ def test_an_update_moves_towards_the_vote_and_is_served_after_the_canary(config,
   np.testing.assert_allclose(
     max_difference(served, policy.params), (1 - config.learn.ema) * moved, rtol=1e-6, atol=6e-8
   )
+
+
+def test_what_is_learned_on_other_devices_is_served_from_the_first(config, policy, probe, tmp_path):
+  """Two devices learn beside the one that answers; the same update, and it comes back to that."""
+  c = config.copy_and_resolve_references().unlock()
+  c.kl.limit, c.probe.tolerance, c.learn.publish_every = 1e9, 1.0, 1
+  others = sharding.make_mesh(1, 2, 1, devices=jax.devices()[1:])
+  published = ttrl.Published(0, policy.params)
+  learn = ttrl.Learner(c, sampler.on_mesh(policy, others), published, probe, tmp_path)
+  inbox = ttrl.Inbox()
+  for id in ("e", "f"):
+    inbox.put(experience(policy, unlabelled("a"), {0}, id=id))
+  inbox.close()
+  learn.run(inbox)
+  learn.close()
+  version, served = published.latest()
+  assert version == 1 and max_difference(served, policy.params) > 0.0
+  where = lambda tree: {d.id for x in jax.tree.leaves(tree) for d in x.devices()}
+  assert where(learn.average) == {1, 2} and where(served) == where(policy.params) == {0}
+  assert max_difference(served, learn.average) == 0.0
 
 
 def test_corrections_are_the_samples_with_the_voted_answer_in_place_of_theirs(policy, learner):

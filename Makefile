@@ -41,15 +41,21 @@ $(BIN)/pip:
 	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 
+# rapidocr asks for the plain OpenCV wheel; where that was unpacked last, the trackers are gone.
+CSRT := $(BIN)/python -c 'import cv2; cv2.TrackerCSRT_create' 2>/dev/null || \
+  $(BIN)/python -m pip install --quiet --no-deps --force-reinstall opencv-contrib-python-headless
+
 # Stamps: nothing is installed again until pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	@echo "Installing into $(VENV): a few minutes the first time."
 	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	@$(CSRT)
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@echo "Installing into $(VENV): a few minutes the first time, torch is large."
 	$(BIN)/python -m pip install --quiet -e '.[cpu,test]'
+	@$(CSRT)
 	$(BIN)/python -c '$(LIST_AOT)' > $(VENV)/aot.txt
 	$(BIN)/python -m pip install --quiet --upgrade --target $(AOT) -r $(VENV)/aot.txt
 	@touch $@ $(VENV)/.installed

@@ -32,6 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.stream.seed = 2000 + c.get_ref("seed")  # Other seeds are other requests.
   c.stream.skew = 8 if skewed else -1
   c.requests = ""  # A JSON or JSONL file of requests in place of the stream.
+  # What is read of each of their videos; pixels are of a frame. See data.video.Budget.
+  c.video = ConfigDict({"fps": 2.0, "max_frames": 768, "max_pixels": 768 * 32**2})
   c.shifted = common.questions("held_out", shift, n=400, seed=3000)
   c.original = common.questions("held_out", "none", n=400, seed=3000)
   c.baseline = True  # Also learn by plain majority vote from the same stream, to compare.

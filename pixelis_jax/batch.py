@@ -192,9 +192,9 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
   shown = demo.sights[: len(demo.task.images)]
   for turn in demo.turns:
     target = chat.target(turn.text)
-    if turn.supervised and turn.result is not None and turn.result.images:
+    picture = next(iter(turn.result.images), None) if turn.result is not None else None
+    if turn.supervised and picture is not None and picture.frame is None:
       asked = np.flatnonzero(context.tokens == chat.image_id).max(initial=-1) + 1
-      picture = turn.result.images[0]
       aim = _aim(picture, demo.task.images[picture.source].shape, grids[picture.source])
       aims |= {length + int(t): aim for t in range(asked, len(context.tokens) + len(target) - 1)}
     parts.append((context.tokens, False, None, context.images))

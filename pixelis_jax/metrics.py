@@ -16,11 +16,12 @@ import tensorboardX
 from PIL import Image
 
 from pixelis_jax.cluster import first
-from pixelis_jax.types import Box, Picture, Pixels, Step, Trajectory, Vote, content_key
+from pixelis_jax.types import Box, Picture, Pixels, Step, Trajectory, Video, Vote, content_key
 
 METRICS_FILE = "metrics.jsonl"
 TRAJECTORIES_FILE = "trajectories.jsonl"
 IMAGES_DIR = "images"
+FRAMES = 8  # Of a video, evenly chosen, in the log.
 
 # Every metric a program may log. A name may carry a prefix that says on what it was measured:
 # "shifted/accuracy" is `accuracy` on the shifted domain.
@@ -136,7 +137,10 @@ class Metrics:
 
 
 class TrajectoryLog:
-  """Appends to trajectories.jsonl, and saves each different image once as images/<content>.png."""
+  """Appends to trajectories.jsonl, and saves each different image once as images/<content>.png.
+
+  Of a video 8 frames are saved, evenly chosen, and those of which tools showed something.
+  """
 
   def __init__(self, workdir: str | os.PathLike, *, resume: int | None = None):
     """Creates `workdir`. What was written after step `resume` is dropped; None keeps all.
@@ -180,6 +184,7 @@ class TrajectoryLog:
       "truth": truth,
       "status": trajectory.status.value,
       "images": [self._save(p) for p in task.images],
+      "videos": [self._video(v, _looked_at(trajectory, i)) for i, v in enumerate(task.videos)],
       "turns": [self._turn(s) for s in trajectory.steps],
       "vote": None if vote is None else _vote_line(vote),
       "extra": dict(extra or {}),
@@ -201,12 +206,22 @@ class TrajectoryLog:
       "images": [self._picture(p) for p in result.images] if result else [],
     }
 
-  def _picture(self, picture: Picture) -> dict:
+  def _video(self, video: Video, looked_at: set[int]) -> dict:
+    count = len(video.frames)
+    even = np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int).tolist()
     return {
-      "path": self._save(picture.pixels),
-      "box": _box_line(picture.box),
-      "source": picture.source,
+      "count": count,
+      "frames": [
+        {"path": self._save(video.frames[i]), "frame": i, "time": float(video.times[i])}
+        for i in sorted({*even, *looked_at})
+      ],
     }
+
+  def _picture(self, picture: Picture) -> dict:
+    place = {"box": _box_line(picture.box), "source": picture.source}
+    if picture.frame is not None:
+      place["frame"] = picture.frame
+    return {"path": self._save(picture.pixels), **place}
 
   def _save(self, pixels: Pixels) -> str:
     """Path relative to the workdir. Written aside and renamed: a file there is whole."""
@@ -290,6 +305,12 @@ def _check_name(name: str) -> None:
   if bare not in METRICS:
     nearest = difflib.get_close_matches(bare, METRICS, n=1, cutoff=0.0)[0]
     raise ValueError(f"metric {name!r} is not explained in METRICS, did you mean {nearest!r}?")
+
+
+def _looked_at(trajectory: Trajectory, video: int) -> set[int]:
+  """The frames of a video of which tools showed something."""
+  frames = (p.frame for p in trajectory.pictures if p.source == video)
+  return {frame for frame in frames if frame is not None}
 
 
 def _box_line(box: Box) -> list[float]:

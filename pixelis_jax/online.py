@@ -25,6 +25,7 @@ from pixelis_jax import agent, evaluate, learner, program, runs, sampler, shardi
 from pixelis_jax.algo import voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
+from pixelis_jax.data.video import Budget
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import METRICS_FILE, Metrics, TrajectoryLog, interval, read_lines
 from pixelis_jax.ttrl import Answerer, History, Inbox, Learner, Probe, Published, make_probe
@@ -149,6 +150,7 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
       sees=policy.sees,
       decode=policy.chat.decode,
       embedding_size=c.memory.embedding_size or None,
+      budget=Budget(**c.video),
     )
   )
   print(f"{c.requests}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
@@ -188,7 +190,7 @@ def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -
   ids = memory.ids()
   start = ids.index(learned) + 1 if learned in ids else 0
   for id in ids[start:]:
-    experience = memory.get(id, lambda pixels: policy.images.process(pixels))
+    experience = memory.get(id, policy.chat.patches)
     if passes(experience.vote, c):
       inbox.put(experience)
 

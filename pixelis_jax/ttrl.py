@@ -207,13 +207,13 @@ class Answerer:
   ) -> list[list[Voter]]:
     """Each task's voters: a reference episode a view, or the samples in `groups`.
 
-    A task without images cannot be looked at in other ways: its samples vote.
+    A task that shows nothing cannot be looked at in other ways: its samples vote.
     """
     if self.c.vote.voters == "samples":
       return [[(IDENTITY, t) for t in group] for group in groups]
     if self.c.vote.voters != "views":
       raise ValueError(f"vote.voters {self.c.vote.voters!r} must be 'views' or 'samples'")
-    views = [views_for(task.kind) if task.images else () for task in tasks]
+    views = [views_for(task.kind) if task.images or task.videos else () for task in tasks]
     pairs = [(task, view) for task, seen in zip(tasks, views, strict=True) for view in seen]
     generate = self.policy.sampler.bind(
       self.policy.params, key=jax.random.key(0), version=0, temperature=0.0

@@ -17,7 +17,18 @@ from pixelis_jax.metrics import (
   mean_interval,
   read_lines,
 )
-from pixelis_jax.types import Box, Picture, Status, Step, ToolCall, ToolResult, Trajectory, Vote
+from pixelis_jax.types import (
+  Box,
+  Picture,
+  Status,
+  Step,
+  Task,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  Video,
+  Vote,
+)
 from tests import fakes
 
 
@@ -146,6 +157,56 @@ def test_a_trajectory_is_written_whole_without_its_label(tmp_path):
     np.testing.assert_array_equal(np.array(image), fakes.image(4, 5, seed=1))
   with Image.open(tmp_path / first["images"][0]) as image:
     np.testing.assert_array_equal(np.array(image), fakes.image())
+
+
+def watched(count, *frames):
+  """An episode that looked at these frames of the second of two videos, and once at an image."""
+  shown = np.stack([fakes.image(6, 9, seed=i) for i in range(count)])
+  clip = Video(frames=shown, times=np.arange(count, dtype=np.float32) / 4)
+  still = Video(frames=shown[:1], times=np.zeros(1, np.float32))
+  task = Task(id="v", images=(fakes.image(),), question="?", answer=None, videos=(still, clip))
+  crops = [
+    Picture(pixels=shown[i, 1:3, 2:5], source=1, box=Box(2.0, 1.0, 5.0, 3.0), frame=i)
+    for i in frames
+  ]
+  crops.append(Picture(pixels=fakes.image(4, 5), source=0, box=Box(1.0, 2.0, 6.0, 6.0)))
+  look = ToolResult(text="here", images=tuple(crops))
+  steps = (
+    Step(completion=fakes.completion("look"), result=look),
+    Step(completion=fakes.completion("\\boxed{3}")),
+  )
+  return Trajectory(task=task, steps=steps, status=Status.ANSWERED, answer="3")
+
+
+def test_a_videos_frames_are_saved_with_their_times(tmp_path):
+  played = watched(100, 40, 14)
+  with TrajectoryLog(tmp_path) as log:
+    log.write(1, "a", played)
+  (line,) = read_lines(tmp_path / "trajectories.jsonl")
+  still, clip = line["videos"]
+  assert still["count"] == 1 and [f["frame"] for f in still["frames"]] == [0]
+  # Eight over 0 to 99 in steps of 99 / 7 = 14.14: 14 is one of them, 40 is there to be drawn on.
+  assert clip["count"] == 100
+  assert [f["frame"] for f in clip["frames"]] == [0, 14, 28, 40, 42, 57, 71, 85, 99]
+  assert [f["time"] for f in clip["frames"]] == [f["frame"] / 4 for f in clip["frames"]]
+  for f in clip["frames"]:
+    with Image.open(tmp_path / f["path"]) as image:
+      np.testing.assert_array_equal(np.array(image), played.task.videos[1].frames[f["frame"]])
+  # A picture says which frame it is of; of an image there is none to say.
+  places = [(p["source"], p.get("frame")) for p in line["turns"][0]["images"]]
+  assert places == [(1, 40), (1, 14), (0, None)]
+  # 9 frames, one of which is the still too, the image, and 3 crops.
+  assert len(list((tmp_path / "images").iterdir())) == 9 + 1 + 3
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9])
+def test_a_short_video_is_saved_whole(tmp_path, count):
+  with TrajectoryLog(tmp_path) as log:
+    log.write(1, "a", watched(count))
+  (line,) = read_lines(tmp_path / "trajectories.jsonl")
+  # Nine in steps of 8 / 7: 0, 1.1, 2.3, 3.4, 4.6, 5.7, 6.9, 8; without the middle one.
+  expected = [0, 1, 2, 3, 5, 6, 7, 8] if count == 9 else [*range(count)]
+  assert [f["frame"] for f in line["videos"][1]["frames"]] == expected
 
 
 def test_equal_images_are_saved_once(tmp_path):

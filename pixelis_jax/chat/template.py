@@ -204,6 +204,10 @@ class Chat:
     """
     return self.family.frame(self.images, height, width)
 
+  def patches(self, shown: Pixels | Video) -> Patches:
+    """An image or a video as this chat's segments hold it. Only of a model that sees."""
+    return (self.videos if isinstance(shown, Video) else self.images).process(shown)
+
   def _check_sight(self, images: int, videos: int) -> None:
     if self.images is None and (images or videos):
       raise ValueError(
@@ -259,10 +263,9 @@ class Chat:
 
   def _look(self, shown: Pixels | Video) -> tuple[Patches, Runs]:
     """Patches, and what replaces their placeholder: one token a merged patch, times where told."""
+    patches = self.patches(shown)
     if not isinstance(shown, Video):
-      patches = self.images.process(shown)
       return patches, (self.image_id,) * (len(patches.patches) // self.images.merge**2)
-    patches = self.videos.process(shown)
     count = len(patches.patches) // self.videos.merge**2
     if not self.family.timed:
       return patches, (self.video_id,) * count

@@ -92,6 +92,9 @@ def _question(where: str, record: records.Record, folder: Path) -> Question:
   for name in record.images:
     if not name.startswith("data:") and not (folder / name).is_file():
       raise records.Malformed(f"there is no image {folder / name}")
+  for clip in record.videos:
+    if not (folder / clip.path).exists():
+      raise records.Malformed(f"there is no video {folder / clip.path}")
   return Question(
     where=where,
     record=record,

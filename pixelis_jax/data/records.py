@@ -5,12 +5,16 @@ A record is an object with
   question        text; or `input_ids` (and `attention_mask`), decoded to the question
   image, images   a path relative to the file, or a data URI with base64; or a list of them, empty
                   for a question about none; a model that only reads needs neither
+  video, videos   a path of a file or a folder of frames, relative too; or an object with `path` and
+                  optionally `fps` and `max_frames`, which say how much of it is read, and for a
+                  folder `rate`, its frames a second; or a list of them; then images may be left out
   kind            optional, the question's kind
 `requests.py` and `questions.py` say what else they read there. Other fields are ignored.
 """
 
 import base64
 import binascii
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +24,8 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from pixelis_jax.types import Pixels, Task, value
+from pixelis_jax.data.video import DEFAULT, Budget, read_video
+from pixelis_jax.types import Pixels, Task, Video, value
 
 Decode = Callable[[Int32[np.ndarray, " T"]], str]
 
@@ -30,19 +35,56 @@ class Malformed(ValueError):
 
 
 @value
+class Clip:
+  """A video that is not yet read; where `fps` and `max_frames` are None, the budget's hold."""
+
+  path: str
+  fps: float | None = None
+  max_frames: int | None = None
+  rate: float | None = None
+
+  def read(self, folder: Path, budget: Budget) -> Video:
+    """The path is relative to `folder`. Raises Malformed, also for more frames than the budget."""
+    frames = budget.max_frames if self.max_frames is None else self.max_frames
+    if frames > budget.max_frames:
+      raise Malformed(
+        f"video {self.path}: max_frames {frames} must be at most {budget.max_frames} here"
+      )
+    fps = budget.fps if self.fps is None else self.fps
+    mine = dataclasses.replace(budget, fps=fps, max_frames=frames)
+    try:
+      return read_video(folder / self.path, mine, rate=self.rate)
+    except (
+      OSError,
+      ValueError,
+    ) as e:  # ValueError: no video or none of it whole; or no valid path.
+      raise Malformed(str(e)) from e
+
+
+@value
 class Record:
-  """The checked common fields; `fields` is the whole object, `images` are names, not yet read."""
+  """The checked common fields; `fields` is the whole object.
+
+  `images` are names, `videos` paths: nothing of either has been read.
+  """
 
   id: str
   question: str
   images: tuple[str, ...]
+  videos: tuple[Clip, ...]
   kind: str
   fields: Mapping
 
-  def task(self, folder: Path, answer: str | None = None) -> Task:
+  def task(self, folder: Path, answer: str | None = None, budget: Budget = DEFAULT) -> Task:
     """The record with its pixels; names are relative to `folder`. Raises Malformed."""
-    images = tuple(_pixels(name, folder) for name in self.images)
-    return Task(id=self.id, images=images, question=self.question, answer=answer, kind=self.kind)
+    return Task(
+      id=self.id,
+      images=tuple(_pixels(name, folder) for name in self.images),
+      question=self.question,
+      answer=answer,
+      kind=self.kind,
+      videos=tuple(clip.read(folder, budget) for clip in self.videos),
+    )
 
 
 def items(path: Path) -> Iterator[tuple[str, object]]:
@@ -72,8 +114,8 @@ def read(item: object, *, sees: bool, decode: Decode | None = None) -> Record:
   """An item of `items`, checked. Raises Malformed.
 
   Args:
-    sees: Whether the model can be shown images: then a record has to say which, or that there are
-      none; else it must have none.
+    sees: Whether the model can be shown images: then a record without videos has to say which, or
+      that there are none; else it must have neither.
     decode: Token ids to text, for records that bring `input_ids` in place of a question.
   """
   fields = _parse(item) if isinstance(item, bytes) else item
@@ -85,8 +127,15 @@ def read(item: object, *, sees: bool, decode: Decode | None = None) -> Record:
   kind = fields.get("kind", "")
   if not isinstance(kind, str):
     raise Malformed(f"kind must be a string, not {kind!r}")
-  question, images = _question(fields, decode), _images(fields, sees)
-  return Record(id=str(id), question=question, images=images, kind=kind, fields=fields)
+  videos = _videos(fields, sees)
+  return Record(
+    id=str(id),
+    question=_question(fields, decode),
+    images=_images(fields, needed=sees and not videos, sees=sees),
+    videos=videos,
+    kind=kind,
+    fields=fields,
+  )
 
 
 def _parse(line: bytes) -> object:
@@ -124,8 +173,8 @@ def _integers(name: str, given: object) -> Int32[np.ndarray, " T"]:
   return np.array(given, np.int32)
 
 
-def _images(fields: Mapping, sees: bool) -> tuple[str, ...]:
-  given = fields.get("images", fields.get("image", None if sees else []))
+def _images(fields: Mapping, *, needed: bool, sees: bool) -> tuple[str, ...]:
+  given = fields.get("images", fields.get("image", None if needed else []))
   names = [given] if isinstance(given, str) else given
   if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
     raise Malformed(
@@ -134,6 +183,33 @@ def _images(fields: Mapping, sees: bool) -> tuple[str, ...]:
   if names and not sees:
     raise Malformed(f"the model only reads, and cannot be shown {len(names)} images")
   return tuple(names)
+
+
+def _videos(fields: Mapping, sees: bool) -> tuple[Clip, ...]:
+  given = fields.get("videos", fields.get("video", []))
+  clips = tuple(map(_clip, given if isinstance(given, list) else [given]))
+  if clips and not sees:
+    raise Malformed(f"the model only reads, and cannot be shown {len(clips)} videos")
+  return clips
+
+
+def _clip(given: object) -> Clip:
+  if isinstance(given, str):
+    return Clip(path=given)
+  known = {"path", "fps", "max_frames", "rate"}
+  if not isinstance(given, Mapping) or not isinstance(given.get("path"), str):
+    raise Malformed("video or videos must be a path or an object with a path, or a list of them")
+  if unknown := sorted(given.keys() - known):
+    raise Malformed(f"video {given['path']} has unknown keys {unknown}; known: {sorted(known)}")
+  for name in sorted(given.keys() - {"path"}):
+    kinds = int if name == "max_frames" else int | float
+    x = given[name]
+    if isinstance(x, bool) or not isinstance(x, kinds) or not 0 < x < 1e9:
+      what = "whole number from 1" if kinds is int else "positive number"
+      raise Malformed(f"video {given['path']}: {name} must be a {what}, not {x!r}")
+  return Clip(
+    **{name: x if name in ("path", "max_frames") else float(x) for name, x in given.items()}
+  )
 
 
 def _pixels(name: str, folder: Path) -> Pixels:

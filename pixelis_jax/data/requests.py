@@ -16,7 +16,8 @@ from jaxtyping import Float32
 from PIL import Image
 
 from pixelis_jax.data import records
-from pixelis_jax.types import Task, value
+from pixelis_jax.data.video import DEFAULT, Budget, save_frames
+from pixelis_jax.types import Task, Video, value
 
 Report = Callable[[str], None]
 
@@ -37,14 +38,16 @@ def read_requests(
   sees: bool = True,
   decode: records.Decode | None = None,
   embedding_size: int | None = None,
+  budget: Budget = DEFAULT,
 ) -> Iterator[Request]:
-  """Requests in the order of the file, images decoded one request at a time.
+  """Requests in the order of the file, images and videos decoded one request at a time.
 
   Args:
     report: Called with one sentence a refused request: file, line (or item of a list) and reason.
     counts: Raised as the stream goes: "read", "malformed", "duplicate".
     sees, decode: As for `records.read`.
     embedding_size: What embeddings must have; None takes any length.
+    budget: Of each video; a request may ask for more frames a second, not for more frames.
 
   Raises:
     FileNotFoundError: at the call, not at the first request.
@@ -61,7 +64,7 @@ def read_requests(
       try:
         record = records.read(raw, sees=sees, decode=decode)
         embedding = _embedding(record.fields.get("embedding"), embedding_size)
-        request = Request(task=record.task(path.parent), embedding=embedding)
+        request = Request(task=record.task(path.parent, budget=budget), embedding=embedding)
       except records.Malformed as e:
         counts["malformed"] += 1
         report(f"{path}, {where}: {e}; skipped")
@@ -79,7 +82,8 @@ def read_requests(
 def write_requests(path: str | Path, tasks: Sequence[Task]) -> None:
   """Tasks as JSON lines, images as PNG in a folder beside the file; answers and boxes stay out.
 
-  The folder is the file's name without suffix, plus `_images`.
+  The folder is the file's name without suffix, plus `_images`. A video is a folder of PNGs in it,
+  and comes back as it is where the reader's budget lets so many frames and pixels through.
   """
   path = Path(path)
   repeated = [id for id, n in collections.Counter(task.id for task in tasks).items() if n > 1]
@@ -98,7 +102,19 @@ def write_requests(path: str | Path, tasks: Sequence[Task]) -> None:
         "images": [f"{folder.name}/{name}" for name in names],
         "kind": task.kind,
       }
+      if task.videos:
+        record["videos"] = [
+          _write_video(path.parent, f"{folder.name}/{number:06d}-v{i}", video)
+          for i, video in enumerate(task.videos)
+        ]
       f.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_video(folder: Path, name: str, video: Video) -> dict[str, object]:
+  """The field that reads it again, all frames of it."""
+  save_frames(folder / name, video)
+  count, seconds = len(video.times), float(video.times[-1] - video.times[0])
+  return {"path": name, "fps": (count + 1) / seconds} if count > 1 else {"path": name}
 
 
 def _embedding(given: object, size: int | None) -> Float32[np.ndarray, " D"] | None:

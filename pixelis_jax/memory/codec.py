@@ -1,7 +1,7 @@
 """Experience <-> bytes without pickle: a JSON header, raw little-endian arrays and PNG images.
 
-Patches are not stored (300 KB for a small image): a segment stores which picture each came from,
-and `restore` runs the image processor again, which gives the same bits; their keys are checked.
+Patches are not stored (300 KB for a small image): a segment stores which picture or video each came
+from, and `restore` runs the processor again, which gives the same bits; their keys are checked.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from pixelis_jax.types import (
   Box,
   Completion,
   Experience,
+  Mask,
   Patches,
   Picture,
   Pixels,
@@ -29,24 +30,28 @@ from pixelis_jax.types import (
   ToolCall,
   ToolResult,
   Trajectory,
+  Video,
   Vote,
   content_key,
 )
 
 MAGIC = b"PXEX"
-VERSION = 1
+VERSION = 2
 _PREFIX = struct.Struct(
   "<4sBIQ"
 )  # magic, version, CRC-32 of what follows, bytes of the JSON header
 
-Process = Callable[[Pixels], Patches]
+Process = Callable[[Pixels | Video], Patches]
 
 
 def encode(experience: Experience) -> bytes:
-  """Everything `restore` needs but the patches' floats. Equal images and tasks are stored once.
+  """Everything `restore` needs but the patches' floats.
+
+  Equal images, frames and videos, and a task that trajectories share, are stored once. A mask takes
+  a bit a pixel.
 
   Raises ValueError when a segment's images are not as many as its position says: the task's images
-  in the first one, the pictures of the result just before in the others.
+  and videos in the first one, the pictures of the result just before in the others.
   """
   writer = _Writer()
   header = {
@@ -56,6 +61,7 @@ def encode(experience: Experience) -> bytes:
     "vote": _vote_to_json(experience.vote),
     "trajectories": [writer.trajectory(t) for t in experience.trajectories],
     "tasks": writer.tasks,
+    "videos": writer.videos,
     "blobs": [len(b) for b in writer.blobs],
   }
   text = json.dumps(header, separators=(",", ":")).encode()
@@ -64,7 +70,7 @@ def encode(experience: Experience) -> bytes:
 
 
 def restore(data: bytes, process: Process) -> Experience:
-  """The experience that was encoded, bit for bit; `process` must be the image processor used then.
+  """The experience that was encoded, bit for bit; `process` must be what `Chat.patches` was then.
 
   Raises ValueError for truncated or garbled bytes, another version, or patches whose key differs.
   """
@@ -93,8 +99,10 @@ class _Writer:
   def __init__(self):
     self.blobs: list[bytes] = []
     self.tasks: list[dict] = []
+    self.videos: list[dict] = []
     self._task_at: dict[int, int] = {}
     self._image_at: dict[str, int] = {}
+    self._video_at: dict[tuple, int] = {}
 
   def array(self, array: np.ndarray) -> dict:
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -111,6 +119,14 @@ class _Writer:
       self._image_at[key] = len(self.blobs) - 1
     return self._image_at[key]
 
+  def video(self, video: Video) -> int:
+    frames = [self.image(frame) for frame in video.frames]
+    key = (*frames, video.times.tobytes())
+    if key not in self._video_at:
+      self.videos.append({"frames": frames, "times": self.array(video.times)})
+      self._video_at[key] = len(self.videos) - 1
+    return self._video_at[key]
+
   def task(self, task: Task) -> int:
     if id(task) not in self._task_at:  # The samples of a request share one Task object.
       entry = {
@@ -120,13 +136,14 @@ class _Writer:
         "answer": task.answer,
         "kind": task.kind,
         "boxes": [_box_to_json(b) for b in task.boxes],
+        "videos": [self.video(v) for v in task.videos],
       }
       self._task_at[id(task)] = len(self.tasks)
       self.tasks.append(entry)
     return self._task_at[id(task)]
 
   def trajectory(self, trajectory: Trajectory) -> dict:
-    shown, steps = trajectory.task.images, []
+    shown, steps = (*trajectory.task.images, *trajectory.task.videos), []
     for i, step in enumerate(trajectory.steps):
       where = f"step {i} of a trajectory of task {trajectory.task.id!r}"
       steps.append(self.step(step, shown, where))
@@ -138,17 +155,14 @@ class _Writer:
       "answer": trajectory.answer,
     }
 
-  def step(self, step: Step, shown: Sequence[np.ndarray], where: str) -> dict:
+  def step(self, step: Step, shown: Sequence[Pixels | Video], where: str) -> dict:
     completion, call, result = step.completion, step.call, step.result
     images = completion.context.images
     if len(images) != len(shown):
       raise ValueError(f"{where}: its segment has {len(images)} images, {len(shown)} were shown")
     return {
       "context": self.array(completion.context.tokens),
-      "images": [
-        {"at": self.image(pixels), "grid": patches.grid, "size": patches.size, "key": patches.key}
-        for pixels, patches in zip(shown, images, strict=True)
-      ],
+      "images": [self.patches(*pair) for pair in zip(shown, images, strict=True)],
       "tokens": self.array(completion.tokens),
       "logps": self.array(completion.logps),
       "entropies": self.array(completion.entropies),
@@ -159,13 +173,20 @@ class _Writer:
       "result": None if result is None else self.result(result),
     }
 
+  def patches(self, shown: Pixels | Video, patches: Patches) -> dict:
+    """What they were made from, and what is checked when they are made again."""
+    from_video = isinstance(shown, Video)
+    return {
+      "at": self.video(shown) if from_video else self.image(shown),
+      "from": "video" if from_video else "image",
+      "made": _made(patches),
+    }
+
   def result(self, result: ToolResult) -> dict:
     return {
       "text": result.text,
-      "images": [
-        {"at": self.image(p.pixels), "source": p.source, "box": _box_to_json(p.box)}
-        for p in result.images
-      ],
+      "images": [{"at": self.image(p.pixels), **_place(p)} for p in result.images],
+      "masks": [{"inside": self.array(np.packbits(m.inside)), **_place(m)} for m in result.masks],
       "error": result.error,
       "seconds": float(result.seconds),
     }
@@ -179,7 +200,8 @@ class _Reader:
     self._blobs = [blobs[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
     self._process = process
     self._images: dict[int, Pixels] = {}
-    self._patches: dict[int, Patches] = {}
+    self._patches: dict[tuple[str, int], Patches] = {}
+    self._videos = [self._video(v) for v in header["videos"]]
     self._tasks = [self._task(t) for t in header["tasks"]]
 
   def array(self, entry: Mapping) -> np.ndarray:
@@ -197,9 +219,16 @@ class _Reader:
 
   def _image(self, at: int) -> Pixels:
     if at not in self._images:
-      with Image.open(io.BytesIO(self._blobs[at])) as image:
-        self._images[at] = np.array(image)
+      self._images[at] = self._pixels(at)
     return self._images[at]
+
+  def _pixels(self, at: int) -> Pixels:
+    with Image.open(io.BytesIO(self._blobs[at])) as image:
+      return np.array(image)
+
+  def _video(self, entry: Mapping) -> Video:
+    frames = np.stack([self._pixels(at) for at in entry["frames"]])
+    return Video(frames=frames, times=self.array(entry["times"]))
 
   def _task(self, entry: Mapping) -> Task:
     return Task(
@@ -209,18 +238,18 @@ class _Reader:
       answer=entry["answer"],
       kind=entry["kind"],
       boxes=tuple(Box(*b) for b in entry["boxes"]),
+      videos=tuple(self._videos[at] for at in entry["videos"]),
     )
 
   def _rebuilt(self, entry: Mapping) -> Patches:
-    at = entry["at"]
-    if at not in self._patches:
-      self._patches[at] = self._process(self._image(at))
-    patches = self._patches[at]
-    now = (patches.key, patches.grid, patches.size)
-    stored = (entry["key"], tuple(entry["grid"]), tuple(entry["size"]))
-    if now != stored:
+    at, kind = entry["at"], entry["from"]
+    if (kind, at) not in self._patches:
+      shown = self._videos[at] if kind == "video" else self._image(at)
+      self._patches[kind, at] = self._process(shown)
+    patches = self._patches[kind, at]
+    if (now := _made(patches)) != entry["made"]:
       raise ValueError(
-        f"image processor gives patches (key, grid, size) {now}, stored were {stored}: "
+        f"the {kind} processor gives patches {now}, stored were {entry['made']}: "
         "restore with the processor settings the experience was recorded with"
       )
     return patches
@@ -249,12 +278,36 @@ class _Reader:
     return ToolResult(
       text=entry["text"],
       images=tuple(
-        Picture(pixels=self._image(p["at"]), source=p["source"], box=Box(*p["box"]))
-        for p in entry["images"]
+        Picture(pixels=self._image(p["at"]), **_place_from_json(p)) for p in entry["images"]
       ),
+      masks=tuple(self._mask(m) for m in entry["masks"]),
       error=entry["error"],
       seconds=entry["seconds"],
     )
+
+  def _mask(self, entry: Mapping) -> Mask:
+    place = _place_from_json(entry)
+    height, width = int(place["box"].height), int(place["box"].width)
+    bits = np.unpackbits(self.array(entry["inside"]), count=height * width)
+    return Mask(inside=bits.reshape(height, width).astype(bool), **place)
+
+
+def _made(patches: Patches) -> dict:
+  """What tells patches apart, as JSON gives it back."""
+  return {
+    "key": patches.key,
+    "grid": list(patches.grid),
+    "size": list(patches.size),
+    "interval": patches.interval,
+  }
+
+
+def _place(of: Picture | Mask) -> dict:
+  return {"source": of.source, "box": _box_to_json(of.box), "frame": of.frame}
+
+
+def _place_from_json(entry: Mapping) -> dict:
+  return {"source": entry["source"], "box": Box(*entry["box"]), "frame": entry["frame"]}
 
 
 def _box_to_json(box: Box) -> list[float]:

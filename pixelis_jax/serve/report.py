@@ -1,6 +1,7 @@
 """report.html: one self-contained page about a run, from what its workdir holds."""
 
 import base64
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from pixelis_jax.metrics import (
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
 SHOWN = 12  # trajectories
+THUMBNAIL = 320  # Pixels of a video frame's longer side: a page has a hundred of them.
 
 # A curve's drawing area in SVG units.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320, 150, 46, 10, 10, 22
@@ -188,13 +190,32 @@ def _short(value: float) -> str:
 
 
 def _card(workdir: Path, line: Mapping) -> dict:
-  """One trajectory as the template takes it: images inlined, boxes with the image they lie in."""
-  boxes = [(p["source"], p["box"]) for turn in line["turns"] for p in turn["images"]]
+  """One trajectory as the template takes it: images inlined, boxes with what they lie in.
+
+  A log from before there were videos has neither "videos" nor a picture's "frame".
+  """
+  pictures = [p for turn in line["turns"] for p in turn["images"]]
+  boxes = lambda source, frame=None: [
+    p["box"] for p in pictures if (p["source"], p.get("frame")) == (source, frame)
+  ]
   return {
     **line,
     "overviews": [
-      {**_image(workdir, path), "boxes": [b for source, b in boxes if source == i]}
-      for i, path in enumerate(line["images"])
+      {**_image(workdir, path), "boxes": boxes(i)} for i, path in enumerate(line["images"])
+    ],
+    "strips": [
+      {
+        "count": video["count"],
+        "frames": [
+          {
+            **_thumbnail(workdir, f["path"]),
+            "boxes": boxes(i, f["frame"]),
+            "clock": _clock(f["time"]),
+          }
+          for f in video["frames"]
+        ],
+      }
+      for i, video in enumerate(line.get("videos", []))
     ],
     "turns": [
       {**turn, "images": [{**p, **_image(workdir, p["path"])} for p in turn["images"]]}
@@ -204,14 +225,38 @@ def _card(workdir: Path, line: Mapping) -> dict:
   }
 
 
+def _clock(seconds: float) -> str:
+  """Minutes, seconds and tenths: 67.04 as 1:07.0."""
+  tenths = round(10 * seconds)
+  return f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
+
+
 def _image(workdir: Path, name: str) -> dict:
+  path = _saved(workdir, name)
+  with Image.open(path) as image:
+    width, height = image.size
+  return {"data": _inlined("png", path.read_bytes()), "width": width, "height": height}
+
+
+def _thumbnail(workdir: Path, name: str) -> dict:
+  """As `_image`, fewer pixels; width and height are the saved image's, which boxes lie in."""
+  with Image.open(_saved(workdir, name)) as image:
+    width, height = image.size
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "jpeg", quality=85)
+  return {"data": _inlined("jpeg", jpeg.getvalue()), "width": width, "height": height}
+
+
+def _saved(workdir: Path, name: str) -> Path:
   path = workdir / name
   if not path.is_file():
     raise FileNotFoundError(f"{path} is missing: {TRAJECTORIES_FILE} names it")
-  with Image.open(path) as image:
-    width, height = image.size
-  data = base64.b64encode(path.read_bytes()).decode()
-  return {"data": f"data:image/png;base64,{data}", "width": width, "height": height}
+  return path
+
+
+def _inlined(kind: str, data: bytes) -> str:
+  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 # No script and no outside file; follows the reader's light or dark.
@@ -262,6 +307,11 @@ dl div { min-width: 7rem; } dt { color: var(--soft); font-size: .82rem; } dd { m
 .trajectory { display: grid; gap: 1rem; grid-template-columns: minmax(200px, 300px) 1fr;
   margin-bottom: 1rem; }
 @media (max-width: 640px) { .trajectory { grid-template-columns: 1fr; } }
+.trajectory.wide { grid-template-columns: 1fr; }
+.strip { grid-column: 1 / -1; }
+.strip div { display: grid; gap: .5rem;
+  grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)); }
+figure { margin: 0; } figcaption, .strip p { color: var(--soft); font-size: .8rem; margin: 0; }
 .trajectory svg, .crop { width: 100%; height: auto; display: block; border-radius: 4px; }
 .crop { width: 140px; image-rendering: pixelated; border: 3px solid var(--box); }
 .zoom { fill: none; stroke: var(--box); stroke-width: 2.5; vector-effect: non-scaling-stroke; }
@@ -341,18 +391,36 @@ never for learning.</p>
 <h2>Trajectories</h2>
 <p class="lead">{{ trajectories | length }} of the run, evenly spread. A frame marks where a tool
 looked; the crop is what it showed.</p>
-{% for t in trajectories %}
-<article class="card trajectory">
-<div>
-{% for image in t.overviews %}
-<svg viewBox="0 0 {{ image.width }} {{ image.height }}" role="img" aria-label="question's image">
+{% macro overview(image, about) %}
+<svg viewBox="0 0 {{ image.width }} {{ image.height }}" role="img" aria-label="{{ about }}">
 <image href="{{ image.data }}" width="{{ image.width }}" height="{{ image.height }}"/>
 {% for x0, y0, x1, y1 in image.boxes %}
 <rect class="zoom" x="{{ x0 }}" y="{{ y0 }}" width="{{ x1 - x0 }}" height="{{ y1 - y0 }}"/>
 {% endfor %}
 </svg>
+{% endmacro %}
+{% for t in trajectories %}
+<article class="card trajectory{{ '' if t.overviews else ' wide' }}">
+{% for strip in t.strips %}
+<div class="strip">
+<p>{{ strip.frames | length }} of the {{ strip.count }} frames of a video, in minutes:seconds</p>
+<div>
+{% for frame in strip.frames %}
+<figure>
+{{ overview(frame, "frame at " ~ frame.clock) }}
+<figcaption>{{ frame.clock }}</figcaption>
+</figure>
 {% endfor %}
 </div>
+</div>
+{% endfor %}
+{% if t.overviews %}
+<div>
+{% for image in t.overviews %}
+{{ overview(image, "question's image") }}
+{% endfor %}
+</div>
+{% endif %}
 <div>
 <h3>{{ t.question }}</h3>
 <div class="chips">

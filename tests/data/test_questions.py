@@ -78,6 +78,11 @@ def test_a_file_with_a_wrong_question_is_refused(tmp_path, bad, reason):
   assert re.search(reason, str(refused.value)), refused.value
 
 
+def test_missing_videos_are_found_before_training(tmp_path):
+  with pytest.raises(ValueError, match="line 1: there is no video .*a.mp4"):
+    opened(tmp_path, question(video="a.mp4"), sees=True)
+
+
 def test_missing_images_are_found_before_training(tmp_path):
   with pytest.raises(ValueError, match="line 1: there is no image .*a.png"):
     opened(tmp_path, question(image="a.png"), sees=True)

@@ -10,9 +10,12 @@ from PIL import Image
 
 from pixelis_jax.data.requests import read_requests, write_requests
 from pixelis_jax.data.tasks import TaskSource
-from pixelis_jax.types import Task
+from pixelis_jax.data.video import Budget, save_frames
+from pixelis_jax.types import Task, Video
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+FRAMES = np.random.default_rng(1).integers(0, 256, (12, 5, 7, 3), np.uint8)
+CLIP = Video(frames=FRAMES, times=np.arange(12, dtype=np.float32) / 4)
 
 
 def data_uri(pixels=PIXELS):
@@ -69,6 +72,46 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
   np.testing.assert_array_equal(read.tasks[0].images[0], PIXELS)
 
 
+def test_written_videos_come_back_whole(tmp_path):
+  """At irregular times, and more of them than the reader's own rate would take."""
+  times = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 3.0], np.float32)
+  still = Video(frames=FRAMES[:1], times=np.zeros(1, np.float32))
+  fast = Video(frames=FRAMES, times=times)
+  tasks = [
+    Task(id="a", images=(PIXELS,), question="?", answer="7", videos=(still, fast)),
+    Task(id="b", images=(), question="?", answer=None, videos=(CLIP,)),
+  ]
+  path = tmp_path / "stream.jsonl"
+  write_requests(path, tasks)
+  read = Stream(path)
+  assert read.reports == [] and [len(t.images) for t in read.tasks] == [1, 0]
+  for task, back in zip(tasks, read.tasks, strict=True):
+    for video, again in zip(task.videos, back.videos, strict=True):
+      np.testing.assert_array_equal(again.frames, video.frames)
+      np.testing.assert_array_equal(again.times, video.times)
+  # A budget is the reader's to set.
+  (_, fast), (slow,) = (t.videos for t in Stream(path, budget=Budget(max_frames=4)).tasks)
+  assert (len(fast.times), len(slow.times)) == (4, 4)
+
+
+def test_videos_are_paths_or_say_how_much_of_them_is_read(tmp_path):
+  folder = tmp_path / "deep"
+  save_frames(folder / "walk", CLIP)
+  path = lines(
+    folder / "s.jsonl",
+    {"request_id": "a", "question": "?", "video": "walk"},
+    {"request_id": "b", "question": "?", "videos": ["walk", {"path": "walk", "fps": 4}]},
+    {"request_id": "c", "question": "?", "video": {"path": "walk", "max_frames": 2, "rate": 8}},
+    record("d", video="walk"),
+  )
+  read = Stream(path)
+  assert read.reports == []
+  assert [len(task.images) for task in read.tasks] == [0, 0, 0, 1]
+  # 3 seconds at 2 a second are 6; 12 at 4 a second.
+  assert [[len(v.times) for v in t.videos] for t in read.tasks] == [[6], [6, 12], [2], [6]]
+  assert read.tasks[2].videos[0].times.tolist() == [0, 11 / 8]
+
+
 def test_gray_and_transparent_images_become_rgb(tmp_path):
   gray = np.arange(35, dtype=np.uint8).reshape(5, 7)
   (task,) = Stream(lines(tmp_path / "s.jsonl", record(image=data_uri(gray)))).tasks
@@ -103,6 +146,20 @@ def test_a_malformed_line_is_reported_with_its_number_and_the_stream_goes_on(tmp
     (record(image=data_uri()[:-40]), "cannot be read"),
     (record(image="data:image/png;base64,@@"), "no valid base64"),
     (record(image="data:image/png,abc"), "must end with ;base64"),
+    (record(video=3), "video or videos must be a path or an object with a path"),
+    (record(videos=["s", 3]), "video or videos must be a path or an object with a path"),
+    (record(video={"fps": 2}), "video or videos must be a path or an object with a path"),
+    (record(video={"path": "w", "frames": 2}), r"video w has unknown keys \['frames'\]; known:"),
+    (record(video={"path": "w", "fps": 0}), "video w: fps must be a positive number, not 0"),
+    (record(video={"path": "w", "fps": "2"}), "video w: fps must be a positive number, not '2'"),
+    (record(video={"path": "w", "fps": float("inf")}), "fps must be a positive number, not inf"),
+    (record(video={"path": "w", "rate": 10**400}), "rate must be a positive number, not 1000"),
+    (record(video={"path": "w", "max_frames": 2.5}), "max_frames must be a whole number from 1"),
+    (record(video={"path": "w", "max_frames": True}), "max_frames must be a whole number from 1"),
+    (record(video={"path": "w", "max_frames": 769}), "max_frames 769 must be at most 768 here"),
+    (record(video="no.mp4"), "there is no video .*no.mp4"),
+    (record(video="s.jsonl"), "video .*s.jsonl cannot be read: "),
+    (record(video="a\0b"), "there is no video"),
     (record(embedding=[1.0, 2.0]), "must have 3 numbers, not 2"),
     (record(embedding=[1.0, float("nan"), 0.0]), "must be a list of numbers below 1e18"),
     (record(embedding="abc"), "must be a list of numbers"),
@@ -120,6 +177,11 @@ def test_what_is_wrong_is_said(tmp_path, bad, reason):
   assert read.counts["malformed"] == 1
   (report,) = read.reports
   assert re.search(f"line 2: .*{reason}", report), report
+
+
+def test_a_model_that_only_reads_is_shown_no_video(tmp_path):
+  read = Stream(lines(tmp_path / "s.jsonl", record("a", image=[], video="walk")), sees=False)
+  assert "line 1: the model only reads, and cannot be shown 1 videos" in read.reports[0]
 
 
 def test_a_line_that_is_not_utf8_is_malformed(tmp_path):

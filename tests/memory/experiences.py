@@ -1,4 +1,4 @@
-"""Experiences with every field filled, and a stand-in image processor; both from a seed."""
+"""Experiences with every field filled, and a stand-in for the processors; both from a seed."""
 
 import numpy as np
 
@@ -7,6 +7,7 @@ from pixelis_jax.types import (
   Box,
   Completion,
   Experience,
+  Mask,
   Patches,
   Picture,
   Pixels,
@@ -17,13 +18,18 @@ from pixelis_jax.types import (
   ToolCall,
   ToolResult,
   Trajectory,
+  Video,
   Vote,
   content_key,
 )
 
 
-def process(pixels: Pixels) -> Patches:
-  """Depends on every pixel and on the size, as the real one does."""
+def process(shown: Pixels | Video) -> Patches:
+  """Depends on every pixel, on the size and on a video's times, as the real ones do."""
+  interval = None
+  pixels = shown
+  if isinstance(shown, Video):
+    pixels, interval = shown.frames.reshape(-1, *shown.frames.shape[2:]), float(shown.times[-1])
   height, width = pixels.shape[:2]
   flat = pixels.reshape(-1).astype(np.float32) / np.float32(255)
   return Patches(
@@ -31,6 +37,7 @@ def process(pixels: Pixels) -> Patches:
     grid=(1, 1, 2),
     size=(height, width),
     key=content_key(repr(pixels.shape), pixels.tobytes()),
+    interval=interval,
   )
 
 
@@ -38,16 +45,22 @@ def pixels(height: int, width: int, seed: int) -> Pixels:
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def video(height: int, width: int, seed: int) -> Video:
+  """Of its four frames the third is the first again."""
+  frames = np.stack([pixels(height, width, seed + i) for i in (0, 1, 0, 2)])
+  return Video(frames=frames, times=np.array([0, 0.1, 1 / 3, 7], np.float32))
+
+
 def unit(dim: int, seed: int) -> np.ndarray:
   vector = np.random.default_rng(seed).standard_normal(dim).astype(np.float32)
   return vector / np.linalg.norm(vector)
 
 
-def completion(images: tuple[Pixels, ...], text: str, seed: int) -> Completion:
+def completion(shown: tuple[Pixels | Video, ...], text: str, seed: int) -> Completion:
   rng = np.random.default_rng(seed)
   return Completion(
     context=Segment(
-      tokens=rng.integers(0, 1000, 9).astype(np.int32), images=tuple(process(p) for p in images)
+      tokens=rng.integers(0, 1000, 9).astype(np.int32), images=tuple(process(p) for p in shown)
     ),
     tokens=rng.integers(0, 1000, 5).astype(np.int32),
     logps=-rng.random(5).astype(np.float32),
@@ -61,15 +74,20 @@ def completion(images: tuple[Pixels, ...], text: str, seed: int) -> Completion:
 def trajectory(task: Task, answer: str | None, seed: int) -> Trajectory:
   """Looks twice, the second time with an error, and answers."""
   crop = Picture(pixels=pixels(6, 7, seed), source=0, box=Box(1.5, 2.0, 8.0, 9.25))
+  # A whole frame: its pixels are stored already.
+  frame = Picture(pixels=task.videos[0].frames[3], source=0, box=Box(0.0, 0.0, 5.0, 4.0), frame=3)
+  rng = np.random.default_rng(seed)
+  # 15 pixels: no whole number of bytes.
+  mask = Mask(inside=rng.random((3, 5)) < 0.5, source=1, box=Box(2.0, 4.0, 7.0, 7.0))
+  moved = Mask(inside=rng.random((2, 4)) < 0.5, source=0, box=Box(0.0, 1.0, 4.0, 3.0), frame=2)
   call = ToolCall(name="zoom_in", arguments={"bbox_2d": [1, 2.5, 8, 9], "image": 1})
+  result = ToolResult(text="shown", images=(crop, frame), masks=(mask, moved), seconds=0.25)
   steps = (
     Step(
-      completion=completion(task.images, "look é", seed),
-      call=call,
-      result=ToolResult(text="shown", images=(crop,), seconds=0.25),
+      completion=completion((*task.images, *task.videos), "look é", seed), call=call, result=result
     ),
     Step(
-      completion=completion((crop.pixels,), "look again", seed + 1),
+      completion=completion((crop.pixels, frame.pixels), "look again", seed + 1),
       call=call,
       result=ToolResult(text="", error="box outside"),
     ),
@@ -88,6 +106,7 @@ def experience(
     answer=None,
     kind="read",
     boxes=(Box(0.0, 0.0, 4.0, 4.0),),
+    videos=(video(4, 5, seed),),
   )
   counts = {"3": 1 / 3, **({} if answer is None else {answer: 2 / 3})}
   ballots = (

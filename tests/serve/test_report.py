@@ -8,9 +8,20 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pixelis_jax.metrics import Metrics, TrajectoryLog
+from pixelis_jax.metrics import Metrics, TrajectoryLog, read_lines
 from pixelis_jax.serve.report import choose, curve, headline, write_report
-from pixelis_jax.types import Box, Picture, Status, Step, ToolCall, ToolResult, Trajectory, Vote
+from pixelis_jax.types import (
+  Box,
+  Picture,
+  Status,
+  Step,
+  Task,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  Video,
+  Vote,
+)
 from tests import fakes
 
 RESULT = {
@@ -153,6 +164,70 @@ def test_a_trajectory_shows_box_crop_text_vote_and_truth_only_if_known(workdir):
   bars = [a["style"] for a in page.all("i")]
   assert bars[:2] == ["width: 75.0%", "width: 25.0%"]  # The winner first.
   assert "gated: True" in text and "no such tool" in text and "\\boxed{3}" in text
+
+
+def test_a_video_is_a_strip_with_boxes_on_the_frames_they_lie_in(workdir):
+  """A crop of frame 13 of video 1 is marked there: not on the image, nor on video 0."""
+  frames = np.stack([fakes.image(300, 400, seed=i) for i in range(20)])
+  times = np.arange(20, dtype=np.float32) * np.float32(7.495)
+  clip, other = (Video(frames=f, times=times) for f in (frames, frames[::-1].copy()))
+  image = fakes.image(48, 64)
+  task = Task(id="v", images=(image,), question="?", answer=None, videos=(other, clip))
+  crops = (
+    Picture(pixels=frames[13, 10:20, 30:50], source=1, box=Box(30.0, 10.0, 50.0, 20.0), frame=13),
+    Picture(pixels=image[5:9, 5:9], source=0, box=Box(5.0, 5.0, 9.0, 9.0)),
+  )
+  steps = (
+    Step(completion=fakes.completion("look"), result=ToolResult(text="", images=crops)),
+    Step(completion=fakes.completion("\\boxed{3}")),
+  )
+  played = Trajectory(task=task, steps=steps, status=Status.ANSWERED, answer="3")
+  with TrajectoryLog(workdir, resume=-1) as log:
+    log.write(0, "stream", played)
+  path = write_report(workdir)
+  page = Page(path.read_text())
+  assert page.open == []
+  # Of each video eight frames; of the second also the one that was looked at.
+  assert len(page.all("figure")) == 8 + 9
+  labels, marked = [], []
+  for tag, attributes in page.tags:
+    if tag == "svg":
+      labels.append(attributes["aria-label"])
+    elif tag == "rect":
+      corner = attributes["x"], attributes["y"], attributes["width"], attributes["height"]
+      marked.append((labels[-1], corner))
+  assert marked == [
+    ("frame at 1:37.4", ("30.0", "10.0", "20.0", "10.0")),  # 13 * 7.495 seconds.
+    ("question's image", ("5.0", "5.0", "4.0", "4.0")),
+  ]
+  # Boxes lie in the frame's own pixels, whatever the size of the picture in the page.
+  views = [a["viewbox"] for a in page.all("svg", role="img") if "frame at" in a["aria-label"]]
+  assert views == ["0 0 400 300"] * 17
+  # Frame 8 is at 59.96 seconds: no minute has 60.0.
+  assert labels.count("frame at 1:00.0") == 2 and "8 of the 20 frames" in path.read_text()
+  # As they are saved, 17 frames of noise would take 480 KB each.
+  assert path.stat().st_size < 17 * 100_000
+
+
+def test_a_question_about_a_video_alone_has_no_empty_column(workdir):
+  clip = Video(frames=fakes.image(8, 8)[None], times=np.zeros(1, np.float32))
+  task = Task(id="v", images=(), question="?", answer=None, videos=(clip,))
+  steps = (Step(completion=fakes.completion("\\boxed{3}")),)
+  played = Trajectory(task=task, steps=steps, status=Status.ANSWERED, answer="3")
+  with TrajectoryLog(workdir, resume=-1) as log:
+    log.write(0, "stream", played)
+  page = Page(write_report(workdir).read_text())
+  assert [a["class"] for a in page.all("article")] == ["card trajectory wide"]
+  assert len(page.all("figure")) == 1
+
+
+def test_a_log_from_before_there_were_videos_gives_the_same_report(workdir):
+  new = write_report(workdir).read_text()
+  path = workdir / "trajectories.jsonl"
+  lines = read_lines(path)
+  assert all(line.pop("videos") == [] for line in lines)
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert write_report(workdir).read_text() == new
 
 
 def test_text_from_the_model_or_the_user_is_escaped(workdir):

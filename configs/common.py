@@ -18,6 +18,8 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.max_tokens = 32  # Sampled tokens a turn.
   c.max_rows = 256  # Episodes decoded together.
   c.rows_multiple = 1  # Rows are padded to multiples of this; see sampler.Sampler.
+  # Limits of a call to a costly tool, in a process of its own; see tools.workers.Settings.
+  c.workers = ConfigDict({"seconds": 30.0, "gigabytes": 2.0, "processes": 0, "cached": 0.25})
   return c
 
 

@@ -2,11 +2,14 @@
 
 The policy is the function `generate`; nothing here knows what computes it. Episodes of a batch
 advance in lock-step, one turn a round, so that the policy is always asked for many turns at once.
+The calls of a round run at the same time, in threads: costly tools wait there for other processes.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 from pixelis_jax.chat.parse import parse_answer, parse_call
@@ -24,10 +27,16 @@ from pixelis_jax.types import (
   Turns,
 )
 
+# As many as `tools.workers` has processes or more: some wait for another that asks the same.
+THREADS = max(32, os.cpu_count() or 1)
+
 
 @runtime_checkable
 class Run(Protocol):
-  """Executes a call: `Toolbox.run`, or an arm of the ablation that answers in its place."""
+  """Executes a call: `Toolbox.run`, or an arm of the ablation that answers in its place.
+
+  Several threads call it at once, in any order.
+  """
 
   def __call__(
     self, call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
@@ -68,18 +77,24 @@ def play(
   started = clock()
   turns: list[Turns] = [()] * len(tasks)
   ended: dict[int, Status] = {}
-  while True:
-    live = [i for i in range(len(tasks)) if i not in ended]
-    if not any(agree(len(live))):  # Other processes may have some left, and need our devices.
-      break
-    completions = generate([(tasks[i], turns[i]) for i in live])
-    for i, completion in zip(live, completions, strict=True):
-      step, status = _advance(completion, tasks[i], turns[i], run, views[i], limits)
-      turns[i] = (*turns[i], step)
-      if status is not None:
-        ended[i] = status
-    if len(ended) < len(tasks) and clock() - started > limits.seconds:
-      ended = dict.fromkeys(range(len(tasks)), Status.TIMEOUT) | ended
+
+  def advance(played: tuple[int, Completion]) -> tuple[Step, Status | None]:
+    i, completion = played
+    return _advance(completion, tasks[i], turns[i], run, views[i], limits)
+
+  with ThreadPoolExecutor(THREADS) as pool:
+    while True:
+      live = [i for i in range(len(tasks)) if i not in ended]
+      if not any(agree(len(live))):  # Other processes may have some left, and need our devices.
+        break
+      completions = generate([(tasks[i], turns[i]) for i in live])
+      advanced = list(pool.map(advance, zip(live, completions, strict=True)))
+      for i, (step, status) in zip(live, advanced, strict=True):
+        turns[i] = (*turns[i], step)
+        if status is not None:
+          ended[i] = status
+      if len(ended) < len(tasks) and clock() - started > limits.seconds:
+        ended = dict.fromkeys(range(len(tasks)), Status.TIMEOUT) | ended
   return [_finish(task, turns[i], ended[i]) for i, task in enumerate(tasks)]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ask, score, doctor, plan, view, export, convert, ranks, requests.
+"""The command line: ask, score, tools, doctor, plan, view, export, convert, ranks, requests.
 
 Imports wait until a command needs them, so that `pixelis --help` answers at once. A user's mistake
 is one line on stderr and exit code 2.
@@ -11,18 +11,19 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from pixelis_jax.types import Pixels, Trajectory
+from pixelis_jax.types import Picture, Pixels, Task, Trajectory, Video
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Exit code: 0; 1 where `requests` refuses something; 2 for a mistake in what was given."""
   known = parser()
   args, rest = known.parse_known_args(argv)
-  if rest and (args.command != "plan" or not all(x.startswith("--config.") for x in rest)):
+  if not all(map(args.takes, rest)):
     known.error(f"unrecognized arguments: {' '.join(rest)}")
   args.rest = rest
   # Tokenizers are all we take from transformers; without torch it says so at every start.
@@ -40,19 +41,26 @@ def parser() -> argparse.ArgumentParser:
   )
   commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-  def command(name: str, run, about: str) -> argparse.ArgumentParser:
+  def command(
+    name: str, run, about: str, *, takes: Callable[[str], bool] = lambda word: False
+  ) -> argparse.ArgumentParser:
+    """`takes` says which words that argparse does not know are the command's, in `args.rest`."""
     added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-    added.set_defaults(run=run)
+    added.set_defaults(run=run, takes=takes)
     return added
 
   p = command(
-    "ask", ask, "Ask a question, of images or none, and show how the agent looks and answers."
+    "ask", ask, "Ask a question, of what is shown or nothing, and see the agent look and answer."
   )
   p.add_argument("question")
   p.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory")
   p.add_argument("--adapter", type=Path, metavar="DIR", help="PEFT directory of a LoRA adapter")
   p.add_argument("--int8", action="store_true", help="the layers' kernels as int8: half the memory")
   p.add_argument("--image", default=[], type=Path, metavar="PATH", action="append")
+  about = "a file, or a folder of frames; may be given again, as --image may"
+  p.add_argument("--video", default=[], type=Path, metavar="PATH", action="append", help=about)
+  p.add_argument("--fps", default=2.0, type=float, help="read of a video, at most (default: 2)")
+  p.add_argument("--max-frames", default=768, type=int, help="of a video (default: 768)")
   p.add_argument("--tools", default="zoom_in", help="comma-separated, or none (default: zoom_in)")
   p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
   p.add_argument("--guidelines", default="", metavar="TEXT", help="put behind the question")
@@ -70,9 +78,21 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("--messages", required=True, type=Path, metavar="FILE.json")
   p.add_argument("--out", required=True, type=Path, metavar="OUT.json")
 
+  about = "List the tools, or run calls: later ones may refer to what earlier ones returned."
+  p = command("tools", tools, about, takes=lambda word: not word.startswith("-"))
+  about = "NAME ARGUMENT=JSON ... of a call, + before another; a bare word is a string"
+  p.add_argument("call", nargs="*", metavar="CALL", help=about)
+  p.add_argument("--image", default=[], type=Path, metavar="PATH", action="append")
+  p.add_argument("--video", default=[], type=Path, metavar="PATH", action="append")
+  about = "whose frame the coordinates are in (default: the pixels of the image)"
+  p.add_argument("--model", type=Path, metavar="DIR", help=about)
+  p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
+  p.add_argument("--out", type=Path, metavar="DIR", help="write images and masks here")
+
   command("doctor", doctor, "What is installed, which devices, and what to do about problems.")
 
-  p = command("plan", plan, "Compile a run for devices that are not here, and say if it fits.")
+  about = "Compile a run for devices that are not here, and say if it fits."
+  p = command("plan", plan, about, takes=lambda word: word.startswith("--config."))
   p.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of rft")
   p.add_argument("--topology", required=True, metavar="NAME", help="v5e-64, v5p-64, h100-8, ...")
   p.add_argument("--images", default=2, type=int, help="an episode (default: 2)")
@@ -144,21 +164,32 @@ def ask(args: argparse.Namespace) -> int:
   from pixelis_jax import agent, sampler
   from pixelis_jax.chat.family import images_of
   from pixelis_jax.chat.images import read_image
+  from pixelis_jax.data.video import Budget, read_video
   from pixelis_jax.metrics import TrajectoryLog
-  from pixelis_jax.types import Task, content_key
+  from pixelis_jax.types import content_key
 
   _check_ask(args)
   _directory(args.model)
   processor = images_of(args.model)
-  if processor is None and args.image:
-    raise ValueError(f"{args.model} holds a text-only model: it cannot be shown --image")
+  if processor is None and (args.image or args.video):
+    raise ValueError(f"{args.model} holds a text-only model: it cannot be shown --image or --video")
   images = [read_image(path) for path in args.image]
   sizes = [
     _shown(path, image, processor.shown_size)
     for path, image in zip(args.image, images, strict=True)
   ]
-  key = content_key(args.question, *(image.tobytes() for image in images))
-  task = Task(id=f"ask-{key[:12]}", images=tuple(images), question=args.question, answer=None)
+  budget = Budget(fps=args.fps, max_frames=args.max_frames)
+  videos = tuple(read_video(path, budget) for path in args.video)
+  clips = _clips(args.model, args.video, videos)
+  frames = (content_key(frame.tobytes()) for video in videos for frame in video.frames)
+  key = content_key(args.question, *(image.tobytes() for image in images), *frames)
+  task = Task(
+    id=f"ask-{key[:12]}",
+    images=tuple(images),
+    question=args.question,
+    answer=None,
+    videos=videos,
+  )
   policy = sampler.load_policy(
     SimpleNamespace(
       path=args.model,
@@ -173,6 +204,7 @@ def ask(args: argparse.Namespace) -> int:
       max_tokens=args.max_tokens,
       max_rows=1,
       rows_multiple=1,
+      workers={},
     )
   )
   generate = policy.sampler.bind(
@@ -183,7 +215,7 @@ def ask(args: argparse.Namespace) -> int:
   if args.out is not None:
     with TrajectoryLog(args.out) as log:
       log.write(0, "ask", played)
-  told = episode(played, args.image, sizes)
+  told = episode(played, args.image, sizes, clips)
   print(json.dumps(told, ensure_ascii=False) if args.json else transcript(told))
   return 0
 
@@ -211,16 +243,34 @@ def _shown(path: Path, image: Pixels, shown_size: Callable[[int, int], tuple[int
     raise ValueError(f"{path}: {error}") from error
 
 
+def _clips(model: Path, paths: Sequence[Path], videos: Sequence[Video]) -> list[dict]:
+  """What was read of each video and what the model is shown of it; sizes are of a frame."""
+  from pixelis_jax.chat.videos import VideoProcessor
+
+  processor = VideoProcessor.from_directory(model) if videos else None
+  clips = []
+  for path, video in zip(paths, videos, strict=True):
+    chosen = processor.chosen(video)
+    size = _shown(path, video.frames[0], partial(processor.shown_size, len(chosen)))
+    clip = {"path": str(path), "frames": len(video.times), "seconds": float(video.times[-1])}
+    seen = {"shown_frames": len(chosen), "shown": list(size)}
+    clips.append({**clip, "size": list(video.frames.shape[1:3]), **seen})
+  return clips
+
+
 def episode(
-  played: Trajectory, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]
+  played: Trajectory,
+  paths: Sequence[Path],
+  sizes: Sequence[tuple[int, int]],
+  clips: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, object]:
-  """A trajectory for json: boxes [x0, y0, x1, y1] in pixels of the file, images from 1."""
+  """A trajectory for json: boxes [x0, y0, x1, y1] in pixels of the file; images, videos from 1."""
   turns = []
   for step in played.steps:
     call, result = step.call, step.result
     pictures = () if result is None else result.images
     boxes = [
-      {"image": p.source + 1, "box": [p.box.x0, p.box.y0, p.box.x1, p.box.y1]} for p in pictures
+      {**_place(p, played.task), "box": [p.box.x0, p.box.y0, p.box.x1, p.box.y1]} for p in pictures
     ]
     turns.append(
       {
@@ -238,10 +288,18 @@ def episode(
   return {
     "question": played.task.question,
     "images": images,
+    "videos": list(clips),
     "turns": turns,
     "status": played.status.value,
     "answer": played.answer,
   }
+
+
+def _place(picture: Picture, task: Task) -> dict[str, object]:
+  number = picture.source + 1
+  if picture.frame is None:
+    return {"image": number}
+  return {"video": number, "seconds": float(task.videos[picture.source].times[picture.frame])}
 
 
 def transcript(told: dict) -> str:
@@ -250,6 +308,13 @@ def transcript(told: dict) -> str:
   for number, image in enumerate(told["images"], start=1):
     (height, width), (rows, columns) = image["size"], image["shown"]
     lines.append(f"image {number}: {image['path']}, {width} x {height} shown at {columns} x {rows}")
+  for number, video in enumerate(told["videos"], start=1):
+    (height, width), (rows, columns) = video["size"], video["shown"]
+    lines.append(
+      f"video {number}: {video['path']}, {video['frames']} frames read up to"
+      f" {video['seconds']:.1f} seconds, {width} x {height},"
+      f" {video['shown_frames']} shown at {columns} x {rows}"
+    )
   for number, turn in enumerate(told["turns"], start=1):
     lines += ["", f"turn {number}", *(f"  {line}" for line in turn["text"].splitlines())]
     if turn["call"] is not None:
@@ -257,7 +322,9 @@ def transcript(told: dict) -> str:
       lines.append(f"  -> {turn['call']['name']} {arguments}")
     for picture in turn["pictures"]:
       box = ", ".join(f"{edge:g}" for edge in picture["box"])
-      lines.append(f"  <- pixels [{box}] of image {picture['image']}")
+      where = f"image {picture['image']}" if "image" in picture else f"video {picture['video']}"
+      at = f" at {picture['seconds']:.1f} seconds" if "seconds" in picture else ""
+      lines.append(f"  <- pixels [{box}] of {where}{at}")
     shown = turn["result"] if turn["error"] is None else f"error: {turn['error']}"
     if shown:
       lines.append(f"  <- {shown.strip()}")
@@ -323,6 +390,23 @@ def _write(path: Path, content: dict) -> None:
   aside = path.with_name(f"{path.name}.partial")
   aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
   aside.replace(path)
+
+
+def tools(args: argparse.Namespace) -> int:
+  """Prints what each call returns; the first mistake in one ends it."""
+  from pixelis_jax.serve import tools as by_hand
+
+  words = [*args.call, *args.rest]  # argparse leaves those behind an option between them.
+  if not words:
+    print(by_hand.table(args.preset))
+    return 0
+  if args.model is not None:
+    _directory(args.model)
+  calls, given = by_hand.parse(words), {"model": args.model, "preset": args.preset}
+  shown = {"images": args.image, "videos": args.video}
+  for line in by_hand.run(calls, out=args.out, **shown, **given):
+    print(line, flush=True)
+  return 0
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -23,9 +23,19 @@ from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.tasks import TaskSource
 from pixelis_jax.metrics import Metrics, interval
 from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
-from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools import TOOLS, Toolbox
 from pixelis_jax.tools.views import IDENTITY, View
-from pixelis_jax.types import Box, Generate, Task, ToolCall, ToolResult, Trajectory
+from pixelis_jax.types import (
+  Box,
+  Generate,
+  Task,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  content_key,
+)
+
+OTHERS = TOOLS["qwen"].keys() - {"zoom_in"}  # Tools whose calls no arm moves.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +120,10 @@ def _saw_evidence(trajectory: Trajectory) -> bool:
 
 def random_crop(tools: Toolbox, *, seed: int) -> agent.Run:
   """Executes zooms at a random place of the first image, with the size the policy asked for."""
-  rng = np.random.default_rng(seed)
 
   def place(box: Box, task: Task, shown: int) -> tuple[float, float]:
+    # The same whenever the call is executed: those of a round are in any order.
+    rng = np.random.default_rng([seed, int(content_key(task.id), 16), shown])
     height, width = task.images[0].shape[:2]
     return rng.uniform(0, width - box.width), rng.uniform(0, height - box.height)
 
@@ -138,13 +149,16 @@ def oracle_crop(tools: Toolbox) -> agent.Run:
 
 
 def _moved(tools: Toolbox, place: Callable[[Box, Task, int], tuple[float, float]]) -> agent.Run:
-  """Runs calls with their box moved to where `place` says; failed calls stay as they are."""
+  """Runs zooms with their box moved to where `place` says.
+
+  Failed calls stay as they are, and so do those of tools that do not zoom.
+  """
 
   def execute(
     call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
   ) -> ToolResult:
     asked = tools.run(call, task, results, view)
-    if asked.error is not None:
+    if asked.error is not None or call.name in OTHERS:
       return asked
     box = asked.images[0].box
     shown = sum(bool(result.images) for result in results)  # A failed call showed nothing.

@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from pixelis_jax.batch import image_sources, pack_images, round_up, seats, spread
-from pixelis_jax.chat.family import frame_of
+from pixelis_jax.chat.family import family_of, frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.chat.videos import clips_of
@@ -44,7 +44,7 @@ from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.sharding import own_blocks, own_rows, put_rows
-from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools import Toolbox, workers
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 from pixelis_jax.weights import load
 
@@ -402,10 +402,10 @@ def load_policy(
 
   Args:
     c: fields path, loader, random_seed, adapter, int8, tools, preset, guidelines, dtype,
-      max_tokens, max_rows, rows_multiple. A loader "package.module:function" is called with `c` and
-      returns objects with `save_pretrained`, as the torch project's `load_model` returns (model,
-      tokenizer, processor); it replaces the path. `adapter` is a PEFT directory, merged into the
-      weights.
+      max_tokens, max_rows, rows_multiple, workers. A loader "package.module:function" is called
+      with `c` and returns objects with `save_pretrained`, as the torch project's `load_model`
+      returns (model, tokenizer, processor); it replaces the path. `adapter` is a PEFT directory,
+      merged into the weights.
     mesh: Where parameters and rows lie, see sharding.py; None: on the default device.
     rollouts: Where the sampler has them, if not there; parameters come from `Sampler.serve`.
     adapters: For who trains: the weights have `c.master` as their dtype where they learn, and
@@ -479,7 +479,12 @@ def with_tools(
   """The same weights under a prompt that offers `tools`; none: a prompt without tools."""
   # The chat needs the tools' schemas, the tools its frame of coordinates: both read the directory.
   toolbox = Toolbox(
-    tuple(tools), shown_size=frame_of(c.path), shown_frames=clips_of(c.path), preset=c.preset
+    tuple(tools),
+    shown_size=frame_of(c.path),
+    shown_frames=clips_of(c.path),
+    preset=c.preset,
+    unit=family_of(c.path).unit,
+    compute=workers.shared(workers.Settings(**c.workers)).compute,
   )
   chat = Chat.from_directory(c.path, tools=toolbox.schemas, guidelines=c.guidelines)
   sampler = Sampler(

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ TRACED = 2, 5  # Of a run's steps: the first ones compile.
 class Stopwatch:
   """Seconds of the parts of a run's steps, as means a step, from one line of the log to the next.
 
-  A part within a part counts for itself alone. Devices compute behind the host: what they take is
+  A part within a part counts for itself alone, also where several threads are in it at once: until
+  the last of them leaves it. Devices compute behind the host: what they take is
   found in the part that waits for them.
   """
 
@@ -39,6 +41,7 @@ class Stopwatch:
     self._devices, self._peak = len(devices), peak(devices[0].device_kind)
     self._trace, self._clock = workdir / "profile" if profile else None, clock
     self._inside: list[str] = []
+    self._lock = threading.Lock()
     self._begin(clock())
 
   def steps(self, span: range) -> Iterator[int]:
@@ -62,14 +65,16 @@ class Stopwatch:
   @contextlib.contextmanager
   def part(self, name: str) -> Iterator[None]:
     """What happens inside is the part `name` of the step, a metric `seconds_<name>`."""
-    self._mark()
-    self._inside.append(name)
+    with self._lock:
+      self._mark()
+      self._inside.append(name)
     try:
       with jax.profiler.TraceAnnotation(name):
         yield
     finally:
-      self._mark()
-      self._inside.pop()
+      with self._lock:
+        self._mark()
+        self._inside.pop()
 
   def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, as a part of the step wherever it is called."""

@@ -23,8 +23,8 @@ SOURCE, SHOWN = 448, 112
 FIRST, SECOND = Box(40.0, 80.0, 80.0, 120.0), Box(300.0, 200.0, 340.0, 240.0)
 
 
-def toolbox(preset: str = "qwen") -> Toolbox:
-  return Toolbox(("zoom_in",), shown_size=lambda height, width: (SHOWN, SHOWN), preset=preset)
+def toolbox(preset: str = "qwen", names=("zoom_in",)) -> Toolbox:
+  return Toolbox(names, shown_size=lambda height, width: (SHOWN, SHOWN), preset=preset)
 
 
 def question(id: str, *, boxes=(FIRST,), **more):
@@ -89,7 +89,8 @@ def test_random_crops_have_the_asked_size_elsewhere_inside():
   asked = tools.run(zoom(10, 20, 20, 30), task, ()).images[0].box
   moved = evaluate.random_crop(tools, seed=0)
   boxes = []
-  for _ in range(50):
+  for i in range(50):
+    task = question(f"a{i}")
     (picture,) = moved(zoom(10, 20, 20, 30), task, ()).images
     box = picture.box
     # A place between pixels is widened to whole ones.
@@ -102,8 +103,18 @@ def test_random_crops_have_the_asked_size_elsewhere_inside():
     boxes.append(box)
   # All over the image, not around the evidence: centres span most of 408 pixels.
   assert np.ptp([b.x0 for b in boxes]) > 300 and np.ptp([b.y0 for b in boxes]) > 300
-  again = evaluate.random_crop(tools, seed=0)
-  assert again(zoom(10, 20, 20, 30), task, ()).images[0].box == boxes[0]
+  again = evaluate.random_crop(tools, seed=0)  # Whatever was asked before.
+  assert again(zoom(10, 20, 20, 30), task, ()).images[0].box == boxes[-1]
+  other = evaluate.random_crop(tools, seed=1)
+  assert other(zoom(10, 20, 20, 30), task, ()).images[0].box != boxes[-1]
+
+
+def test_arms_move_no_other_tools_calls():
+  tools, task = toolbox(names=("zoom_in", "get_properties")), question("a")
+  call = ToolCall(name="get_properties", arguments={"bbox_2d": [10, 20, 60, 60]})
+  expected = tools.run(call, task, ())
+  assert expected.error is None and not expected.images
+  assert evaluate.random_crop(tools, seed=0)(call, task, ()).text == expected.text
 
 
 def test_oracle_crops_show_the_evidence_in_order():

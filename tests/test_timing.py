@@ -44,6 +44,22 @@ def test_each_second_belongs_to_the_innermost_part(now, watch):
   assert set(line) <= set(METRICS)
 
 
+def test_calls_at_the_same_time_count_until_the_last_has_ended(now, watch):
+  """As threads make them: the first to begin ends 2 seconds before the other."""
+  next(watch.steps(range(1)))
+  with watch.part("rollout"):
+    now[0] += 1.0
+    first, second = watch.part("tools"), watch.part("tools")
+    for call in (first, second):
+      call.__enter__()
+    for call in (first, second):
+      now[0] += 2.0
+      call.__exit__(None, None, None)
+    now[0] += 1.0
+  line = watch.read()
+  assert (line["seconds_rollout"], line["seconds_tools"]) == (2.0, 4.0)
+
+
 def test_a_line_is_the_mean_of_its_steps_and_what_follows_it_is_the_next_ones(now, watch):
   lines = []
   for i in watch.steps(range(4)):

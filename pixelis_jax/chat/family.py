@@ -24,6 +24,13 @@ class Family:
   timed: bool = False
   coordinates: Size | None = None
 
+  @property
+  def unit(self) -> str:
+    """Of the coordinates, as tools tell it."""
+    if self.coordinates is None:
+      return "pixels of the image as shown"
+    return "thousandths of the image's width and height"
+
   def frame(self, images: ImageProcessor | None, height: int, width: int) -> Size:
     """(height, width) of the coordinate frame of an image this size, in pixels or relative units.
 

@@ -1,14 +1,17 @@
 """What the policy may do to pixels: one pure function a tool, one table, one door."""
 
 import dataclasses
+import operator
 import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from pixelis_jax.tools import frames, places, properties, read, segment, track, zoom
 from pixelis_jax.tools import schema as schemas
-from pixelis_jax.tools import zoom
 from pixelis_jax.tools.sight import Mistake, ShownFrames, Sight, Size
 from pixelis_jax.tools.views import IDENTITY, View
+from pixelis_jax.tools.workers import Stopped
 from pixelis_jax.types import Task, ToolCall, ToolResult
 
 
@@ -20,27 +23,40 @@ class Tool:
   function: Callable[[Mapping[str, object], Sight], ToolResult]
   error: str = "Error: {}"
 
+  @property
+  def name(self) -> str:
+    """Under which its policies know it."""
+    return self.schema["function"]["name"]
 
-TOOLS: dict[str, Tool] = {  # Wire name -> tool; the policy's whole world.
-  "zoom_in": Tool(schema=zoom.ZOOM_IN, function=zoom.zoom_in),
-  "crop_image_normalized": Tool(
-    schema=zoom.CROP_IMAGE_NORMALIZED,
-    function=zoom.crop_image_normalized,
-    error="\nExecution error:\n{}\n",
-  ),
-  "image_zoom_in_tool": Tool(schema=zoom.IMAGE_ZOOM_IN_TOOL, function=zoom.image_zoom_in_tool),
-}
 
-# Wire format -> operation -> the name under which its policies know it.
-PRESETS: dict[str, dict[str, str]] = {
-  "qwen": {"zoom_in": "zoom_in"},
-  "pixel_reasoner": {"zoom_in": "crop_image_normalized"},
-  "deepeyes": {"zoom_in": "image_zoom_in_tool"},
+# Wire format -> operation -> tool; the policy's whole world.
+TOOLS: dict[str, dict[str, Tool]] = {
+  "qwen": {
+    "zoom_in": Tool(schema=zoom.ZOOM_IN, function=zoom.zoom_in),
+    "segment_object_at": Tool(schema=segment.SEGMENT_OBJECT_AT, function=segment.segment_object_at),
+    "get_properties": Tool(schema=properties.GET_PROPERTIES, function=properties.get_properties),
+    "read_text": Tool(schema=read.READ_TEXT, function=read.read_text),
+    "track_object": Tool(schema=track.TRACK_OBJECT, function=track.track_object),
+    "select_frames": Tool(schema=frames.SELECT_FRAMES, function=frames.select_frames),
+  },
+  "pixel_reasoner": {
+    "zoom_in": Tool(
+      schema=zoom.CROP_IMAGE_NORMALIZED,
+      function=zoom.crop_image_normalized,
+      error="\nExecution error:\n{}\n",
+    ),
+    "select_frames": Tool(
+      schema=frames.SELECT_TARGET_FRAMES,
+      function=frames.select_target_frames,
+      error="\nExecution error:\n{}\n",
+    ),
+  },
+  "deepeyes": {"zoom_in": Tool(schema=zoom.IMAGE_ZOOM_IN_TOOL, function=zoom.image_zoom_in_tool)},
 }
 
 
 class Toolbox:
-  """The tools one policy has, and the only way to run them.
+  """The tools one policy has, and the only way to run them. Any thread may.
 
   Args:
     names: operations, such as "zoom_in"; none gives a box in which every call is a mistake.
@@ -48,7 +64,10 @@ class Toolbox:
       `chat.family.frame_of`.
     shown_frames: a video to the numbers of its frames that are shown, and that frame of theirs:
       `chat.family.clips_of`; None for a policy that is shown no videos.
-    preset: whose names, coordinates and texts the tools have, a key of `PRESETS`.
+    preset: whose names, coordinates and texts the tools have, a key of `TOOLS`.
+    unit: of the policy's coordinates, told in place of `places.PIXELS`.
+    compute: how the tools call their costly functions: in this process, or by `Workers.compute` in
+      others, with limits.
 
   Raises:
     ValueError: an operation or preset that does not exist.
@@ -61,19 +80,22 @@ class Toolbox:
     shown_size: Callable[[int, int], Size],
     shown_frames: ShownFrames | None = None,
     preset: str = "qwen",
+    unit: str = places.PIXELS,
+    compute: Callable[..., Any] = operator.call,
   ):
-    if preset not in PRESETS:
-      raise ValueError(f"preset {preset!r} must be one of {sorted(PRESETS)}")
-    known = PRESETS[preset]
+    if preset not in TOOLS:
+      raise ValueError(f"preset {preset!r} must be one of {sorted(TOOLS)}")
+    known = TOOLS[preset]
     if unknown := [name for name in names if name not in known]:
       raise ValueError(f"tools {unknown} must be among {sorted(known)} for preset {preset!r}")
-    self.tools = {known[name]: TOOLS[known[name]] for name in names}
+    self.tools = {known[name].name: known[name] for name in names}
     self.shown_size, self.shown_frames = shown_size, shown_frames
+    self.unit, self.compute = unit, compute
 
   @property
   def schemas(self) -> list[Mapping]:
     """The tools as the policy's prompt lists them."""
-    return [tool.schema for tool in self.tools.values()]
+    return [_in_unit(tool.schema, self.unit) for tool in self.tools.values()]
 
   def run(
     self, call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
@@ -91,6 +113,7 @@ class Toolbox:
       shown_size=self.shown_size,
       shown_frames=self.shown_frames,
       view=view,
+      compute=self.compute,
     )
     tool = self.tools.get(call.name)
     try:
@@ -101,5 +124,22 @@ class Toolbox:
       result = tool.function(call.arguments, sight)
     except Mistake as e:
       frame = tool.error if tool else "Error: {}"
-      result = ToolResult(text=frame.format(e), error=str(e))
+      error = f"{call.name} {e}" if isinstance(e, Stopped) else str(e)
+      result = ToolResult(text=frame.format(error), error=error)
     return dataclasses.replace(result, seconds=time.perf_counter() - started)
+
+
+def _in_unit(schema: Mapping, unit: str) -> Mapping:
+  """The schema with this unit in its arguments' descriptions."""
+  function = schema["function"]
+  parameters = function["parameters"]
+  properties = {
+    name: {**p, "description": p["description"].replace(places.PIXELS, unit)}
+    if "description" in p
+    else p
+    for name, p in parameters["properties"].items()
+  }
+  return {
+    **schema,
+    "function": {**function, "parameters": {**parameters, "properties": properties}},
+  }

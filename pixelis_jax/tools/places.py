@@ -7,7 +7,9 @@ from pixelis_jax.types import Box, Mask
 
 MAX_ASPECT = 100.0
 
-# Arguments that several tools have. Coordinates are in the frame of the image as shown.
+# What descriptions of coordinates say, of a policy whose frame is the image as shown.
+PIXELS = "pixels of the image as shown"
+# Arguments that several tools have. Coordinates are in the policy's frame.
 IMAGE = {
   "type": "integer",
   "description": "Which image, counted from 1 in the order shown. Default: 1.",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,10 +63,6 @@ class Shown:
     return u - half_width, v - half_height, u + half_width, v + half_height
 
 
-def _here(function: Callable[..., Any], *arguments: Any) -> Any:
-  return function(*arguments)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
   """One call's world: the task, the results before it, and the view that pixels come under.
@@ -80,7 +77,7 @@ class Sight:
   shown_size: Callable[[int, int], Size]
   view: View
   shown_frames: ShownFrames | None = None
-  compute: Callable[..., Any] = _here
+  compute: Callable[..., Any] = operator.call
 
   def shown(self) -> list[Shown]:
     """Every image in the order the policy saw them: the task's, then the pictures of the results.

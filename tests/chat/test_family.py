@@ -124,6 +124,9 @@ def test_tools_are_given_the_frame_of_the_family(policy, model_config, tmp_path)
   c.path = str(tmp_path)
   newer = sampler.with_tools(c, policy.model, policy.params, ["zoom_in"])
   assert newer.tools.shown_size(400, 400) == (1000, 1000)
+  for tools, unit in ((policy.tools, "pixels of the image as shown"), (newer.tools, "thousandths")):
+    argument = tools.schemas[0]["function"]["parameters"]["properties"]["bbox_2d"]
+    assert unit in argument["description"]
   corners = [500, 0, 1000, 500]
   call = ToolCall(name="zoom_in", arguments={"bbox_2d": corners})
   (picture,) = newer.tools.run(call, task("7?", [image(400, 400)]), []).images

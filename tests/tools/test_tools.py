@@ -4,10 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from pixelis_jax import tools
-from pixelis_jax.tools import PRESETS, TOOLS, Tool, Toolbox
+from pixelis_jax.tools import TOOLS, Tool, Toolbox
 from pixelis_jax.types import Task, ToolCall, ToolResult
 
+QWEN = TOOLS["qwen"]
 TASK = Task(id="a", images=(np.zeros((8, 8, 3), np.uint8),), question="?", answer=None)
 
 
@@ -19,14 +19,10 @@ def call(name="zoom_in", **arguments):
   return ToolCall(name=name, arguments=arguments)
 
 
-def test_presets_name_tools_that_exist():
-  assert all(wire in TOOLS for names in PRESETS.values() for wire in names.values())
-
-
-@pytest.mark.parametrize("name", TOOLS)
-def test_schemas_are_in_openai_form_and_json(name):
-  schema = TOOLS[name].schema
-  assert schema["type"] == "function" and schema["function"]["name"] == name
+@pytest.mark.parametrize("preset, name", [(p, name) for p in TOOLS for name in TOOLS[p]])
+def test_schemas_are_in_openai_form_and_json(preset, name):
+  schema = TOOLS[preset][name].schema
+  assert schema["type"] == "function" and schema["function"]["name"].isidentifier()
   assert schema["function"]["description"]
   assert json.loads(json.dumps(schema)) == schema
   parameters = schema["function"]["parameters"]
@@ -34,10 +30,36 @@ def test_schemas_are_in_openai_form_and_json(name):
 
 
 def test_a_box_lists_the_schemas_of_its_tools():
-  for preset, names in PRESETS.items():
+  names = {"qwen": "zoom_in", "pixel_reasoner": "crop_image_normalized"}
+  names["deepeyes"] = "image_zoom_in_tool"
+  for preset in TOOLS:
     (schema,) = Toolbox(["zoom_in"], shown_size=as_it_is, preset=preset).schemas
-    assert schema["function"]["name"] == names["zoom_in"]
+    assert schema["function"]["name"] == names[preset]
   assert Toolbox([], shown_size=as_it_is).schemas == []
+
+
+def test_our_own_preset_has_every_tool_under_its_own_name():
+  assert {name: tool.name for name, tool in TOOLS["qwen"].items()} == {
+    name: name
+    for name in (
+      "zoom_in",
+      "segment_object_at",
+      "get_properties",
+      "read_text",
+      "track_object",
+      "select_frames",
+    )
+  }
+
+
+def test_descriptions_tell_the_unit_of_the_policys_coordinates():
+  """Qwen3-VL's are thousandths; every place that one of our own tools takes says so."""
+  of = lambda **unit: Toolbox(list(QWEN), shown_size=as_it_is, **unit).schemas
+  assert of() == [tool.schema for tool in QWEN.values()]
+  for schema in of(unit="thousandths"):
+    for name, argument in schema["function"]["parameters"]["properties"].items():
+      text = argument.get("description", "")
+      assert "pixels" not in text and (not name.endswith("_2d") or "in thousandths" in text)
 
 
 def test_an_unknown_tool_is_told_the_known_ones():
@@ -66,8 +88,7 @@ def test_seconds_are_measured(monkeypatch):
     time.sleep(0.05)
     return ToolResult(text="done")
 
-  slow_tool = Tool(schema=TOOLS["zoom_in"].schema, function=slow)
-  monkeypatch.setitem(tools.TOOLS, "zoom_in", slow_tool)
+  monkeypatch.setitem(QWEN, "zoom_in", Tool(schema=QWEN["zoom_in"].schema, function=slow))
   result = Toolbox(["zoom_in"], shown_size=as_it_is).run(call(bbox_2d=[0, 0, 4, 4]), TASK, [])
   assert result.text == "done" and 0.05 <= result.seconds < 5
   assert 0 < Toolbox([], shown_size=as_it_is).run(call(), TASK, []).seconds < 5
@@ -77,13 +98,13 @@ def test_our_own_errors_are_not_swallowed(monkeypatch):
   def broken(arguments, sight):
     raise ValueError("our bug")
 
-  monkeypatch.setitem(tools.TOOLS, "zoom_in", Tool(schema=TOOLS["zoom_in"].schema, function=broken))
+  monkeypatch.setitem(QWEN, "zoom_in", Tool(schema=QWEN["zoom_in"].schema, function=broken))
   with pytest.raises(ValueError, match="our bug"):
     Toolbox(["zoom_in"], shown_size=as_it_is).run(call(bbox_2d=[0, 0, 4, 4]), TASK, [])
 
 
 def test_refuses_tools_and_presets_that_do_not_exist():
-  with pytest.raises(ValueError, match=r"tools \['zoom'\] must be among \['zoom_in'\]"):
+  with pytest.raises(ValueError, match=r"tools \['zoom'\] must be among \['get_properties', "):
     Toolbox(["zoom"], shown_size=as_it_is)
   with pytest.raises(ValueError, match="preset 'gpt' must be one of"):
     Toolbox(["zoom_in"], shown_size=as_it_is, preset="gpt")

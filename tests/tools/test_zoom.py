@@ -159,7 +159,7 @@ class TestPixelReasoner:
     assert box_of(self.run([20, 20, 29, 29], task=task)) == (10, 10, 39, 39)
 
   def test_the_schema_is_the_one_in_their_prompts(self):
-    function = TOOLS["crop_image_normalized"].schema["function"]
+    function = TOOLS["pixel_reasoner"]["zoom_in"].schema["function"]
     assert list(function) == ["name", "description", "parameters"]
     assert list(function["parameters"]["properties"]["bbox_2d"]) == ["type", "description", "items"]
     assert function["parameters"]["required"] == ["bbox_2d", "target_image"]

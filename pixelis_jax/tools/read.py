@@ -91,14 +91,16 @@ MAX_LINES = 40
 MAX_CHARACTERS = 2000  # Of all lines.
 MAX_LINE = 300  # Of one.
 _MIN_CONFIDENCE = 0.5
-_SURE = 0.8  # Below it a line is tried upside down, and believed above it.
-_LOWEST, _SMALL, _CERTAIN = 8, 640, 0.9  # Sides and confidence for which `_whole` is used.
+_SURE = 0.8  # A line read with less is tried upside down and at other scales.
+_CERTAIN = 0.9  # As `_SURE`, of all lines together.
+_ZOOM = 2.0  # How far images up to this side are enlarged if they are hard to read, or tiny.
+_SMALL, _TINY = 640, 128
 # The detector finds letters of about 8 to 400 pixels. It sees at most this many pixels, in tiles of
 # this side: one takes 0.7 GB and, on one core, a second. A larger image is shrunk for it.
 _PIXELS = 4_000_000
 _TILE, _OVERLAP = 1344, 128
 _STRIDE = 32  # Sides that are no multiple of this it would stretch.
-_ZOOM = 2.0  # Up to this, small images are enlarged; more makes letters of 6 pixels worse again.
+_LOWEST = 8  # Pixels below which letters are not legible.
 _MARGIN = 32  # Plain pixels around the image: without, letters that touch its edge are not found.
 _PROSE = 7.0  # Lines so many times as long as high are prose, whose columns are read one by one.
 
@@ -239,12 +241,25 @@ def _rotated(points: Float[np.ndarray, "*N 2"], angle: float) -> Float[np.ndarra
 
 
 def _rapidocr_lines(pixels: Pixels, language: str | None) -> tuple[list[Line], int, float]:
+  """What is hard to read is read again: enlarged for small letters, shrunk for blur and noise."""
   pixels = np.ascontiguousarray(pixels[..., ::-1])  # The models want blue first.
-  scale = _scale(*pixels.shape[:2])
+  scale, longest = _scale(*pixels.shape[:2]), max(pixels.shape)
+  tries = [_read_at(pixels, scale, language)]
+  unsure = _certainty(tries[0][0]) < _CERTAIN
+  if longest <= _TINY or (unsure and longest <= _SMALL):
+    tries.append(_read_at(pixels, _ZOOM, language))
+  if unsure:
+    tries.append(_read_at(pixels, scale / 2, language))
+  found, more = max(tries, key=lambda read: _letters(read[0]))
+  if not _letters(found) and (whole := _whole(pixels, language)):
+    return whole, 0, scale
+  return found, more, scale
+
+
+def _read_at(pixels: Pixels, scale: float, language: str | None) -> tuple[list[Line], int]:
+  """The first lines, and how many more were found."""
   seen = _framed(_scaled(pixels, scale))
   quads = _search(seen)
-  if not len(quads):
-    return _whole(pixels, language), 0, scale
   quads = quads[reading_order(quads)]
   corners = (quads - _MARGIN) / np.float32(scale)
   # What is enlarged is read better too; what is shrunk is not.
@@ -254,7 +269,18 @@ def _rapidocr_lines(pixels: Pixels, language: str | None) -> tuple[list[Line], i
     texts.append(text)
     if sum(len(text) for text, _ in texts) > MAX_CHARACTERS:  # Long lines take seconds.
       break
-  return _lined(texts, corners[: len(texts)]), len(quads) - len(texts), scale
+  return _lined(texts, corners[: len(texts)]), len(quads) - len(texts)
+
+
+def _certainty(found: Sequence[Line]) -> float:
+  """Mean confidence of the characters; 0 where there are none."""
+  letters = sum(len(text) for text, _, _ in found)
+  return sum(len(text) * sure for text, sure, _ in found) / max(letters, 1)
+
+
+def _letters(found: Sequence[Line]) -> float:
+  """How many characters are read well."""
+  return sum((len(text) * sure for text, sure, _ in found if sure >= _SURE), 0.0)
 
 
 def _whole(pixels: Pixels, language: str | None) -> list[Line]:
@@ -273,10 +299,8 @@ def _lined(texts: Iterable[tuple[str, float]], corners: Quads) -> list[Line]:
 
 
 def _scale(height: int, width: int) -> float:
-  """By how much an image is enlarged, or shrunk if below 1, before it is searched for text."""
-  if height * width > _PIXELS:
-    return math.sqrt(_PIXELS / (height * width))
-  return min(_ZOOM, max(1.0, (_TILE - 2 * _MARGIN) / max(height, width)))
+  """At which an image is searched for text: below 1 if it is too large."""
+  return min(1.0, math.sqrt(_PIXELS / (height * width)))
 
 
 def _scaled(pixels: Pixels, scale: float) -> Pixels:
@@ -487,7 +511,7 @@ def _tessdata() -> Path:
 
 
 def _tesseract_lines(pixels: Pixels, language: str | None) -> tuple[list[Line], int, float]:
-  scale = _scale(*pixels.shape[:2])
+  scale = _scale(*pixels.shape[:2]) * (_ZOOM if max(pixels.shape) <= _SMALL else 1)
   seen = Image.fromarray(_framed(_scaled(pixels, scale)))
   reader = _once(_tesseract, LANGUAGES[language or "en"][1], str(_tessdata()))
   with _reading:

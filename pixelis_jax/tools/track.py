@@ -53,7 +53,7 @@ _MOST_FRAMES = 200
 _MOST_PIXELS = 40_000_000
 _LEAST_SIDE, _MOST_ASPECT = 4, 20  # Of a box in these pixels: what CSRT can take.
 
-_AREA = 1024  # Pixels of an object, to which it is reduced to be compared.
+_AREA = 2048  # Pixels of an object, to which it is reduced to be compared.
 _GROUND = 0.03  # Weight of a pixel beside the object, which has 1.
 _EVEN = 100.0  # Variance of colour, in levels squared, that counts as nothing.
 _STRANGE, _CHANGED = 0.5, 0.6  # Likeness below which it is lost: as such, and of the usual one.
@@ -66,6 +66,7 @@ _LEAVING = 0.6  # Share of its box outside the frame from which it has left.
 _FINE, _NEAR = (0.95, 1.0, 1.05), 0.5
 _STEADY = 0.3  # Likeness that a change of size must gain, a unit of its logarithm.
 _COARSE, _FAR, _FARTHER = (0.7, 0.85, 1.0, 1.18, 1.4), 1.0, 0.5
+_SOUGHT, _ABOUT = 16_000, 0.25  # Pixels that are looked over in one go, and how far about the best.
 
 _RED, _WHITE = (230, 0, 0), (255, 255, 255)
 
@@ -201,19 +202,31 @@ class _Look:
     return max((guess, self.likeness(small, guess)), near, key=lambda found: found[1])
 
   def sought(
-    self, small: Patch, box: Corners, reach: float, sizes: Sequence[float]
+    self,
+    small: Patch,
+    box: Corners,
+    reach: float,
+    sizes: Sequence[float],
+    *,
+    again: bool = True,
   ) -> tuple[Corners | None, float]:
-    """What is most like the object, within `reach` sides of the box; None if nothing fits there."""
+    """What is most like the object, within `reach` sides of the box; None if nothing fits there.
+
+    A large window is looked over at lower resolution, and `again` about the best place in it.
+    """
     import cv2
 
-    box = box * np.float32(self.scale)
-    sides = box[2:] - box[:2]
-    x0, y0 = np.maximum(np.floor(box[:2] - reach * sides), 0).astype(int).tolist()
-    x1, y1 = np.maximum(np.ceil(box[2:] + reach * sides), 0).astype(int).tolist()
-    window = small[y0:y1, x0:x1]
+    x0, y0, x1, y1 = (box * np.float32(self.scale)).tolist()
+    right, down = reach * (x1 - x0), reach * (y1 - y0)
+    left, top = max(math.floor(x0 - right), 0), max(math.floor(y0 - down), 0)
+    window = small[top : max(math.ceil(y1 + down), 0), left : max(math.ceil(x1 + right), 0)]
+    coarse = min(1.0, math.sqrt(_SOUGHT / max(window.shape[0] * window.shape[1], 1)))
+    if coarse < 1:
+      window = cv2.resize(window, None, fx=coarse, fy=coarse, interpolation=cv2.INTER_AREA)
     found: list[tuple[float, Corners, float]] = []
     for share in sizes:
-      width, height = (max(_LEAST_SIDE, round(float(side) * share)) for side in sides)
+      width = max(_LEAST_SIDE, round((x1 - x0) * share * coarse))
+      height = max(_LEAST_SIDE, round((y1 - y0) * share * coarse))
       if width > window.shape[1] or height > window.shape[0]:
         continue
       mask = np.repeat(cv2.resize(self.weights, (width, height))[:, :, None], 3, axis=2)
@@ -222,11 +235,16 @@ class _Look:
         match = cv2.matchTemplate(window, sample, cv2.TM_CCORR_NORMED, mask=mask)
         match[~(match <= 1.001)] = -1  # Where all is of the mean colour it may divide by 0.
         y, x = np.unravel_index(np.argmax(match), match.shape)
-        place = np.array([x0 + x, y0 + y, x0 + x + width, y0 + y + height], np.float32)
-        place /= np.float32(self.scale)
+        corners = np.array([x, y, x + width, y + height]) / coarse + [left, top, left, top]
+        place = (corners / self.scale).astype(np.float32)
         likeness = self.likeness(small, place)
         found.append((likeness - _STEADY * abs(math.log(share)), place, likeness))
-    return max(found, key=lambda f: f[0])[1:] if found else (None, -1.0)
+    if not found:
+      return None, -1.0
+    _, place, likeness = max(found, key=lambda f: f[0])
+    if coarse == 1 or not again:
+      return place, likeness
+    return self.sought(small, place, _ABOUT, _FINE, again=False)
 
   def learned(self, small: Patch, box: Corners) -> "_Look":
     late = self.late + np.float32(_PACE) * (self._patch(small, box) - self.late)
@@ -293,6 +311,11 @@ def _figure(
   return figure if figure.mean() > 0.1 else np.ones_like(figure)
 
 
+def _bgr(frame: Pixels) -> Pixels:
+  """As OpenCV's tables of colours have it."""
+  return np.ascontiguousarray(frame[:, :, ::-1])
+
+
 def _csrt(frame: Pixels, box: Corners) -> Guess:
   """OpenCV's tracker of arxiv.org/abs/1611.08461. It never says that it has lost the object."""
   import cv2
@@ -305,11 +328,11 @@ def _csrt(frame: Pixels, box: Corners) -> Guess:
     )
   tracker = cv2.TrackerCSRT_create()
   x0, y0, x1, y1 = _whole(box, frame)
-  tracker.init(frame, (x0, y0, x1 - x0, y1 - y0))
+  tracker.init(_bgr(frame), (x0, y0, x1 - x0, y1 - y0))
 
   def guess(frame: Pixels, last: Corners) -> Corners | None:
     try:
-      found, (x, y, width, height) = tracker.update(frame)
+      found, (x, y, width, height) = tracker.update(_bgr(frame))
     except cv2.error as e:
       if e.code != cv2.Error.StsAssert:  # Out of memory, for instance.
         raise

@@ -75,6 +75,14 @@ def test_what_was_hidden_is_lost_and_found_again(method):
   np.testing.assert_array_equal(boxes[8:13], np.stack([boxes[7]] * 5))  # The last known.
 
 
+def test_a_large_frame_is_searched_at_lower_resolution(monkeypatch):
+  """At 500 pixels a search, even the window about the square, 48 x 48, is too large for one."""
+  monkeypatch.setattr(track, "_SOUGHT", 500)
+  boxes, seen = follow(clip(STRAIGHT, range(8, 13)), boxes_of(STRAIGHT)[0], "template")
+  assert seen.tolist() == [i not in range(8, 13) for i in range(20)]
+  assert ious(boxes, boxes_of(STRAIGHT))[seen].min() > 0.6
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_leaves_the_frame_is_lost(method):
   """8 pixels a frame: at 96, in frame 8, it is whole, at 120, in frame 11, it is gone for good."""
@@ -132,6 +140,15 @@ def test_a_mask_tells_the_object_from_the_ground():
     window[:] = GROUND[y + 4 : y + 20, x + 4 : x + 20]
   boxes, seen = follow(frames, boxes_of(STRAIGHT)[0], "template", solid)
   assert seen.all() and ious(boxes, boxes_of(STRAIGHT)).min() > 0.7
+
+
+def test_what_others_drew_by_chance_changes_nothing():
+  """OpenCV has one stream of random numbers a process, from which GrabCut starts."""
+  found = []
+  for seed in (1, 2):
+    cv2.setRNGSeed(seed)
+    found.append(follow(clip(STRAIGHT[:5]), boxes_of(STRAIGHT)[0] + np.float32(0.3), "template")[0])
+  np.testing.assert_array_equal(*found)
 
 
 def test_methods_are_named():

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
-from scipy import ndimage
 
 from pixelis_jax.tools import places, views
 from pixelis_jax.tools.sight import Mistake, Shown, Sight
@@ -45,31 +44,41 @@ SEGMENT_OBJECT_AT = {
   },
 }
 
+# GrabCut's working resolution in pixels: small enough to be quick whatever the image, and large
+# enough that its smoothing, which is in pixels, leaves thin parts.
+_BOX_SIDE = 160  # Of the box's longer side.
+_RING = 0.5  # What is around a box and known to be background, in parts of its longer side.
+_WINDOW_SIDE = 224  # Of a window around a point.
+# Half sides of those windows in parts of the picture's shorter side: the object's size is unknown.
+_WINDOWS = (0.3, 0.45, 0.65, 1.0)
+_RIM = 0.02  # What is background at a window's edge, in parts of its side.
+_GUESS, _SEED = 0.45, 0.1  # Radii in half windows: what may be the object, and what is.
+_FRAME = 240  # Shorter side of the picture in which guesses are compared.
+_AGREEING = 4  # A guess is as good as this many others are like it.
+_PIECE = 0.1  # Parts of a box's object that are smaller than this part of the largest are left out.
+_HOLE = 0.05  # Holes that are smaller than this part of the mask are filled.
+
+# Measured by benchmarks/segment.py on its development split: below these a mask is mostly wrong.
+_LIKE_BOX = 0.5  # Intersection over union of a mask's box and the box it was asked for.
+_AGREED = 0.6  # Mean intersection over union with the guesses most like it.
+_ALL, _SPECK = 0.95, 2.0  # Part of the picture that is "all"; parts of the seed's area.
+
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 _SAM_SIDE = 1024
 # Of segment_anything/modeling/sam.py, github.com/facebookresearch/segment-anything.
 _SAM_MEAN, _SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_SAM_SURE = 0.5  # Of the intersection over union that the model predicts of itself.
 
+_TWICE = View(name="twice", scale=2.0)
+_HALF_MORE = View(name="half more", scale=1.5)
 _POINT_BOX = 0.1  # Share of the picture's sides that a point counts as when a view moves it.
 _AROUND = 0.25  # Margin of the overlay in parts of the mask's longer side.
 _LEAST, _MOST = 224, 448  # Longer side of the overlay: its outline is legible, its tokens few.
 _TINTS = ((255, 0, 255), (0, 255, 0))  # The farther one from the object's colour is taken.
 
-
-# GrabCut. The object is reduced, or enlarged, to this many pixels on its longer side, or a window
-# around a point: the cost of a call does not grow with the image. Chosen on split dev by
-# benchmarks/segment.py; to begin with, a disc of `_NEAR` of the window may be the object.
-_SIDE, _WINDOW, _ROUNDS = 160, 128, 4
-_HALF, _NEAR, _SEED = (
-  0.45,
-  0.45,
-  0.06,
-)  # The window in shares of the picture; discs in shares of it.
-_PART, _HOLE = 0.1, 0.05  # Smaller pieces are left out, smaller holes filled.
-_SMALL, _LARGE, _FULL = 2e-4, 0.6, 0.98  # Shares of where was looked that are doubtful.
-_GROUND, _SURE, _PERHAPS_GROUND, _PERHAPS = 0, 1, 2, 3  # OpenCV's GC_BGD, FGD, PR_BGD, PR_FGD.
-_TWICE = View(name="twice", scale=2.0)  # A box with as much of its surroundings as it has itself.
-_SAM_SURE = 0.5  # Predicted IoU below which the model's mask is doubtful.
+Prompt = tuple[float, ...]  # x, y of a point, or x0, y0, x1, y1 of a box.
+Image3 = UInt8[np.ndarray, "_ _ 3"]
+Inside = Bool[np.ndarray, "_ _"]
 
 
 class Found(NamedTuple):
@@ -97,15 +106,16 @@ def segment_object_at(
     prompt = (box.x0, box.y0, box.x1, box.y1)
     region = _part(views.jitter(_TWICE, box), pixels)
   else:
-    prompt = _moved(places.point(arguments, shown), shown, sight.view, pixels)
-    region = _part(shown.box, pixels)
+    x, y = prompt = _moved(places.point(arguments, shown), shown, sight.view, pixels)
+    around = views.jitter(_HALF_MORE, shown.box)  # A crop may cut the object.
+    region = _part(_hull(around, Box(x - 1.0, y - 1.0, x + 1.0, y + 1.0)), pixels)
   left, top, right, bottom = (int(edge) for edge in dataclasses.astuple(region))
   prompt = tuple(c - (left, top)[i % 2] for i, c in enumerate(prompt))
-  around = pixels[top:bottom, left:right]
+  searched = pixels[top:bottom, left:right]
   if sam_folder is None:
-    found = sight.compute(grabcut, around, prompt)
+    found = sight.compute(grabcut, searched, prompt)
   else:
-    found = sight.compute(sam, around, prompt, sam_folder)
+    found = sight.compute(sam, searched, prompt, sam_folder)
   x, y, (height, width) = float(left + found.x), float(top + found.y), found.inside.shape
   mask = Mask(
     inside=found.inside,
@@ -138,105 +148,242 @@ def with_segmenter(folder: str) -> Callable[[Mapping[str, object], Sight], ToolR
   return functools.partial(segment_object_at, sam_folder=folder)
 
 
-def grabcut(pixels: UInt8[np.ndarray, "height width 3"], prompt: tuple[float, ...]) -> Found:
-  """A box's or a point's object, by Rother et al., GrabCut, SIGGRAPH 2004.
+def grabcut(pixels: Image3, prompt: Prompt) -> Found:
+  """The object in a box or at a point of these pixels: Rother et al., GrabCut, SIGGRAPH 2004.
 
-  Args:
-    prompt: x, y of a point, or x0, y0, x1, y1 of a box, in these pixels.
+  From a point, GrabCut guesses in windows of four sizes, watershed and GrabCut from its basin guess
+  too, and the guess that the others agree with most is taken.
 
   Raises:
     Mistake: nothing is found.
   """
-  found = _in_box(pixels, prompt) if len(prompt) == 4 else _around_point(pixels, prompt)
-  height, width = found.shape
-  at_edge = found[0].sum() + found[-1].sum() + found[:, 0].sum() + found[:, -1].sum()
-  share, most = found.mean(), _FULL if len(prompt) == 4 else _LARGE
-  doubt = ""
-  if at_edge > 0.25 * (height + width):
-    doubt = "it goes on beyond where was looked"
-  elif share > most:
-    doubt = "it fills all of where was looked"
-  elif share < _SMALL:
-    doubt = "it is hardly more than a spot"
-  return _found(found, doubt)
+  return _in_box(pixels, prompt) if len(prompt) == 4 else _at_point(pixels, prompt)
 
 
-def _in_box(
-  pixels: UInt8[np.ndarray, "height width 3"], box: tuple[float, ...]
-) -> Bool[np.ndarray, "height width"]:
-  """What is in the box is what is unlike its surroundings; all else is ground."""
-  x0, y0, x1, y1 = box
-  scale = _SIDE / max(x1 - x0, y1 - y0)
-  seen = _resized(pixels, scale)
-  mask = np.full(seen.shape[:2], _GROUND, np.uint8)
-  inside = tuple(slice(round(a * scale), round(b * scale)) for a, b in ((y0, y1), (x0, x1)))
-  mask[inside] = _PERHAPS
-  cut = _cut(seen, mask)
-  parts, _ = ndimage.label(cut)
-  areas = np.bincount(parts.ravel())
-  areas[0] = 0
-  return _back(np.isin(parts, np.flatnonzero(areas >= _PART * areas.max())) & cut, pixels)
-
-
-def _around_point(
-  pixels: UInt8[np.ndarray, "height width 3"], point: tuple[float, ...]
-) -> Bool[np.ndarray, "height width"]:
-  """An object of about a fifth of the picture's shorter side around the point, to begin with.
-
-  The scale is that of the picture: to point in a zoomed one is to say how large the object is.
-  """
-  x, y = point
-  half = _HALF * min(pixels.shape[:2])
-  height, width = pixels.shape[:2]
-  left, top = max(0, math.floor(x - half)), max(0, math.floor(y - half))
-  right, bottom = min(width, math.ceil(x + half)), min(height, math.ceil(y + half))
-  window = pixels[top:bottom, left:right]
-  scale = _WINDOW / max(window.shape[:2])
-  seen = _resized(window, scale)
-  rows, columns = np.indices(seen.shape[:2])
-  far = np.hypot(columns - (x - left) * scale, rows - (y - top) * scale) / (half * scale)
-  mask = np.where(far <= _NEAR, _PERHAPS, _PERHAPS_GROUND).astype(np.uint8)
-  edge = max(2, round(0.02 * _WINDOW))
-  mask[:edge] = mask[-edge:] = mask[:, :edge] = mask[:, -edge:] = _GROUND
-  mask[far <= max(_SEED, 1.5 / (half * scale))] = _SURE
-  parts, _ = ndimage.label(_cut(seen, mask))
-  at = parts[far == far.min()][0]
-  found = np.zeros((height, width), bool)
-  found[top:bottom, left:right] = _back((parts == at) & (at > 0), window)
+def _in_box(pixels: Image3, prompt: Prompt) -> Found:
+  """What differs from the ring around the box."""
+  x0, y0, x1, y1 = prompt
+  reach = _RING * max(x1 - x0, y1 - y0)
+  around = _clipped((x0 - reach, y0 - reach, x1 + reach, y1 + reach), pixels)
+  work, (x0, y0, x1, y1) = _scaled(pixels, around, _BOX_SIDE / max(x1 - x0, y1 - y0), prompt)
+  left, top, right, bottom = round(x0), round(y0), max(round(x1), 1), max(round(y1), 1)
+  marks = np.full(work.shape[:2], _NOT, np.uint8)
+  marks[max(top, 0) : bottom, max(left, 0) : right] = _MAYBE
+  if (marks == _MAYBE).all():  # The box is the picture: something must be background.
+    _rim(marks, round(_RIM * _BOX_SIDE))
+  inside = _pieces(_cut(work, marks, 3))
+  found = _found(_Guess(inside, around))
+  asked = Box(*prompt)
+  x, y, (height, width) = found.x, found.y, found.inside.shape
+  like = asked.iou(Box(float(x), float(y), float(x + width), float(y + height)))
+  if like < _LIKE_BOX:
+    return found._replace(doubt="it fills only part of the box")
   return found
 
 
-def _cut(seen: Pixels, mask: UInt8[np.ndarray, "_ _"]) -> Bool[np.ndarray, "_ _"]:
+def _at_point(pixels: Image3, prompt: Prompt) -> Found:
+  """What several guesses agree on."""
+  x, y = prompt
+  short = min(pixels.shape[:2])
+  part = _clipped((x - 2 * short, y - 2 * short, x + 2 * short, y + 2 * short), pixels)
+  guesses = [_in_window(pixels, prompt, window * short) for window in _WINDOWS]
+  basin = _basin(pixels, prompt, part)
+  guesses += [basin, _from_basin(pixels, prompt, basin)]
+  framed = [_seen(guess, part, basin.inside.shape) for guess in guesses]
+  likeness = _likeness(framed)
+  best = int(likeness.argmax())
+  found = _found(guesses[best])
+  if framed[best].mean() > _ALL:
+    return found._replace(doubt="it covers nearly all of the picture")
+  if found.inside.sum() < _SPECK * math.pi * (_SEED * _WINDOWS[0] * short) ** 2:
+    return found._replace(doubt="it is hardly more than the point")
+  if likeness[best] < _AGREED:
+    return found._replace(doubt="other outlines are as likely there, and a box would decide")
+  return found
+
+
+class _Guess(NamedTuple):
+  """A mask at a working resolution, of the part (left, top, right, bottom) of the pixels."""
+
+  inside: Inside
+  part: tuple[int, int, int, int]
+
+
+# Marks of GrabCut: certainly not and certainly the object, probably not and maybe.
+_NOT, _SURE, _HARDLY, _MAYBE = range(4)
+
+
+def _in_window(pixels: Image3, point: Prompt, half: float) -> _Guess:
+  """GrabCut in a window around the point, whose edge is background."""
   import cv2
 
-  if not (mask & 1).any() or (mask & 1).all():  # It needs pixels of both.
-    return (mask & 1) == 1
-  cv2.setRNGSeed(0)  # Its colour models begin with a random clustering.
-  models = np.zeros((1, 65)), np.zeros((1, 65))
-  blue_first = np.ascontiguousarray(seen[..., ::-1])
-  cut, *_ = cv2.grabCut(blue_first, mask, None, *models, _ROUNDS, cv2.GC_INIT_WITH_MASK)
-  return (cut & 1) == 1
+  x, y = point
+  part = _clipped((x - half, y - half, x + half, y + half), pixels)
+  scale = _WINDOW_SIDE / max(part[2] - part[0], part[3] - part[1])
+  work, (x, y) = _scaled(pixels, part, scale, point)
+  marks = np.full(work.shape[:2], _HARDLY, np.uint8)
+  at = int(x), int(y)
+  cv2.circle(marks, at, max(2, round(_GUESS * half * scale)), _MAYBE, -1)
+  _rim(marks, round(_RIM * _WINDOW_SIDE))
+  cv2.circle(marks, at, max(2, round(_SEED * half * scale)), _SURE, -1)
+  return _Guess(_piece(_cut(work, marks, 2), at), part)
 
 
-def _resized(pixels: Pixels, scale: float) -> Pixels:
+def _basin(pixels: Image3, point: Prompt, part: tuple[int, int, int, int]) -> _Guess:
+  """Watershed of the colour gradient, from the point and from the part's edge."""
+  import cv2
+  from skimage.segmentation import watershed
+
+  work, (x, y) = _scaled(pixels, part, _FRAME / min(pixels.shape[:2]), point)
+  lab = cv2.cvtColor(work.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+  smooth = cv2.GaussianBlur(lab, (0, 0), 2.0)
+  steps = [cv2.Sobel(smooth, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))]
+  gradient = np.sqrt(sum((step**2).sum(2) for step in steps))
+  marks = np.zeros(work.shape[:2], np.int32)
+  _rim(marks, 3, 1)
+  cv2.circle(marks, (int(x), int(y)), 4, 2, -1)
+  return _Guess(watershed(gradient, marks) == 2, part)
+
+
+def _from_basin(pixels: Image3, point: Prompt, basin: _Guess) -> _Guess:
+  """GrabCut that begins with the basin and ends in its box, somewhat widened."""
   import cv2
 
-  size = tuple(max(2, round(side * scale)) for side in pixels.shape[1::-1])
-  return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+  whole = _found(basin)
+  height, width = whole.inside.shape
+  x, y, wider = whole.x, whole.y, (0.08 * width, 0.08 * height)
+  box = (x - wider[0], y - wider[1], x + width + wider[0], y + height + wider[1])
+  reach = 0.4 * max(width, height)
+  part = _clipped((x - reach, y - reach, x + width + reach, y + height + reach), pixels)
+  scale = _BOX_SIDE / max(box[2] - box[0], box[3] - box[1])
+  work, (x0, y0, x1, y1, x, y) = _scaled(pixels, part, scale, (*box, *point))
+  marks = np.full(work.shape[:2], _NOT, np.uint8)
+  marks[max(round(y0), 0) : round(y1), max(round(x0), 0) : round(x1)] = _HARDLY
+  marks[_seen(basin, part, work.shape[:2])] = _MAYBE
+  at = min(int(x), work.shape[1] - 1), min(int(y), work.shape[0] - 1)
+  cv2.circle(marks, at, 2, _SURE, -1)
+  return _Guess(_piece(_cut(work, marks, 2), at), part)
 
 
-def _back(
-  cut: Bool[np.ndarray, "_ _"], pixels: UInt8[np.ndarray, "height width 3"]
-) -> Bool[np.ndarray, "height width"]:
-  """At the size of the pixels, without its small holes."""
+def _rim(marks: np.ndarray, width: int, mark: int = _NOT) -> None:
+  """Marks the outermost pixels, in place."""
+  marks[:width], marks[-width:], marks[:, :width], marks[:, -width:] = mark, mark, mark, mark
+
+
+def _likeness(guesses: list[Inside]) -> Float32[np.ndarray, " N"]:
+  """Of each guess to the few others that are most like it: mean intersection over union."""
+  flat = np.array([guess.ravel() for guess in guesses], np.float32)
+  common, areas = flat @ flat.T, flat.sum(1)
+  like = common / np.maximum(areas[:, None] + areas[None] - common, np.float32(1))
+  np.fill_diagonal(like, -1)
+  return np.sort(like, axis=1)[:, -_AGREEING:].mean(1)
+
+
+def _cut(work: Image3, marks: UInt8[np.ndarray, "_ _"], rounds: int) -> Inside:
+  """GrabCut; the same on every call. Without anything certain to learn from, the marks."""
   import cv2
 
-  holes, _ = ndimage.label(ndimage.binary_fill_holes(cut) & ~cut)
-  areas = np.bincount(holes.ravel())
+  maybe = marks % 2 == 1  # _SURE or _MAYBE.
+  if not maybe.all() and maybe.any():
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(work, marks, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
+  return marks % 2 == 1
+
+
+def _piece(inside: Inside, at: tuple[int, int]) -> Inside:
+  """The part that holds the pixel (x, y), which is inside."""
+  import cv2
+
+  _, labels = cv2.connectedComponents(inside.astype(np.uint8), connectivity=4)
+  return _filled(labels == labels[at[1], at[0]])
+
+
+def _pieces(inside: Inside) -> Inside:
+  """The parts that are not much smaller than the largest."""
+  import cv2
+
+  _, labels = cv2.connectedComponents(inside.astype(np.uint8), connectivity=4)
+  areas = np.bincount(labels.ravel())
   areas[0] = 0
-  small = np.flatnonzero((areas > 0) & (areas < _HOLE * max(1, cut.sum())))
-  filled = (cut | np.isin(holes, small)).astype(np.float32)
-  return cv2.resize(filled, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+  kept = areas >= max(1.0, _PIECE * areas.max())
+  return _filled(kept[labels])
+
+
+def _filled(inside: Inside) -> Inside:
+  """Without its small holes."""
+  import cv2
+  from scipy.ndimage import binary_fill_holes
+
+  holes = binary_fill_holes(inside) & ~inside
+  _, labels = cv2.connectedComponents(holes.astype(np.uint8), connectivity=4)
+  areas = np.bincount(labels.ravel())
+  areas[0] = inside.size
+  return inside | (areas < _HOLE * inside.sum())[labels]
+
+
+def _clipped(edges: tuple[float, ...], pixels: Image3) -> tuple[int, int, int, int]:
+  """Whole pixels that hold these edges, inside the picture; at least one pixel."""
+  height, width = pixels.shape[:2]
+  left, top = (
+    min(max(math.floor(c), 0), n - 1) for c, n in zip(edges, (width, height), strict=False)
+  )
+  right, bottom = (
+    min(max(math.ceil(c), 1), n) for c, n in zip(edges[2:], (width, height), strict=True)
+  )
+  return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def _scaled(
+  pixels: Image3, part: tuple[int, int, int, int], scale: float, at: Prompt
+) -> tuple[Image3, Prompt]:
+  """The part at a scale, and what x, y, x, y... are there."""
+  import cv2
+
+  left, top, right, bottom = part
+  size = max(2, round((right - left) * scale)), max(2, round((bottom - top) * scale))
+  work = cv2.resize(
+    pixels[top:bottom, left:right],
+    size,
+    interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC,
+  )
+  across, down = size[0] / (right - left), size[1] / (bottom - top)
+  moved = [(c - top) * down if i % 2 else (c - left) * across for i, c in enumerate(at)]
+  return work, tuple(moved)
+
+
+def _seen(guess: _Guess, part: tuple[int, int, int, int], size: tuple[int, ...]) -> Inside:
+  """The guess in another part of the pixels, at that (height, width)."""
+  import cv2
+
+  left, top, right, bottom = part
+  x0, y0, x1, y1 = guess.part
+  rows, columns = guess.inside.shape
+  across, down = columns / (x1 - x0), rows / (y1 - y0)
+  wide, high = (right - left) / size[1], (bottom - top) / size[0]
+  # Pixel centres are at + 0.5 in both.
+  to_guess = np.array(
+    [
+      [wide * across, 0, (left - x0 + wide / 2) * across - 0.5],
+      [0, high * down, (top - y0 + high / 2) * down - 0.5],
+    ]
+  )
+  return (
+    cv2.warpAffine(
+      guess.inside.astype(np.uint8) * 255,
+      to_guess,
+      size[::-1],
+      flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    )
+    > 127
+  )
+
+
+def _found(guess: _Guess) -> Found:
+  """The guess at the resolution of the pixels."""
+  left, top, right, bottom = guess.part
+  found = _tight(_seen(guess, guess.part, (bottom - top, right - left)))
+  return found._replace(x=found.x + left, y=found.y + top)
 
 
 def sam(
@@ -260,7 +407,7 @@ def sam(
   masks, scores = decoder.run(["masks", "iou_predictions"], given)
   best = int(scores[0].argmax())
   doubt = "the model itself is unsure" if scores[0, best] < _SAM_SURE else ""
-  return _found(sam_mask(masks[0, best], size), doubt)
+  return _tight(sam_mask(masks[0, best], size))._replace(doubt=doubt)
 
 
 def sam_image(
@@ -355,24 +502,33 @@ def overlay(
   return drawn
 
 
-def _found(inside: Bool[np.ndarray, "height width"], doubt: str) -> Found:
+def _tight(inside: Inside) -> Found:
+  """Raises Mistake where nothing is inside."""
   rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
   if len(rows) == 0:
     raise Mistake("no object was found there: try a box around it, or a point nearer its middle")
   top, left = int(rows[0]), int(columns[0])
-  return Found(inside[top : rows[-1] + 1, left : columns[-1] + 1].copy(), left, top, doubt)
+  return Found(inside[top : rows[-1] + 1, left : columns[-1] + 1].copy(), left, top, "")
 
 
 def _moved(
   point: tuple[float, float], shown: Shown, view: View, pixels: Pixels
 ) -> tuple[float, float]:
   """A point under the view's jitter: as the centre of a box a tenth of the picture's sides wide."""
-  (x, y), half_width, half_height = point, shown.box.width / 20, shown.box.height / 20
+  (x, y), half_width, half_height = (
+    point,
+    shown.box.width * _POINT_BOX / 2,
+    shown.box.height * _POINT_BOX / 2,
+  )
   x, y = views.jitter(
     view, Box(x - half_width, y - half_height, x + half_width, y + half_height)
   ).center
   height, width = pixels.shape[:2]
   return min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+
+
+def _hull(a: Box, b: Box) -> Box:
+  return Box(min(a.x0, b.x0), min(a.y0, b.y0), max(a.x1, b.x1), max(a.y1, b.y1))
 
 
 def _part(box: Box, pixels: Pixels) -> Box:

@@ -20,6 +20,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.limits = common.limits()
   c.mesh = common.mesh()
   c.rollout_mesh = common.rollout_mesh()
+  # Updates that rollouts lag behind, played meanwhile on devices of their own, `rollout_mesh`'s,
+  # behind those of `mesh`: set rollout_mesh.data, and grpo.rollout_correction. 0: on the same.
+  c.staleness = 0
   c.accumulate = 1  # Parts of an update that are computed one after the other, to save memory.
   c.data = ConfigDict()
   c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
@@ -33,6 +36,12 @@ def get_config(arg: str = "") -> ConfigDict:
   c.grpo.normalize = "mean"
   c.grpo.kl_coef = 0.0  # k3 KL to the starting weights; 0 leaves the reference out.
   c.grpo.entropy_weight = 0.0
+  # Where the sampler is not the policy that an update starts from; see algo.correction.
+  c.grpo.rollout_correction = ConfigDict()
+  c.grpo.rollout_correction.rollout_is = "off"  # "token" or "sequence".
+  c.grpo.rollout_correction.rollout_is_threshold = 2.0
+  c.grpo.rollout_correction.rollout_rs = "off"  # A name in correction.REJECTIONS.
+  c.grpo.rollout_correction.rollout_rs_threshold = 2.0
   c.reward = ConfigDict()
   c.reward.curiosity = "paper"
   c.reward.weights = ConfigDict(

@@ -99,7 +99,11 @@ class GrpoBatch:
   NaN in `old_logps` is a token that nobody sampled: its ratio starts at 1. `kl_weights` scale each
   sequence's part in the KL term. Both it and the advantages are one for a row, or where rows are
   packed one for a token (T); padding has 0 in both. `ref_logps` are those of the KL's reference;
-  None: the sampler's.
+  None: `old_logps`.
+
+  Where the policy has moved on since it sampled, `learner.make_correction` puts the log-probs of
+  the weights that the update starts from in the place of the sampler's, and `is_weights` make up
+  for it; None: all are 1.
   """
 
   inputs: Inputs
@@ -108,6 +112,7 @@ class GrpoBatch:
   advantages: Float[Array, "B 1"] | Float[Array, "B T"]
   kl_weights: Float[Array, "B 1"] | Float[Array, "B T"]
   ref_logps: Float[Array, "B T"] | None = None
+  is_weights: Float[Array, "B T"] | None = None
   share: Share | None = None
 
   def masks(self) -> dict[str, Bool[Array, "B T"]]:

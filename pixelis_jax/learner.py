@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
+from pixelis_jax.algo.correction import RolloutCorrection, correct
 from pixelis_jax.batch import (
   AIMS,
   PLACES,
@@ -274,6 +275,7 @@ def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight
       batch.loss_mask,
       clip_low=clip_low,
       clip_high=clip_high,
+      weights=batch.is_weights,
       count=whole_count(batch, "tokens"),
     )
     k3 = losses.kl_k3(taken, ref_logps)
@@ -353,6 +355,26 @@ def pushing_kl(taken: Float[Array, "B T"], batch: GrpoBatch) -> Float[Array, ""]
 
 def _reference(batch: GrpoBatch) -> Float[Array, "B T"]:
   return batch.old_logps if batch.ref_logps is None else batch.ref_logps
+
+
+def make_correction(
+  c: RolloutCorrection,
+) -> Callable[[GrpoBatch, Float[Array, "B T"]], tuple[GrpoBatch, Metrics]]:
+  """(batch as it is packed, log-probs by the weights that the update starts from) -> (batch,
+  metrics), jitted: for samples of an older policy, or of one that computes otherwise.
+
+  The ratio of the loss is then taken to these weights, and the sampler's log-probs go into
+  `is_weights`. Sequences that are rejected leave `loss_mask`, and with it every mean. Tokens that
+  nobody sampled stay as they are.
+  """
+
+  def corrected(batch: GrpoBatch, logps: Float[Array, "B T"]) -> tuple[GrpoBatch, Metrics]:
+    sampler, mask = batch.old_logps, batch.loss_mask
+    weights, keep, measured = correct(logps, sampler, mask, batch.inputs.segments, c)
+    old = jnp.where(jnp.isnan(sampler) | ~mask, sampler, logps)
+    return batch.replace(old_logps=old, is_weights=weights, loss_mask=keep), measured
+
+  return jax.jit(corrected)
 
 
 def make_logps(

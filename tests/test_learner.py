@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from pixelis_jax import batch, learner, sharding
+from pixelis_jax.algo.correction import RolloutCorrection
 from pixelis_jax.data import demos
 from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.model.lora import LoraConfig
@@ -135,6 +136,28 @@ def test_tokens_that_nobody_sampled_start_at_ratio_one(policy, table_policy):
   ref = sampled.old_logps + np.log(np.array([[2.0], [0.5]], np.float32))
   _, measured = grpo(policy.model)(table_policy, given.replace(ref_logps=ref), np.float32(0.5))
   np.testing.assert_allclose(measured["kl"], np.log(2.0) - 0.5, rtol=1e-5)
+
+
+def test_samples_of_another_policy_are_corrected(policy, table_policy):
+  """Row 0's sampler gave its tokens 1 / 1.5 of the probability they have now, row 1's a third."""
+  current = table_batch().old_logps
+  off = np.log(np.array([[1.5], [3.0]], np.float32))
+  sampled = table_batch(old=np.where(table_batch().loss_mask, current - off, 0.0))
+  correct = lambda **how: learner.make_correction(RolloutCorrection(**how))(sampled, current)[0]
+  corrected = correct(rollout_is="token")
+  value, grads = jax.value_and_grad(lambda p: grpo(policy.model)(p, corrected, ZERO)[0])(
+    table_policy
+  )
+  # Weights 1.5 and 2 (3, truncated) on ratios of 1: -(1.5 * 2 + 1.5 * 2 - 2) / 3. By the ratio to
+  # the sampler, clipped, it would be -(2 * 1.28 + 2 * 1.28 - 3) / 3 = -0.71.
+  np.testing.assert_allclose(value, -4 / 3, rtol=1e-6)
+  # -sum w A (onehot - p) / 3: w A is 3, 3, -2, which sum to 4.
+  expected = -np.array([3 - 1.0, -2 - 1.0, 3 - 2.0]) / 3
+  np.testing.assert_allclose(grads["logits"], expected, rtol=1e-5)
+  # Row 1 is too far off: it leaves the mean, whose denominator is then 2.
+  corrected = correct(rollout_is="token", rollout_rs="seq_sum_k1", rollout_rs_threshold=2.5)
+  value, _ = grpo(policy.model)(table_policy, corrected, ZERO)
+  np.testing.assert_allclose(value, -(3 + 3) / 2, rtol=1e-6)
 
 
 def test_clip_bounds_are_the_configured_ones(policy, table_policy):

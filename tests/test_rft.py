@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -161,7 +162,11 @@ def test_the_reference_is_the_base_without_adapters(
 def test_what_is_frozen_stays(config, tmp_path, policy):
   c = config.copy_and_resolve_references().unlock()
   c.model.freeze, c.optimizer.steps = ("visual",), 2
+  c.grpo.rollout_correction.rollout_is = "token"
   state = rft.main(c, tmp_path / "run")
+  # Sampler and learner are one program: there is next to nothing to correct.
+  weights = [line["rollout_is_mean"] for line in logged(tmp_path / "run") if "loss" in line]
+  assert weights and weights == pytest.approx([1.0] * len(weights), abs=1e-5)
   learned = state.params
   assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
   assert max_difference(learned["text"], policy.params["text"]) > 1e-6
@@ -200,3 +205,113 @@ def test_a_wrong_model_path_is_named(config, tmp_path):
   c.model.path, c.model.random_seed = str(tmp_path / "no-such-model"), -1
   with pytest.raises(FileNotFoundError, match="no-such-model"):
     rft.main(c, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def split_config(config):
+  """Rollouts on a second device, an update behind; checkpoints after every second update."""
+  c = config.copy_and_resolve_references().unlock()
+  c.staleness, c.rollout_mesh.data = 1, 1
+  c.grpo.rollout_correction.rollout_is = "token"
+  c.optimizer.lr = 1e-3  # So that an update more or less shows.
+  return c.lock()
+
+
+@pytest.fixture(scope="module")
+def split(split_config, tmp_path_factory):
+  """(workdir, final state, [what each rollout was played with], {updates: a weight after them})."""
+  workdir, bound, after = tmp_path_factory.mktemp("split") / "run", [], {}
+  bind, make_step = rft.sampler.Sampler.bind, rft.learner.make_step
+  weight = lambda params: np.array(params["text"]["layers"]["mlp"]["up"]["kernel"])
+  where = lambda tree: {d.id for x in jax.tree.leaves(tree) for d in x.devices()}
+
+  def spied_bind(self, params, **how):
+    generate = bind(self, params, **how)
+
+    def spied(requests):
+      completions = generate(requests)
+      at = where((params, how["key"], generate.caches))
+      bound.append((how["version"], weight(params), at, threading.current_thread()))
+      return completions
+
+    return spied if how["temperature"] else generate
+
+  def spied_make_step(*args, **options):
+    step = make_step(*args, **options)
+
+    def spied(state, packed, *rest):
+      after[int(state.step)] = weight(state.params)
+      assert where((state.params, packed)) == {0}
+      return step(state, packed, *rest)
+
+    return spied
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rft.sampler.Sampler, "bind", spied_bind)
+    patch.setattr(rft.learner, "make_step", spied_make_step)
+    state = rft.main(split_config, workdir)
+  return workdir, state, bound, after
+
+
+def test_rollouts_elsewhere_are_played_with_weights_of_a_known_age(split):
+  """Steps 1 and 3 one update behind, 0 and 2 with what the checkpoint has: each step's weights.
+
+  Taken as they come these would be 0, 1, 2, 3 or fewer, from run to run; without waiting at the
+  checkpoint 0, 0, 1, 2.
+  """
+  _, _, bound, after = split
+  assert list(dict.fromkeys(version for version, *_ in bound)) == [0, 2]
+  assert after.keys() == {0, 1, 2, 3} and np.abs(after[2] - after[1]).max() > 1e-4
+  for version, weight, devices, thread in bound:
+    np.testing.assert_array_equal(weight, after[version])
+    # No program of one thread is on a device of the other's.
+    assert devices == {1} and thread is not threading.main_thread()
+
+
+def test_what_an_old_policy_sampled_is_weighed(split):
+  """The ratio is taken to the weights that the update starts from, and so is 1 at any age."""
+  steps = [line for line in logged(split[0]) if "loss" in line]
+  assert [line["staleness"] for line in steps] == [0, 1, 0, 1]
+  away = [abs(line["rollout_is_mean"] - 1) for line in steps]
+  # After step 0, at a rate of 0, nothing had moved.
+  assert max(away[:3]) < 1e-5 and away[3] > 1e-4
+  assert [line["ratio_mean"] for line in steps] == pytest.approx([1.0] * 4, abs=1e-5)
+
+
+def test_a_run_that_is_behind_resumes_bit_for_bit(split_config, split, tmp_path):
+  workdir, state, *_ = split
+  killed = tmp_path / "killed"
+  shutil.copytree(workdir, killed)
+  shutil.rmtree(killed / "checkpoints" / "4")
+  resumed = rft.main(split_config, killed)
+  assert max_difference(resumed.params, state.params) == 0.0
+  assert logged(killed) == logged(workdir)
+
+
+def test_where_nothing_is_behind_the_run_is_that_of_one_device(config, straight, tmp_path):
+  c = config.copy_and_resolve_references().unlock()
+  c.staleness, c.rollout_mesh.data, c.save_every = 1, 1, 1
+  state = rft.main(c, tmp_path / "run")
+  assert max_difference(state.params, straight[1].params) == 0.0
+  assert logged(tmp_path / "run") == logged(straight[0])
+
+
+@pytest.mark.parametrize(
+  "staleness, data, match",
+  [
+    (-1, 1, "staleness -1 must be 0, or a number of updates"),
+    (1, 0, "staleness 1: rollouts need devices of their own, set rollout_mesh.data"),
+    (1, 8, "mesh data=8 .* needs 8 devices; .* have 7"),
+  ],
+)
+def test_rollouts_that_lag_need_devices_of_their_own(config, staleness, data, match):
+  c = config.copy_and_resolve_references().unlock()
+  c.staleness, c.rollout_mesh.data = staleness, data
+  with pytest.raises(ValueError, match=match):
+    rft.meshes(c)
+
+
+def test_rollouts_that_lag_are_of_one_process(split_config, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="staleness 1 needs one process, not 2"):
+    rft.meshes(split_config)

@@ -4,11 +4,13 @@
 be left out: sums are global there. A caller that accumulates over parts passes the whole batch's
 count to each part and adds up values, auxiliary values and gradients; a mean of the parts' means
 would weigh short parts too much.
+
+A sequence is a segment, not a row: several may share one. Segment 0 is padding.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Aux = dict[str, jax.Array]
 LOG_RATIO = 20.0  # Bound on log-probability differences before exp, as in verl.
@@ -23,6 +25,36 @@ def token_mean(
   return jnp.where(mask, x, 0.0).sum() / jnp.maximum(count, 1.0)
 
 
+def first_tokens(mask: Bool[Array, "B T"], segments: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+  """The first True of each sequence: as many as there are sequences with any."""
+  taken = mask.astype(jnp.int32)
+  through = jnp.cumsum(taken, axis=1)
+  starts = segments != jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  # Counts only rise: the largest so far at a start is the one at the last start.
+  before = jax.lax.cummax(jnp.where(starts, through - taken, 0), axis=1)
+  return mask & (through - before == 1)
+
+
+def by_sequence(
+  x: Float[Array, "B T"], mask: Bool[Array, "B T"], segments: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+  """At every token the sum of `x` over its sequence, where `mask`."""
+  size = x.shape[1] + 1  # A row has no more segments than tokens, and padding.
+
+  def summed(x_T: Array, segments_T: Array) -> Array:
+    return jnp.zeros(size, x.dtype).at[segments_T].add(x_T)[segments_T]
+
+  return jax.vmap(summed)(jnp.where(mask, x, 0.0), segments)
+
+
+def sequence_mean(
+  x: Float[Array, "B T"], mask: Bool[Array, "B T"], segments: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+  """At every token the mean of `x` over its sequence, where `mask`; 0 where there is none."""
+  lengths = by_sequence(jnp.ones_like(x), mask, segments)
+  return by_sequence(x, mask, segments) / jnp.maximum(lengths, 1.0)
+
+
 def clipped_surrogate(
   logps: Float[Array, "B T"],
   old_logps: Float[Array, "B T"],
@@ -33,6 +65,7 @@ def clipped_surrogate(
   clip_high: float,
   dual_clip: float | None = None,
   entropies: Float[Array, "B T"] | None = None,
+  weights: Float[Array, "B T"] | None = None,
   count: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Aux]:
   """PPO's clipped loss with DAPO's separate bounds: ratio within [1 - clip_low, 1 + clip_high].
@@ -47,6 +80,7 @@ def clipped_surrogate(
     dual_clip: where an advantage is negative the loss is at most `dual_clip` * |advantage| (verl:
       3.0; https://arxiv.org/abs/1912.09729); None: no such bound.
     entropies: only measured; None if there are none.
+    weights: each token's loss is multiplied with, see `correction`; None: 1.
     count: see the module.
 
   Returns:
@@ -69,6 +103,8 @@ def clipped_surrogate(
     "ratio_mean": ratio,
     "approx_kl": jnp.expm1(log_ratio) - log_ratio,
   }
+  if weights is not None:
+    loss = loss * weights
   if entropies is not None:
     measured["entropy"] = entropies
   aux = {

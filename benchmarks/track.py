@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Float32
 from record import record  # The file beside this one.
 from scipy.optimize import linear_sum_assignment
 
-from pixelis_jax.data import composites, pictures
+from pixelis_jax.data import composites, films, pictures
 from pixelis_jax.tools import track
 from pixelis_jax.types import Pixels
 
@@ -122,19 +122,19 @@ def film(split: str, folder: Path | None, seed: int, number: int, condition: str
   things = [cutouts[i] for i in rng.choice(len(cutouts), 2, replace=False)]
   height = rng.uniform(0.18, 0.4)
   heights = height, height * rng.uniform(0.75, 1.33)
-  other = composites.wander(rng, travel=rng.uniform(0.2, 0.5), heights=(0.3, 0.3), curved=True)
+  other = films.wander(rng, travel=rng.uniform(0.2, 0.5), heights=(0.3, 0.3), curved=True)
   curved = bool(rng.random() < 0.5)
-  course = composites.wander(rng, travel=rng.uniform(0.3, 0.55), heights=heights, curved=curved)
+  course = films.wander(rng, travel=rng.uniform(0.3, 0.55), heights=heights, curved=curved)
   beyond = -0.4 if rng.random() < 0.5 else 1.4
   start, length = int(rng.integers(10, 18)), int(rng.integers(10, 21))
   pan = tuple(rng.uniform(-0.2, 0.2, 2)) if rng.random() < 0.5 else (0.0, 0.0)
   if condition == "leaves":
     end = beyond, course.end[1]
-    course = composites.Course(course.start, course.bend, end, course.heights)
+    course = films.Course(course.start, course.bend, end, course.heights)
   share = {"covered": 0.75, "hidden": 1.0}.get(condition)
   posts = [composites.Occlusion(1, start, start + length, share)] if share else []
   frames, rate = (12, 3.0) if condition == "sparse" else (48, 12.0)
-  return composites.film(
+  return films.film(
     rng, photo, things, [other, course], frames=frames, rate=rate, occlusions=posts, pan=pan
   )
 
@@ -148,7 +148,7 @@ def alone(frames: np.ndarray, box: np.ndarray) -> Tracked:
   return np.stack(boxes), np.ones(len(boxes), bool)
 
 
-def measure(made: composites.Film, run: Callable[[Pixels, np.ndarray], Tracked]) -> dict:
+def measure(made: films.Film, run: Callable[[Pixels, np.ndarray], Tracked]) -> dict:
   """Of the upper object, in the frames after the first."""
   target = made.tracks[1]
   nothing = [np.nan] * 4
@@ -192,11 +192,11 @@ def rows(args: argparse.Namespace) -> list[dict]:
         )
         found.setdefault((condition, method), []).append(measure(made, run))
   table = []
-  for (condition, method), films in found.items():
-    row = {"condition": condition, "method": method, "n": len(films)}
-    row["milliseconds"] = float(np.median([f["milliseconds"] for f in films]))
+  for (condition, method), results in found.items():
+    row = {"condition": condition, "method": method, "n": len(results)}
+    row["milliseconds"] = float(np.median([r["milliseconds"] for r in results]))
     for name in ("success", "mota", "hota"):
-      values = [f[name] for f in films]
+      values = [r[name] for r in results]
       row[name] = [float(np.mean(values)), *bootstrap(values)]
     table.append(row)
   return table

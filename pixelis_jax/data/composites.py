@@ -1,8 +1,8 @@
-"""Cut-outs pasted on photos: pictures and films in which every object's pixels are known exactly.
+"""Cut-outs pasted on photos: pictures in which every object's pixels are known exactly.
 
 A pixel belongs to an object where the object covers at least half of it. Lengths are shares of the
 canvas: heights of its height, places of both sides. Objects are drawn in their order: a later one
-hides an earlier one.
+hides an earlier one. films.py makes such pictures move.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from pixelis_jax.data.pictures import Cutout, Photo
-from pixelis_jax.types import Box, Mask, Pixels, Video, value
+from pixelis_jax.types import Box, Pixels, value
 
 Canvas = Float32[np.ndarray, "_ _ 3"]  # 0 to 255.
 Inside = Bool[np.ndarray, "_ _"]
@@ -66,22 +66,6 @@ class Composite:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Course:
-  """How an object moves: a quadratic Bezier curve of its centre, and its height at both ends."""
-
-  start: tuple[float, float]  # x, y.
-  bend: tuple[float, float]
-  end: tuple[float, float]
-  heights: tuple[float, float]
-
-  def at(self, t: float) -> tuple[float, float, float]:
-    """x, y and height at a time of 0 to 1."""
-    a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t**2
-    x, y = (a * p + b * q + c * r for p, q, r in zip(self.start, self.bend, self.end, strict=True))
-    return x, y, (1 - t) * self.heights[0] + t * self.heights[1]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Occlusion:
   """A post that hides `share` of an object's pixels in the frames [start, stop)."""
 
@@ -96,30 +80,7 @@ class Occlusion:
 
 
 @value
-class Track:
-  """An object through a film. `masks` are whole, as `Placed.whole`; None while it is off screen.
-
-  `shares` are the seen parts of all its pixels, those off screen included.
-  """
-
-  name: str
-  color: str | None
-  source: str
-  masks: tuple[Mask | None, ...]
-  shares: Float32[np.ndarray, " F"]
-
-
-@value
-class Film:
-  """A video and its objects in the order drawn; `background` is the source of its photo."""
-
-  video: Video
-  tracks: tuple[Track, ...]
-  background: str
-
-
-@value
-class _Sprite:
+class Sprite:
   """A cut-out in the size and light in which it is pasted."""
 
   pixels: Pixels
@@ -127,11 +88,12 @@ class _Sprite:
 
   @property
   def solid(self) -> Inside:
+    """What is at least half opaque."""
     return self.alpha >= 128
 
 
 @value
-class _Post:
+class Post:
   """How a post looks, and the side it comes from."""
 
   occlusion: Occlusion
@@ -170,20 +132,20 @@ def compose(
     raise ValueError(f"heights {list(heights)} must be {len(cutouts)} shares between 0 and 1")
   canvas = backdrop(rng, background, size)
   sprites = [
-    _sprite(_turned(rng, cutout, turn, flip), height, size, _gains(rng, jitter))
+    sized(turned(rng, cutout, turn, flip), height, size, random_gains(rng, jitter))
     for cutout, height in zip(cutouts, heights, strict=True)
   ]
   corners = _layout(rng, [sprite.solid for sprite in sprites], size, overlap)
   wholes = []
   for sprite, (x, y) in zip(sprites, corners, strict=True):
     if shadow:
-      _shade(canvas, sprite, x, y, shadow)
-    wholes.append(_paste(canvas, sprite, x, y))
+      shade(canvas, sprite, x, y, shadow)
+    wholes.append(paste(canvas, sprite, x, y))
   return Composite(
-    pixels=_levels(canvas),
+    pixels=levels(canvas),
     objects=tuple(
       Placed(name=c.name, color=c.color, source=c.source, whole=whole, visible=visible)
-      for c, whole, visible in zip(cutouts, wholes, _unhidden(wholes), strict=True)
+      for c, whole, visible in zip(cutouts, wholes, unhidden(wholes), strict=True)
     ),
     background=background.source,
   )
@@ -199,7 +161,7 @@ def tight(mask: Inside) -> Box:
 
 def backdrop(rng: np.random.Generator, photo: Photo, size: tuple[int, int] = SIZE) -> Canvas:
   """A random part of the photo, of the canvas's aspect, 0 to 255."""
-  return _camera(rng, photo, size, (0.0, 0.0))(0.0)
+  return camera(rng, photo, size, (0.0, 0.0))(0.0)
 
 
 def _window(pixels: Pixels, x: float, y: float, zoom: float, size: tuple[int, int]) -> Canvas:
@@ -209,7 +171,7 @@ def _window(pixels: Pixels, x: float, y: float, zoom: float, size: tuple[int, in
   return np.asarray(image).astype(np.float32)
 
 
-def _turned(rng: np.random.Generator, cutout: Cutout, turn: float, flip: bool) -> Image.Image:
+def turned(rng: np.random.Generator, cutout: Cutout, turn: float, flip: bool) -> Image.Image:
   """The cut-out as RGBA, mirrored and rotated by chance; the same draws whatever is asked."""
   mirrored, degrees = rng.random() < 0.5, float(rng.uniform(-1.0, 1.0)) * turn
   image = Image.fromarray(np.dstack([cutout.pixels, cutout.alpha]))
@@ -226,26 +188,27 @@ def _edges(mask: np.ndarray) -> tuple[int, int, int, int]:
   return int(box.x0), int(box.y0), int(box.x1), int(box.y1)
 
 
-def _gains(rng: np.random.Generator, jitter: float) -> Channels:
+def random_gains(rng: np.random.Generator, jitter: float) -> Channels:
+  """Of brightness and, half as much, of each colour, as `compose` says of its jitter."""
   brightness = rng.uniform(-jitter, jitter)
   return (1 + brightness + rng.uniform(-jitter / 2, jitter / 2, 3)).astype(np.float32)
 
 
-def _sprite(image: Image.Image, height: float, size: tuple[int, int], gains: Channels) -> _Sprite:
+def sized(image: Image.Image, height: float, size: tuple[int, int], gains: Channels) -> Sprite:
   """Resampled to `height` of the canvas; Pillow premultiplies, so no colour bleeds in."""
   scale = min(height * size[0] / image.height, _WIDEST * size[1] / image.width)
   side = lambda length: max(round(scale * length), 2)
   small = np.asarray(
     image.resize((side(image.width), side(image.height)), Image.Resampling.BICUBIC)
   )
-  lit = _levels(small[:, :, :3] * gains)
-  sprite = _Sprite(pixels=lit, alpha=np.ascontiguousarray(small[:, :, 3]))
+  lit = levels(small[:, :, :3] * gains)
+  sprite = Sprite(pixels=lit, alpha=np.ascontiguousarray(small[:, :, 3]))
   if not sprite.solid.any():
     raise ValueError(f"nothing is left of an object at height {height} on a canvas of {size}")
   return sprite
 
 
-def _paste(canvas: Canvas, sprite: _Sprite, x: int, y: int) -> Inside:
+def paste(canvas: Canvas, sprite: Sprite, x: int, y: int) -> Inside:
   """Blends the sprite in, in place, and says where it is solid; it may reach over the border."""
   whole = np.zeros(canvas.shape[:2], bool)
   here, there = _meeting(canvas.shape[:2], sprite.alpha.shape, x, y)
@@ -265,7 +228,7 @@ def _meeting(
   return here, (slice(top - y, bottom - y), slice(left - x, right - x))
 
 
-def _shade(canvas: Canvas, sprite: _Sprite, x: int, y: int, shadow: float) -> None:
+def shade(canvas: Canvas, sprite: Sprite, x: int, y: int, shadow: float) -> None:
   """Darkens, in place, where the sprite's shadow falls: softly, to the right and below."""
   height = sprite.alpha.shape[0]
   sigma = 1 + height / 30
@@ -276,7 +239,7 @@ def _shade(canvas: Canvas, sprite: _Sprite, x: int, y: int, shadow: float) -> No
   canvas[here] *= 1 - np.float32(shadow / 255) * soft[there][:, :, None]
 
 
-def _unhidden(wholes: Sequence[np.ndarray]) -> list[np.ndarray]:
+def unhidden(wholes: Sequence[np.ndarray]) -> list[np.ndarray]:
   """What of each mask no later mask covers."""
   covered, visible = np.zeros_like(wholes[0]) if wholes else None, []
   for whole in reversed(wholes):
@@ -349,7 +312,8 @@ def apart(
   raise ValueError(f"objects of {list(sides)} pixels find no place on a canvas of {canvas}")
 
 
-def _levels(canvas: Canvas) -> Pixels:
+def levels(canvas: Canvas) -> Pixels:
+  """The nearest that 8 bits hold."""
   return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
@@ -359,28 +323,28 @@ def darkened(pixels: Pixels, rng: np.random.Generator, *, light: float) -> Pixel
   A white pixel collects 1,000 photons in full light, so noise grows as the root of what is lost.
   """
   photons = rng.poisson(pixels * (light * 1000 / 255))
-  return _levels((photons * (255 / 1000)).astype(np.float32))
+  return levels((photons * (255 / 1000)).astype(np.float32))
 
 
 def blurred(pixels: Pixels, *, sigma: float) -> Pixels:
   """Out of focus: a Gaussian, sigma in pixels."""
   smooth = ndimage.gaussian_filter(pixels.astype(np.float32), (sigma, sigma, 0.0), mode="nearest")
-  return _levels(smooth)
+  return levels(smooth)
 
 
 def noisy(pixels: Pixels, rng: np.random.Generator, *, sigma: float) -> Pixels:
   """Independent Gaussian noise on each pixel and channel; sigma in levels of 255."""
   changed = pixels + np.float32(sigma) * rng.standard_normal(pixels.shape, dtype=np.float32)
-  return _levels(changed)
+  return levels(changed)
 
 
 def occluded(scene: Composite, rng: np.random.Generator, number: int, *, share: float) -> Composite:
   """With a post before object `number` that hides `share` of its whole, to the nearest column."""
   canvas = scene.pixels.astype(np.float32)
-  posts = [_post(rng, Occlusion(number=number, start=0, stop=1, share=share))]
-  hidden = _set_posts(canvas, [o.whole for o in scene.objects], posts)
+  posts = [random_post(rng, Occlusion(number=number, start=0, stop=1, share=share))]
+  hidden = set_posts(canvas, [o.whole for o in scene.objects], posts)
   objects = (dataclasses.replace(o, visible=o.visible & ~hidden) for o in scene.objects)
-  return dataclasses.replace(scene, pixels=_levels(canvas), objects=tuple(objects))
+  return dataclasses.replace(scene, pixels=levels(canvas), objects=tuple(objects))
 
 
 def seen_aslant(scene: Composite, rng: np.random.Generator, *, strength: float) -> Composite:
@@ -423,117 +387,7 @@ def _homography(from_: np.ndarray, to: np.ndarray) -> list[float]:
   return np.linalg.solve(np.array(rows), np.array(right)).tolist()
 
 
-def wander(
-  rng: np.random.Generator,
-  *,
-  travel: float,
-  heights: tuple[float, float],
-  curved: bool = False,
-  room: float = 0.2,
-  size: tuple[int, int] = SIZE,
-) -> Course:
-  """A random course whose ends are `travel` of the canvas's width apart.
-
-  Args:
-    heights: Of the object at the start and at the end.
-    curved: Whether it bends by a quarter to a half of its travel to one side.
-    room: From both ends to the border, in shares of the sides.
-
-  Raises:
-    ValueError: the canvas is too small for that.
-  """
-  aspect = size[1] / size[0]
-  for _ in range(_TRIES):
-    angle = rng.uniform(0, 2 * math.pi)
-    dx, dy = travel * math.cos(angle), travel * math.sin(angle) * aspect
-    free = 1 - 2 * room - abs(dx), 1 - 2 * room - abs(dy)
-    if min(free) >= 0:
-      break
-  else:
-    raise ValueError(f"travel {travel} is too far for a canvas of {size} with room {room}")
-  x = room + max(-dx, 0) + rng.uniform(0, free[0])
-  y = room + max(-dy, 0) + rng.uniform(0, free[1])
-  # A curve reaches half as far as its bend.
-  aside = rng.choice((-1, 1)) * rng.uniform(0.5, 1.0) * curved
-  bend = x + dx / 2 - aside * dy / aspect, y + dy / 2 + aside * dx * aspect
-  clipped = tuple(min(max(float(c), 0.0), 1.0) for c in bend)
-  return Course(start=(x, y), bend=clipped, end=(x + dx, y + dy), heights=heights)
-
-
-def film(
-  rng: np.random.Generator,
-  background: Photo,
-  cutouts: Sequence[Cutout],
-  courses: Sequence[Course],
-  *,
-  frames: int = 48,
-  rate: float = 12.0,
-  size: tuple[int, int] = SIZE,
-  occlusions: Sequence[Occlusion] = (),
-  pan: tuple[float, float] = (0.0, 0.0),
-  flip: bool = True,
-  jitter: float = 0.1,
-  shadow: float = 0.0,
-) -> Film:
-  """Objects that move along their courses, with their exact masks in every frame.
-
-  Args:
-    courses: One an object, as seen on the screen, from the first frame to the last.
-    rate: Frames a second.
-    occlusions: Posts before objects; they move with them.
-    pan: How far the camera moves over the photo in the whole film, right and down.
-    flip, jitter, shadow: As for `compose`.
-
-  Raises:
-    ValueError: the numbers do not fit each other.
-  """
-  if frames < 2 or len(courses) != len(cutouts):
-    raise ValueError(f"frames {frames} must be >= 2 and {len(courses)} courses {len(cutouts)}")
-  for o in occlusions:
-    if o.number >= len(cutouts) or o.stop > frames:
-      raise ValueError(f"{o} must be of {len(cutouts)} objects and {frames} frames")
-  camera = _camera(rng, background, size, pan)
-  images = [_turned(rng, cutout, 0.0, flip) for cutout in cutouts]
-  gains = [_gains(rng, jitter) for _ in cutouts]
-  posts = [_post(rng, occlusion) for occlusion in occlusions]
-  shown, masks, shares = [], [], []
-  for f in range(frames):
-    t = f / (frames - 1)
-    canvas = camera(t)
-    wholes, areas = [], []
-    for image, gain, course in zip(images, gains, courses, strict=True):
-      x, y, height = course.at(t)
-      sprite = _sprite(image, height, size, gain)
-      h, w = sprite.alpha.shape
-      corner = round(x * size[1] - w / 2), round(y * size[0] - h / 2)
-      if shadow:
-        _shade(canvas, sprite, *corner, shadow)
-      wholes.append(_paste(canvas, sprite, *corner))
-      areas.append(sprite.solid.sum())
-    standing = [p for p in posts if p.occlusion.start <= f < p.occlusion.stop]
-    hidden = _set_posts(canvas, wholes, standing)
-    shown.append(_levels(canvas))
-    masks.append([_mask(whole, f) for whole in wholes])
-    seen = [(visible & ~hidden).sum() for visible in _unhidden(wholes)]
-    shares.append(np.array(seen, np.float32) / np.array(areas, np.float32))
-  times = np.arange(frames, dtype=np.float32) / np.float32(rate)
-  return Film(
-    video=Video(frames=np.stack(shown), times=times),
-    tracks=tuple(
-      Track(
-        name=cutout.name,
-        color=cutout.color,
-        source=cutout.source,
-        masks=tuple(row[i] for row in masks),
-        shares=np.array([row[i] for row in shares], np.float32),
-      )
-      for i, cutout in enumerate(cutouts)
-    ),
-    background=background.source,
-  )
-
-
-def _camera(
+def camera(
   rng: np.random.Generator, photo: Photo, size: tuple[int, int], pan: tuple[float, float]
 ) -> Callable[[float], Canvas]:
   """What it shows of the photo at a time of 0 to 1."""
@@ -547,13 +401,13 @@ def _camera(
   return lambda t: _window(photo.pixels, x + t * step[0], y + t * step[1], zoom, size)
 
 
-def _post(rng: np.random.Generator, occlusion: Occlusion) -> _Post:
+def random_post(rng: np.random.Generator, occlusion: Occlusion) -> Post:
   """From either side, between dark and light, slightly brown."""
   left, gray = bool(rng.random() < 0.5), np.float32(rng.uniform(60, 190))
-  return _Post(occlusion=occlusion, left=left, color=gray * np.array([1.05, 1.0, 0.9], np.float32))
+  return Post(occlusion=occlusion, left=left, color=gray * np.array([1.05, 1.0, 0.9], np.float32))
 
 
-def _set_posts(canvas: Canvas, wholes: Sequence[Inside], posts: Sequence[_Post]) -> Inside:
+def set_posts(canvas: Canvas, wholes: Sequence[Inside], posts: Sequence[Post]) -> Inside:
   """Draws, in place, round posts lit from the left before those objects that are on screen."""
   hidden = np.zeros(canvas.shape[:2], bool)
   for post in posts:
@@ -565,7 +419,7 @@ def _set_posts(canvas: Canvas, wholes: Sequence[Inside], posts: Sequence[_Post])
   return hidden
 
 
-def _before(whole: Inside, post: _Post) -> tuple[slice, slice]:
+def _before(whole: Inside, post: Post) -> tuple[slice, slice]:
   """Rows and columns: over the mask's columns from one side, and somewhat over its edges."""
   box = tight(whole)
   columns = whole[:, int(box.x0) : int(box.x1)].sum(0)
@@ -575,11 +429,3 @@ def _before(whole: Inside, post: _Post) -> tuple[slice, slice]:
   x0, x1 = (box.x0 - over, box.x0 + width) if post.left else (box.x1 - width, box.x1 + over)
   part = lambda start, stop, limit: slice(max(int(start), 0), min(int(stop), limit))
   return part(box.y0 - over, box.y1 + over, whole.shape[0]), part(x0, x1, whole.shape[1])
-
-
-def _mask(whole: Inside, frame: int) -> Mask | None:
-  if not whole.any():
-    return None
-  left, top, right, bottom = _edges(whole)
-  inside = np.ascontiguousarray(whole[top:bottom, left:right])
-  return Mask(inside=inside, source=0, box=tight(whole), frame=frame)

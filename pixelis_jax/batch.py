@@ -173,6 +173,12 @@ def trajectory_row(trajectory: Trajectory) -> Row:
   return _join(parts, {}, {})
 
 
+def sampled_tokens(groups: Sequence[Sequence[Trajectory]]) -> Int[np.ndarray, "Q G"]:
+  """How many tokens the policy sampled in each trajectory."""
+  lengths = lambda t: sum(len(step.completion.tokens) for step in t.steps)
+  return np.array([[lengths(t) for t in group] for group in groups])
+
+
 def corrected_row(trajectory: Trajectory, tokens: Int[np.ndarray, " T"]) -> Row:
   """The trajectory with other tokens for its last turn, and the loss on these alone.
 

@@ -35,7 +35,7 @@ from pixelis_jax import (
   sharding,
   timing,
 )
-from pixelis_jax.algo import grpo, rewards
+from pixelis_jax.algo import advantages, rewards
 from pixelis_jax.algo.correction import RolloutCorrection
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.tasks import training_tasks
@@ -92,9 +92,13 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
           for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
         ]
         totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
-        advantages_QG = grpo.group_advantages(totals_QG, normalize=c.grpo.normalize)
-        kept = np.repeat(grpo.keep_groups(totals_QG), G)
-        measured = cluster.averaged({"zero_variance": 1.0 - float(kept.mean())})
+        lengths_QG = batch.sampled_tokens(groups)
+        advantages_QG = advantages.advantages(
+          totals_QG, lengths_QG, adv_estimator=c.grpo.adv_estimator
+        )
+        kept = np.repeat((advantages_QG != 0).any(axis=1), G)  # The others teach nothing.
+        differ = advantages.keep_groups(totals_QG)
+        measured = cluster.averaged({"zero_variance": 1.0 - float(differ.mean())})
         measured["staleness"] = float(i - rollouts.updates(i))
       if any(cluster.agree(int(kept.any()))):
         with watch.part("data"):

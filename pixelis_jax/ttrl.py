@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
-from pixelis_jax.algo import grpo, rewards, voting
+from pixelis_jax.algo import advantages, rewards, voting
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.information import Information
 from pixelis_jax.algo.kl import AdaptiveKl
@@ -356,13 +356,14 @@ class Learner:
     targets = np.array(
       [[rewards.agreement(t, e.vote.answer) for t in e.trajectories] for e in taken], np.float32
     )
-    advantages = grpo.group_advantages(targets, normalize=c.normalize)
-    kept = grpo.keep_groups(targets)
+    lengths = batch.sampled_tokens([e.trajectories for e in taken])
+    pushes = advantages.advantages(targets, lengths, adv_estimator=c.adv_estimator)
+    kept = advantages.keep_groups(targets)
     measured = {"agreement": float(targets.mean()), "zero_variance": 1.0 - float(kept.mean())}
     if targets.all():
       self.refused += 1  # Nothing to learn.
       return measured
-    rows = [*self._pushing(taken, targets, advantages), *self._rehearsing()]
+    rows = [*self._pushing(taken, targets, pushes), *self._rehearsing()]
     packed = sharding.put_rows(self._pack(rows), self.policy.model.mesh)
     packed = packed.replace(ref_logps=self.logps(self.policy.params, packed.inputs))
     proposed, update = self.step(self.state, packed, jnp.float32(self.kl.coef))
@@ -415,20 +416,20 @@ class Learner:
     self,
     taken: Sequence[Experience],
     targets: Float32[np.ndarray, "Q G"],
-    advantages: Float32[np.ndarray, "Q G"],
+    pushes: Float32[np.ndarray, "Q G"],
   ) -> list[Weighted]:
     """What these experiences teach: their most telling samples, and corrections of these."""
     c, rows = self.c.learn, []
     for experience in taken:
       self.taught = self.taught.update({experience.vote.answer: 1.0})
-    for experience, target_G, advantage_G in zip(taken, targets, advantages, strict=True):
+    for experience, target_G, push_G in zip(taken, targets, pushes, strict=True):
       # What is asked most must not teach most: a skewed stream would make a skewed policy.
       weight = self.taught.balance(experience.vote.answer)
-      chosen = grpo.contrast(target_G, c.contrast)
+      chosen = advantages.contrast(target_G, c.contrast)
       samples = [experience.trajectories[i] for i in chosen]
       # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
       for i, sample in zip(chosen, samples, strict=True):
-        rows.append((batch.trajectory_row(sample), weight * float(advantage_G[i]), 1.0))
+        rows.append((batch.trajectory_row(sample), weight * float(push_G[i]), 1.0))
       push = weight * c.correction_weight * (1.0 - float(target_G.mean()))
       rows += [(row, push, 0.0) for row in self._corrections(samples, experience.vote)]
     return rows

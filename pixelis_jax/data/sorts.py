@@ -1,0 +1,194 @@
+"""Demonstrations of puzzles: solved with the tools, compared with the truth, and of three sorts.
+
+  golden     the solver's calls, and its answer
+  trap       ends wrong: after a call at something else (a perceptual error), or by a wrong
+             conclusion from right results (a logical one). For context, or as a negative
+  corrected  a call at something else, which going on from it would have led to a wrong answer;
+             then the right ones
+
+Only what is right is supervised: of a trap's turns those before its error, if there are any.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pixelis_jax.algo.answers import equal
+from pixelis_jax.data.demos import ANSWER, call_text
+from pixelis_jax.data.kinds import KINDS, PuzzleSource
+from pixelis_jax.data.kinds.puzzle import Kind, Puzzle
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools.sight import Sight
+from pixelis_jax.tools.views import IDENTITY
+from pixelis_jax.types import Demo, DemoTurn, ToolCall, ToolResult, content_key, value
+
+SORTS = ("golden", "trap", "corrected")
+# Why there is no demonstration of a puzzle: whoever builds counts them.
+TOOLS_WRONG = "the tools were wrong"
+NOT_WRONG = "the wrong call was not wrong"
+
+
+@value
+class Step:
+  """A call and what it returned."""
+
+  call: ToolCall
+  result: ToolResult
+
+
+@value
+class Solved:
+  """The answer, and the steps that were made for it."""
+
+  answer: str
+  steps: tuple[Step, ...]
+
+
+class _Run:
+  """A solver at work: what it was shown, and its next call, or else its answer."""
+
+  def __init__(self, puzzle: Puzzle, kind: Kind, seed: int, toolbox: Toolbox):
+    self.results: list[ToolResult] = []
+    self.answer: str | None = None
+    self._task, self._toolbox = puzzle.task, toolbox
+    sight = Sight(
+      task=puzzle.task,
+      results=self.results,
+      shown_size=toolbox.shown_size,
+      shown_frames=toolbox.shown_frames,
+      view=IDENTITY,
+    )
+    self._solver = kind.solve(puzzle, np.random.default_rng(seed), sight)
+    self.call: ToolCall | None = next(self._solver)
+
+  def repeat(self, steps: Sequence[Step]) -> int:
+    """Takes the first steps as its own as long as it would make these calls; how many they are."""
+    for i, step in enumerate(steps):
+      if self.call is None or call_text(self.call) != call_text(step.call):
+        return i
+      self._show(step.result)
+    return len(steps)
+
+  def finish(self) -> Solved:
+    """Makes its other calls."""
+    steps = []
+    while self.call is not None:
+      call = self.call
+      result = self._toolbox.run(call, self._task, self.results)
+      steps.append(Step(call=call, result=result))
+      self._show(result)
+    return Solved(answer=self.answer, steps=tuple(steps))
+
+  def _show(self, result: ToolResult) -> None:
+    self.results.append(result)
+    try:
+      self.call = self._solver.send(result)
+    except StopIteration as e:
+      self.call, self.answer = None, e.value
+
+
+def solve(puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox) -> Solved:
+  """What the solver makes of it with these tools, right or wrong."""
+  return _Run(puzzle, kind, _seed(rng), toolbox).finish()
+
+
+def demonstrate(
+  puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox, sort: str = "golden"
+) -> Demo | str:
+  """A demonstration of this sort; or `TOOLS_WRONG` or `NOT_WRONG`, if there is none.
+
+  Args:
+    toolbox: holds the kind's tools; its frames are those of the policy that will be taught.
+    sort: one of `SORTS`.
+  """
+  if sort not in SORTS:
+    raise ValueError(f"sort {sort!r} must be one of {SORTS}")
+  make = {"golden": _golden, "trap": _trap, "corrected": _corrected}[sort]
+  return make(puzzle, kind, rng, toolbox)
+
+
+def source(puzzles: PuzzleSource, toolbox: Toolbox) -> Callable[[int, str], Demo | str]:
+  """Of a source's item and a sort: its demonstration, or why there is none."""
+
+  def made(index: int, sort: str) -> Demo | str:
+    puzzle = puzzles.puzzle(index)
+    seed = int(content_key(puzzle.task.id, sort)[:16], 16)
+    return demonstrate(puzzle, KINDS[puzzle.task.kind], np.random.default_rng(seed), toolbox, sort)
+
+  return made
+
+
+def _seed(rng: np.random.Generator) -> int:
+  """Of a solver's generator: wrong and right solvers of a demonstration draw alike."""
+  return int(rng.integers(2**63))
+
+
+def _golden(puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox) -> Demo | str:
+  found = solve(puzzle, kind, rng, toolbox)
+  if not equal(found.answer, puzzle.task.answer):
+    return TOOLS_WRONG
+  return _demo(puzzle, [_turn(step) for step in found.steps])
+
+
+def _trap(puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox) -> Demo | str:
+  return (_perceptual, _logical)[int(rng.integers(2))](puzzle, kind, rng, toolbox)
+
+
+def _logical(puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox) -> Demo | str:
+  found = solve(puzzle, kind, rng, toolbox)
+  if not equal(found.answer, puzzle.task.answer):
+    return TOOLS_WRONG
+  slip = puzzle.slips[int(rng.integers(len(puzzle.slips)))]
+  return _demo(puzzle, [_turn(step) for step in found.steps], wrong=slip)
+
+
+def _perceptual(
+  puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox
+) -> Demo | str:
+  seed = _seed(rng)
+  found = _Run(_mistaken(puzzle, rng), kind, seed, toolbox).finish()
+  if not found.answer or equal(found.answer, puzzle.task.answer):
+    return NOT_WRONG
+  right = _Run(puzzle, kind, seed, toolbox).repeat(found.steps)
+  turns = [_turn(step, supervised=i < right) for i, step in enumerate(found.steps)]
+  return _demo(puzzle, turns, wrong=found.answer)
+
+
+def _corrected(
+  puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox
+) -> Demo | str:
+  seed = _seed(rng)
+  wrong = _Run(_mistaken(puzzle, rng), kind, seed, toolbox).finish()
+  if equal(wrong.answer, puzzle.task.answer):
+    return NOT_WRONG
+  run = _Run(puzzle, kind, seed, toolbox)
+  right = run.repeat(wrong.steps)
+  if right == len(wrong.steps):  # Both lie at one place as it is shown.
+    return TOOLS_WRONG
+  kept = wrong.steps[: right + 1]  # What it shows tells that it is wrong.
+  run.results.append(kept[-1].result)
+  found = run.finish()
+  if not equal(found.answer, puzzle.task.answer):
+    return TOOLS_WRONG
+  turns = [_turn(step, supervised=i < right) for i, step in enumerate(kept)]
+  return _demo(puzzle, turns + [_turn(step) for step in found.steps])
+
+
+def _mistaken(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
+  """As who takes something else for what is asked for sees it."""
+  looks = puzzle.mistakes[int(rng.integers(len(puzzle.mistakes)))]
+  return dataclasses.replace(puzzle, looks=looks)
+
+
+def _turn(step: Step, *, supervised: bool = True) -> DemoTurn:
+  return DemoTurn(text=call_text(step.call), result=step.result, supervised=supervised)
+
+
+def _demo(puzzle: Puzzle, turns: list[DemoTurn], *, wrong: str | None = None) -> Demo:
+  """The turns and the right answer, or a wrong one that nobody is taught."""
+  truth = puzzle.task.answer
+  assert not equal(wrong, truth), f"puzzle {puzzle.task.id}: {wrong!r} is right: {truth!r}"
+  answer = truth if wrong is None else wrong
+  final = DemoTurn(text=ANSWER.format(answer), result=None, supervised=wrong is None)
+  return Demo(task=puzzle.task, turns=(*turns, final))

@@ -21,6 +21,7 @@ from record import record  # The file beside this one.
 
 from configs import common
 from pixelis_jax import batch, learner
+from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Model
@@ -60,7 +61,7 @@ def seconds(layers: int) -> tuple[float, float]:
   """(lowering, compiling) of one step."""
   model = policy(layers)
   tx, _ = learner.make_optimizer(common.optimizer(lr=1e-6, steps=100, warmup=10))
-  loss = learner.grpo_loss(model, clip_low=0.2, clip_high=0.28, entropy_weight=0.0)
+  loss = learner.grpo_loss(model, Objective(clip_ratio_high=0.28))
   step = learner.make_step(loss, tx)
   params = model.shapes(jnp.bfloat16)
   state = jax.eval_shape(

@@ -117,6 +117,22 @@ def evaluation(n: int = 200, every: int = 200) -> ConfigDict:
   return c
 
 
+def objective(tokens: float = 1024.0) -> ConfigDict:
+  """algo.policy_losses.Objective, which says what each field is; names and defaults are verl's."""
+  c = ConfigDict()
+  c.loss_mode = "ppo_clip"  # Or gspo, sapo, cispo, gmpo, clip_cov, kl_cov.
+  c.clip_ratio_low, c.clip_ratio_high = 0.2, 0.28
+  c.clip_ratio_c = 0.0  # Dual clip; 0: none.
+  c.tau_pos, c.tau_neg = 1.0, 1.05
+  c.clip_cov_ratio, c.clip_cov_lb, c.clip_cov_ub = 2e-4, 1.0, 5.0
+  c.kl_cov_ratio, c.ppo_kl_coef = 2e-4, 0.1
+  c.loss_agg_mode = "token-mean"
+  c.loss_scale_factor = tokens  # What "seq-mean-token-sum-norm" divides by.
+  c.kl_loss_type = "k3"
+  c.entropy_coeff = 0.0
+  return c
+
+
 def mesh() -> ConfigDict:
   """sharding.make_mesh; data -1 takes what the others leave."""
   c = ConfigDict()

@@ -32,10 +32,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.grpo.questions = 32
   c.grpo.group = 8
   c.grpo.temperature = 1.0
-  c.grpo.clip_low, c.grpo.clip_high = 0.2, 0.28
+  c.grpo.loss = common.objective(c.limits.get_ref("tokens") * 1.0)
   c.grpo.adv_estimator = "dr_grpo"  # A name in advantages.ESTIMATORS.
-  c.grpo.kl_coef = 0.0  # k3 KL to the starting weights; 0 leaves the reference out.
-  c.grpo.entropy_weight = 0.0
+  c.grpo.kl_coef = 0.0  # Of the KL to the starting weights; 0 leaves the reference out.
   # Where the sampler is not the policy that an update starts from; see algo.correction.
   c.grpo.rollout_correction = ConfigDict()
   c.grpo.rollout_correction.rollout_is = "off"  # "token" or "sequence".

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from pixelis_jax.algo.losses import token_mean
+from pixelis_jax.algo.losses import first_tokens, token_mean
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
@@ -116,11 +116,12 @@ class GrpoBatch:
   share: Share | None = None
 
   def masks(self) -> dict[str, Bool[Array, "B T"]]:
-    """The trained tokens, and those of sampled rows with an advantage: on tokens that nobody
-    sampled an estimate of the KL would say nothing.
+    """The trained tokens, the first of each sequence, and those of sampled rows with an advantage:
+    on tokens that nobody sampled an estimate of the KL would say nothing.
     """
+    firsts = first_tokens(self.loss_mask, self.inputs.segments)
     pushing = self.loss_mask & (self.advantages != 0.0) & (self.kl_weights != 0.0)
-    return {"tokens": self.loss_mask, "pushing": pushing}
+    return {"tokens": self.loss_mask, "sequences": firsts, "pushing": pushing}
 
 
 @value

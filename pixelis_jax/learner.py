@@ -13,6 +13,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
 from pixelis_jax.algo import losses
 from pixelis_jax.algo.correction import RolloutCorrection, correct
+from pixelis_jax.algo.policy_losses import Objective, push
 from pixelis_jax.batch import (
   AIMS,
   PLACES,
@@ -256,32 +257,30 @@ def sight_loss(
   return mean(surprise, "labelled") + mean(total, "empty") + place, place
 
 
-def grpo_loss(model: Model, *, clip_low: float, clip_high: float, entropy_weight: float) -> Loss:
-  """Clipped surrogate plus `kl_coef` times k3 KL to `ref_logps`, both over one global token mean.
+def grpo_loss(model: Model, c: Objective) -> Loss:
+  """The policy's loss plus `kl_coef` times the KL to `ref_logps`, less `entropy_coeff` entropies.
 
-  The loss takes (params, batch, kl_coef); with kl_coef 0 the reference term is zero.
-  Rows weigh `batch.kl_weights` in that term: rehearsed rows, whose advantage is 0, may be held
-  harder than new ones. The measured `kl` is that of the rows that push, in nats a token.
+  The loss takes (params, batch, kl_coef); with kl_coef 0 the reference term is zero. All three are
+  made one number by `loss_agg_mode`, over the whole batch. Rows weigh `batch.kl_weights` in the KL:
+  rehearsed rows, whose advantage is 0, may be held harder than new ones. The measured `kl` is that
+  of the rows that push, k3, in nats a token.
   """
 
   def loss(params: Params, batch: GrpoBatch, kl_coef: Float[Array, ""]) -> tuple[Array, Metrics]:
     mean, ref_logps = masked_mean(batch), _reference(batch)
     taken, entropies = logps(model, params, batch.inputs)
-    unsampled = jnp.isnan(batch.old_logps)
-    value, aux = losses.clipped_surrogate(
-      taken,
-      jnp.where(unsampled, jax.lax.stop_gradient(taken), batch.old_logps),
-      batch.advantages,
-      batch.loss_mask,
-      clip_low=clip_low,
-      clip_high=clip_high,
-      weights=batch.is_weights,
-      count=whole_count(batch, "tokens"),
-    )
-    k3 = losses.kl_k3(taken, ref_logps)
-    held, entropy = mean(k3 * batch.kl_weights, "tokens"), mean(entropies, "tokens")
-    measured = {**aux, "kl": pushing_kl(taken, batch), "entropy": entropy}
-    return value + kl_coef * held - entropy_weight * entropy, measured
+    unsampled, segments = jnp.isnan(batch.old_logps), batch.inputs.segments
+    old = jnp.where(unsampled, jax.lax.stop_gradient(taken), batch.old_logps)
+    pushed, aux = push(taken, old, batch.advantages, batch.loss_mask, segments, c)
+    if batch.is_weights is not None:
+      pushed = pushed * batch.is_weights
+    counts = None if batch.share is None else batch.share.counts
+    how = {"mode": c.loss_agg_mode, "scale": c.loss_scale_factor, "counts": counts}
+    one = lambda x: losses.aggregate(x, batch.loss_mask, segments, **how)
+    held = one(losses.KL[c.kl_loss_type](taken, ref_logps) * batch.kl_weights)
+    measured = {name: mean(x, "tokens") for name, x in aux.items()}
+    measured |= {"kl": pushing_kl(taken, batch), "entropy": mean(entropies, "tokens")}
+    return one(pushed) + kl_coef * held - c.entropy_coeff * one(entropies), measured
 
   return loss
 

@@ -37,6 +37,7 @@ from pixelis_jax import (
 )
 from pixelis_jax.algo import advantages, rewards
 from pixelis_jax.algo.correction import RolloutCorrection
+from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.tasks import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
@@ -208,12 +209,7 @@ def make_step(
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
   """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer, the rate by step)."""
   tx, schedule = learner.make_optimizer(c.optimizer, freeze=c.model.freeze)
-  loss = learner.grpo_loss(
-    model,
-    clip_low=c.grpo.clip_low,
-    clip_high=c.grpo.clip_high,
-    entropy_weight=c.grpo.entropy_weight,
-  )
+  loss = learner.grpo_loss(model, Objective(**c.grpo.loss))
   loss = learner.computed_in(learner.frozen(loss, c.model.freeze), c.model.dtype)
   step = learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=model.mesh)
   return step, tx, schedule

@@ -25,6 +25,7 @@ from pixelis_jax.algo import advantages, rewards, voting
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.information import Information
 from pixelis_jax.algo.kl import AdaptiveKl
+from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.memory.store import Memory
@@ -299,7 +300,7 @@ class Learner:
     # Adam's first steps are all of full size, whatever the gradients say: they start small.
     rate = optax.linear_schedule(o.lr / o.warmup, o.lr, o.warmup - 1)
     tx = learner.adamw(o, rate, freeze=o.freeze)
-    loss = learner.grpo_loss(model, clip_low=o.clip_low, clip_high=o.clip_high, entropy_weight=0.0)
+    loss = learner.grpo_loss(model, Objective(**o.loss))
     self.step = learner.make_step(learner.frozen(loss, o.freeze), tx, donate=False)
     self.logps = learner.make_logps(model)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)

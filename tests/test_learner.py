@@ -11,6 +11,7 @@ import pytest
 
 from pixelis_jax import batch, learner, sharding
 from pixelis_jax.algo.correction import RolloutCorrection
+from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.data import demos
 from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.model.lora import LoraConfig
@@ -62,8 +63,7 @@ def grpo_batch(tokens, mask, old, advantages, kl_weights=None) -> batch.GrpoBatc
 
 
 def grpo(model, **changes):
-  settings = {"clip_low": 0.2, "clip_high": 0.28, "entropy_weight": 0.0} | changes
-  return jax.jit(learner.grpo_loss(model, **settings))
+  return jax.jit(learner.grpo_loss(model, Objective(**{"clip_ratio_high": 0.28} | changes)))
 
 
 def table_batch(**changes) -> batch.GrpoBatch:
@@ -166,7 +166,7 @@ def test_clip_bounds_are_the_configured_ones(policy, table_policy):
   value, measured = grpo(policy.model)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, -1.28, rtol=1e-6)
   assert float(measured["clip_fraction"]) == 1.0
-  value, _ = grpo(policy.model, clip_high=3.0)(table_policy, packed, ZERO)
+  value, _ = grpo(policy.model, clip_ratio_high=3.0)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, -2.0, rtol=1e-6)
   # At ratio 1/2 and a negative advantage the lower bound holds: 0.8.
   packed = grpo_batch([[0]], [[True]], [[np.log(0.5)]], [-1.0])
@@ -178,7 +178,7 @@ def test_entropy_is_rewarded(policy, table_policy):
   packed = table_batch()
   entropy = 0.5 * np.log(4) + 0.5 * np.log(2)
   plain, measured = grpo(policy.model)(table_policy, packed, ZERO)
-  weighed, _ = grpo(policy.model, entropy_weight=0.1)(table_policy, packed, ZERO)
+  weighed, _ = grpo(policy.model, entropy_coeff=0.1)(table_policy, packed, ZERO)
   np.testing.assert_allclose(measured["entropy"], entropy, rtol=1e-6)
   np.testing.assert_allclose(plain - weighed, 0.1 * entropy, rtol=1e-5)
 

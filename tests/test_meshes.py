@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from pixelis_jax import batch, learner, sampler, sharding
+from pixelis_jax.algo.policy_losses import Objective
 from tests import episodes, fakes
 from tests.episodes import max_difference
 
@@ -46,7 +47,7 @@ def played(policy):
 
 def grpo_step(policy: sampler.Policy):
   """Plain SGD at rate 1: the update is the gradient."""
-  loss = learner.grpo_loss(policy.model, clip_low=0.2, clip_high=0.28, entropy_weight=0.01)
+  loss = learner.grpo_loss(policy.model, Objective(clip_ratio_high=0.28, entropy_coeff=0.01))
   return learner.make_step(loss, optax.sgd(1.0), donate=False)
 
 

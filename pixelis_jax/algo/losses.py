@@ -1,12 +1,14 @@
-"""Losses over token log-probabilities, as exact means over all the tokens of a batch.
+"""Losses over token log-probabilities, as exact means over all the tokens or sequences of a batch.
 
-`count` is the number of trained tokens in the whole batch. Under one jit over sharded rows it may
-be left out: sums are global there. A caller that accumulates over parts passes the whole batch's
-count to each part and adds up values, auxiliary values and gradients; a mean of the parts' means
-would weigh short parts too much.
+`count` is the number of trained tokens (or sequences) in the whole batch. Under one jit over
+sharded rows it may be left out: sums are global there. A caller that accumulates over parts passes
+the whole batch's count to each part and adds up values, auxiliary values and gradients; a mean of
+the parts' means would weigh short parts too much.
 
 A sequence is a segment, not a row: several may share one. Segment 0 is padding.
 """
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -55,73 +57,90 @@ def sequence_mean(
   return by_sequence(x, mask, segments) / jnp.maximum(lengths, 1.0)
 
 
-def clipped_surrogate(
-  logps: Float[Array, "B T"],
-  old_logps: Float[Array, "B T"],
-  advantages: Float[Array, "B 1"] | Float[Array, "B T"],
+def aggregate(
+  x: Float[Array, "B T"],
   mask: Bool[Array, "B T"],
+  segments: Int[Array, "B T"],
   *,
-  clip_low: float,
-  clip_high: float,
-  dual_clip: float | None = None,
-  entropies: Float[Array, "B T"] | None = None,
-  weights: Float[Array, "B T"] | None = None,
-  count: Float[Array, ""] | None = None,
-) -> tuple[Float[Array, ""], Aux]:
-  """PPO's clipped loss with DAPO's separate bounds: ratio within [1 - clip_low, 1 + clip_high].
+  mode: str,
+  scale: float,
+  counts: Mapping[str, Float[Array, ""]] | None = None,
+) -> Float[Array, ""]:
+  """One number for a batch, by verl's `loss_agg_mode`; sequences without a True do not count.
 
   Args:
-    logps: of the policy that learns, at temperature 1.
-    old_logps: of the policy that sampled; constants.
-    advantages: one for each row, or one for each token.
-    mask: the sampled tokens.
-    clip_low: for example 0.2.
-    clip_high: 0.28 in DAPO (https://arxiv.org/abs/2503.14476), 0.2 in PPO.
-    dual_clip: where an advantage is negative the loss is at most `dual_clip` * |advantage| (verl:
-      3.0; https://arxiv.org/abs/1912.09729); None: no such bound.
-    entropies: only measured; None if there are none.
-    weights: each token's loss is multiplied with, see `correction`; None: 1.
-    count: see the module.
-
-  Returns:
-    The loss, and token means: clip_fraction (tokens whose gradient a bound cut off), ratio_mean,
-    approx_kl (k3 estimate of KL(old || new), in nats), and entropy (nats) where given.
+    x: by token.
+    mask: the tokens that count.
+    segments: of the tokens.
+    mode: one of `AGGREGATIONS`. "token-mean" weighs all tokens alike; the others all sequences:
+      "seq-mean-token-sum" by the sum over its tokens, "seq-mean-token-mean" by their mean,
+      "seq-mean-token-sum-norm" (Dr. GRPO, https://arxiv.org/abs/2503.20783) by their sum over a
+      constant.
+    scale: that constant, `loss_scale_factor` in verl.
+    counts: "tokens" and "sequences" of the whole batch; see the module.
   """
-  # Masked positions may hold anything; they must not reach exp, whose gradient would be NaN.
-  log_ratio = jnp.clip(jnp.where(mask, logps - old_logps, 0.0), -LOG_RATIO, LOG_RATIO)
-  ratio = jnp.exp(log_ratio)
-  free = -advantages * ratio
-  bounded = -advantages * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-  loss = jnp.maximum(free, bounded)
-  clipped = bounded > free
-  if dual_clip is not None:
-    most = jnp.where(advantages < 0, -advantages * dual_clip, jnp.inf)
-    clipped |= loss > most
-    loss = jnp.minimum(loss, most)
-  measured = {
-    "clip_fraction": clipped.astype(loss.dtype),
-    "ratio_mean": ratio,
-    "approx_kl": jnp.expm1(log_ratio) - log_ratio,
-  }
-  if weights is not None:
-    loss = loss * weights
-  if entropies is not None:
-    measured["entropy"] = entropies
-  aux = {
-    name: jax.lax.stop_gradient(token_mean(x, mask, count=count)) for name, x in measured.items()
-  }
-  return token_mean(loss, mask, count=count), aux
+  if mode == "token-mean":
+    return token_mean(x, mask, count=None if counts is None else counts["tokens"])
+  weighed = AGGREGATIONS[mode](x, mask, segments, scale)
+  firsts = first_tokens(mask, segments)
+  count = firsts.sum(dtype=x.dtype) if counts is None else counts["sequences"]
+  return token_mean(weighed, mask, count=count)
+
+
+def _token_mean(x: Array, mask: Array, segments: Array, scale: float) -> Array:
+  return x / jnp.maximum(by_sequence(jnp.ones_like(x), mask, segments), 1.0)
+
+
+# Mode -> what each token adds to the sum that is divided by the number of tokens or sequences.
+AGGREGATIONS: dict[str, Callable[[Array, Array, Array, float], Array]] = {
+  "token-mean": lambda x, mask, segments, scale: x,
+  "seq-mean-token-sum": lambda x, mask, segments, scale: x,
+  "seq-mean-token-mean": _token_mean,
+  "seq-mean-token-sum-norm": lambda x, mask, segments, scale: x / scale,
+}
 
 
 def kl_k3(logps: Float[Array, "B T"], ref_logps: Float[Array, "B T"]) -> Float[Array, "B T"]:
   """Each token's estimate of KL(policy || reference) in nats, never negative.
 
-  It is exp(d) - d - 1 with d = ref_logps - logps.   Unbiased on tokens the policy sampled
+  It is exp(d) - d - 1 with d = ref_logps - logps. Unbiased on tokens the policy sampled
   (http://joschu.net/blog/kl-approx.html). d is held within +-20 and the value under 10, beyond
   which it has no gradient.
   """
   d = jnp.clip(ref_logps - logps, -LOG_RATIO, LOG_RATIO)
   return jnp.clip(jnp.expm1(d) - d, 0.0, K3)  # expm1: near 0, exp(d) - 1 would be all rounding.
+
+
+def kl_k1(logps: Float[Array, "B T"], ref_logps: Float[Array, "B T"]) -> Float[Array, "B T"]:
+  """logps - ref_logps: unbiased, of either sign; its gradient says nothing of the reference."""
+  return logps - ref_logps
+
+
+def kl_k2(logps: Float[Array, "B T"], ref_logps: Float[Array, "B T"]) -> Float[Array, "B T"]:
+  """Half the squared difference: biased, but its gradient is an unbiased one of the KL."""
+  return 0.5 * jnp.square(logps - ref_logps)
+
+
+def _with_k2s_gradient(
+  estimate: Callable[[Array, Array], Array],
+) -> Callable[[Array, Array], Array]:
+  """The estimate's value with k2's gradient: its own is not the KL's."""
+
+  def estimated(logps: Float[Array, "B T"], ref_logps: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    k2 = kl_k2(logps, ref_logps)
+    return jax.lax.stop_gradient(estimate(logps, ref_logps) - k2) + k2
+
+  return estimated
+
+
+# verl's `kl_loss_type` -> estimate by token; "+" is its value with k2's gradient.
+KL: dict[str, Callable[[Array, Array], Array]] = {
+  "k1": kl_k1,
+  "k2": kl_k2,
+  "k3": kl_k3,
+  "k1+": _with_k2s_gradient(kl_k1),
+  "k3+": _with_k2s_gradient(kl_k3),
+}
 
 
 def cross_entropy(

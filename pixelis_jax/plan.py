@@ -57,13 +57,14 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """One compiled program; sizes are bytes on a device.
+  """One compiled program; sizes are bytes on one of its devices.
 
   `beside` is what else lies on the device while it runs. `flops` are of all devices together,
   `moved` bytes that a device receives, by kind of collective. An `error` is the compiler's.
   """
 
   name: str
+  devices: int
   seconds: float
   beside: int
   arguments: int = 0
@@ -104,7 +105,8 @@ def make(c: Any, topology: str, episode: Episode) -> Plan:
   chip, devices = slice_of(topology)
   held, planned = runs(c, devices, episode)
   programs = tuple(_compile(chip, *run) for run in planned)
-  return Plan(chip=chip, devices=planned[0][1].size, held=held, programs=programs)
+  used = {device for _, mesh, *_ in planned for device in mesh.devices.flat}
+  return Plan(chip=chip, devices=len(used), held=held, programs=programs)
 
 
 # Name, mesh, function, arguments, options, beside, flops.
@@ -115,13 +117,12 @@ def runs(
   c: Any, devices: Sequence[jax.Device], episode: Episode
 ) -> tuple[dict[str, int], list[Run]]:
   """(bytes that lie on each device, what is run on them), arrays abstract and nothing compiled."""
-  mesh = sharding.make_mesh(**c.mesh, devices=devices)
-  rollouts = sharding.relaid(mesh, **c.rollout_mesh)
+  plays = "grpo" in c
+  mesh, rollouts = rft.meshes(c, devices) if plays else _one_mesh(c, devices)
   model = Model(load_config(c.model.path), mesh=mesh, remat=c.model.remat)
   model = sampler.adapted_model(c.model, model)
   played = dataclasses.replace(model, mesh=rollouts)
   trained, base = _parameters(c, model)
-  plays = "grpo" in c
   step, tx, _ = (rft if plays else sft).make_step(c, model)
   state = _state(trained if plays else _with_heads(model, trained), tx, mesh)
   served = _placed(played.shapes(jnp.dtype(c.model.dtype)), played.shardings())
@@ -132,11 +133,17 @@ def runs(
     "gradients": size(state.params),
     "weights that play": size(served),
   }
-  learning = size(state) + size(base)
   planned = [_update(c, model, episode, step, state, base)]
   if plays:
-    planned += _rollouts(c, played, episode, served, beside=learning)
+    # On devices of their own rollouts have the weights of each step that was asked for already.
+    beside = c.staleness * size(served) if c.staleness else size(state) + size(base)
+    planned += _rollouts(c, played, episode, served, beside=beside)
   return held, planned
+
+
+def _one_mesh(c: Any, devices: Sequence[jax.Device]) -> tuple[Mesh, Mesh]:
+  mesh = sharding.make_mesh(**c.mesh, devices=devices)
+  return mesh, sharding.relaid(mesh, **c.rollout_mesh)
 
 
 def size(tree: Any) -> int:
@@ -352,10 +359,12 @@ def _compile(
     found = re.search(r"Used [\d.]+\w? of [\d.]+\w? \w+", str(e))
     reason = found[0] if found else str(e).split("\n")[0]
     seconds = time.monotonic() - began
-    return Program(name=name, seconds=seconds, beside=beside, flops=flops, error=reason)
+    about = {"name": name, "devices": mesh.size, "beside": beside, "flops": flops}
+    return Program(seconds=seconds, error=reason, **about)
   memory = compiled.memory_analysis()
   return Program(
     name=name,
+    devices=mesh.size,
     seconds=time.monotonic() - began,
     beside=beside,
     arguments=memory.argument_size_in_bytes,
@@ -503,7 +512,7 @@ def table(c: Any, plan: Plan) -> str:
     if p.error:
       lines.append(f"{p.name:<8} {p.seconds:7.1f}s  {p.error}")
       continue
-    seconds = p.flops / (plan.devices * plan.chip.rate)
+    seconds = p.flops / (p.devices * plan.chip.rate)
     traffic = ", ".join(f"{kind} {n / GIB:.2f}" for kind, n in sorted(p.moved.items())) or "nothing"
     lines.append(
       f"{p.name:<8} {p.seconds:7.1f}s {p.arguments / GIB:10.2f} {p.temporary / GIB:10.2f}"

@@ -43,7 +43,7 @@ from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_position
 from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
-from pixelis_jax.sharding import own_blocks, own_rows, put_rows
+from pixelis_jax.sharding import Carrier, own_blocks, own_rows, put_rows
 from pixelis_jax.tools import Toolbox, workers
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 from pixelis_jax.weights import load
@@ -136,6 +136,10 @@ class Sampler:
     return (
       params if jax.tree.all(jax.tree.map(there, params, wanted, places)) else self._serve(params)
     )
+
+  def carrier(self, mesh: Mesh) -> Carrier:
+    """`serve` for parameters that lie on other devices, those of this mesh."""
+    return Carrier(self.model.shardings(), mesh, self._cast)
 
   def _cast(self, params: Params) -> Params:
     return jax.tree.map(lambda x, w: x.astype(w.dtype), params, self.model.shapes(self.dtype))

@@ -94,6 +94,43 @@ def relaid(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
   return Mesh(mesh.devices.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+class Carrier:
+  """Copies weights to other devices, each part straight from a device that holds it.
+
+  What is cut in other parts there is cut so here first, by the devices that it comes from: neither
+  the host nor a program of those it goes to, which may be busy, has to do with it. (`device_put`
+  alone takes what is cut in another way through the host.)
+  """
+
+  def __init__(self, places: Any, mesh: Mesh, change: Callable[[Any], Any] = lambda tree: tree):
+    """Args:
+    places: A tree of `NamedSharding` on one mesh: where the weights go.
+    mesh: The devices that they come from.
+    change: What is done with them first, jitted.
+
+    Raises ValueError where those devices cannot hold such parts, each as many.
+    """
+    there = jax.tree.leaves(places)[0].mesh
+    bridge = None if mesh.size == 1 else _bridge(mesh, there)
+    here = bridge and jax.tree.map(lambda place: NamedSharding(bridge, place.spec), places)
+    self.cut = jax.jit(change, out_shardings=here)
+    self._places = places
+
+  def __call__(self, tree: Any) -> Any:
+    return jax.device_put(self.cut(tree), self._places)
+
+
+def _bridge(mesh: Mesh, there: Mesh) -> Mesh:
+  """The devices of a mesh, cut as another cuts weights."""
+  fsdp, tensor = there.shape["fsdp"], there.shape["tensor"]
+  if mesh.size % (fsdp * tensor):
+    raise ValueError(
+      f"mesh {dict(there.shape)} is to get weights in {fsdp * tensor} parts: the {mesh.size} "
+      f"devices of {dict(mesh.shape)} that they come from must be 1 or a multiple of that"
+    )
+  return relaid(mesh, -1, fsdp, tensor)
+
+
 def spec(axes: Sequence[str | None], rules: Rules = RULES) -> PartitionSpec:
   """The partition of an array whose dimensions are these logical axes; None is not split."""
   unknown = [name for name in axes if name is not None and name not in rules]

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,15 +31,18 @@ class Stopwatch:
     workdir: Path,
     *,
     profile: bool,
+    playing: Mesh | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Args:
     mesh: Rates are for one of its devices that this process has; `mfu` where their peak is known.
+    playing: The devices that rollouts have, if others: their rate is for one of these.
     profile: Whether three steps are traced, into `profile` in the workdir, which TensorBoard and
       Perfetto read.
     """
     devices = mesh.local_devices
     self._devices, self._peak = len(devices), peak(devices[0].device_kind)
+    self._players = len((mesh if playing is None else playing).local_devices)
     self._trace, self._clock = workdir / "profile" if profile else None, clock
     self._inside: list[str] = []
     self._lock = threading.Lock()
@@ -85,10 +89,26 @@ class Stopwatch:
 
     return run
 
+  @contextlib.contextmanager
+  def beside(self) -> Iterator["Stopwatch"]:
+    """A watch for what another thread does: its parts, once it is left, are parts of the step too.
+
+    They went on beside this thread's: together they may be longer than the step.
+    """
+    other = copy.copy(self)
+    other._inside, other._lock = [], threading.Lock()
+    other._begin(self._clock())
+    yield other
+    with self._lock:
+      for name, seconds in other._spent.items():
+        self._spent[name] += seconds
+      self._sampled += other._sampled
+
   def did(self, *, tokens: int = 0, flops: int = 0, sampled: int = 0) -> None:
     """Work of this step: tokens and operations of its update, tokens of its rollouts."""
-    self._tokens, self._flops = self._tokens + tokens, self._flops + flops
-    self._sampled += sampled
+    with self._lock:
+      self._tokens, self._flops = self._tokens + tokens, self._flops + flops
+      self._sampled += sampled
 
   def read(self, updated: Any = None) -> dict[str, float]:
     """Metrics of the time since the last call; the step it is called in counts as one of it.
@@ -99,13 +119,17 @@ class Stopwatch:
     if updated is not None:
       with self.part("update"):
         jax.block_until_ready(updated)
+    with self._lock:
+      return self._line()
+
+  def _line(self) -> dict[str, float]:
     now = self._mark()
     spent, seconds = self._spent, now - self._since
     line = {"seconds": seconds / self._steps}
     line |= {f"seconds_{name}": spent[name] / self._steps for name in sorted(spent)}
     line["tokens_per_second"] = self._tokens / (seconds * self._devices)
     if rollout := spent.get("rollout"):
-      line["sampled_per_second"] = self._sampled / (rollout * self._devices)
+      line["sampled_per_second"] = self._sampled / (rollout * self._players)
     if self._peak is not None and (update := spent.get("update")):
       line["mfu"] = self._flops / (update * self._devices * self._peak)
     self._begin(now)

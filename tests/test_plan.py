@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny_sft
+from configs import tiny_rft, tiny_sft
 from pixelis_jax import batch, learner, plan, sampler, sft, sharding
 from pixelis_jax.data import demos
 from pixelis_jax.model.load import load_config
@@ -188,6 +188,17 @@ def test_an_sft_update_is_planned_as_it_is_run(policy):
   assert at((state.params, packed)) == at((real_state.params, real))
   out, _ = step.trace(state, packed, *rest).out_info
   assert described(out) == described(real_state)
+
+
+def test_rollouts_that_lag_are_planned_on_devices_of_their_own():
+  """The update on four, rollouts on the two behind, with weights for the next step beside."""
+  c = tiny_rft.get_config().copy_and_resolve_references().unlock()
+  c.model.path, c.mesh.data, c.mesh.fsdp = str(ROOT / "assets/tiny-vl"), 1, 4
+  c.staleness, c.rollout_mesh.data, c.rollout_mesh.tensor = 1, -1, 2
+  held, planned = plan.runs(c, jax.devices()[:6], plan.Episode(patches=64, asked=40, written=24))
+  on = {name: ([d.id for d in mesh.devices.flat], beside) for name, mesh, *_, beside, _ in planned}
+  plays = [4, 5], held["weights that play"]
+  assert on == {"update": ([0, 1, 2, 3], 0), "look": plays, "read": plays, "write": plays}
 
 
 def demonstration(config, images) -> batch.Row:

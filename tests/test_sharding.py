@@ -143,3 +143,40 @@ def test_every_matrix_of_the_model_is_halved_on_two_devices(sizes):
       continue  # Small: vectors, and the patch embedding's input, which no rule splits.
     part = np.prod(place.shard_shape(array.shape)) / np.prod(array.shape)
     assert part == 0.5, (name, place.spec)
+
+
+@pytest.mark.parametrize(
+  "learning, playing",
+  [((1, 4, 1), (1, 1, 2)), ((1, 2, 2), (4, 1, 1)), ((1, 1, 1), (1, 2, 2)), ((2, 1, 1), (3, 1, 2))],
+)
+def test_weights_are_carried_to_other_devices_past_the_host(learning, playing, monkeypatch):
+  """`device_put` fetches an array to the host where a part that is wanted lies on no device."""
+  size = int(np.prod(learning))
+  mesh = sharding.make_mesh(*learning, devices=jax.devices()[:size])
+  there = sharding.make_mesh(*playing, devices=jax.devices()[size : size + int(np.prod(playing))])
+  axes = {"up": ("embed", "mlp"), "odd": ("embed", "heads")}
+  tree = {"up": np.arange(24.0).reshape(4, 6), "odd": np.arange(21.0).reshape(7, 3)}
+  weights = jax.device_put(tree, sharding.shardings(axes, tree, mesh))
+  places = sharding.shardings(axes, tree, there)
+  carry = sharding.Carrier(places, mesh, lambda tree: jax.tree.map(lambda x: 2 * x, tree))
+  put = jax.device_put
+  parts = lambda x, place: {str(part) for part in place.devices_indices_map(x.shape).values()}
+
+  def spied(tree, places):
+    for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True):
+      assert x.sharding.device_set == set(mesh.devices.flat)
+      assert mesh.size == 1 or parts(x, place) <= parts(x, x.sharding)
+    return put(tree, places)
+
+  monkeypatch.setattr(jax, "device_put", spied)
+  carried = carry(weights)
+  for name, x in tree.items():
+    np.testing.assert_array_equal(carried[name], 2 * x)
+    assert carried[name].sharding == places[name]
+
+
+def test_devices_that_cannot_hold_the_parts_are_refused():
+  mesh = sharding.make_mesh(1, 3, 1, devices=jax.devices()[:3])
+  places = {"up": sharding.replicated(sharding.make_mesh(1, 1, 2, devices=jax.devices()[4:6]))}
+  with pytest.raises(ValueError, match="in 2 parts: the 3 devices .* must be 1 or a multiple"):
+    sharding.Carrier(places, mesh)

@@ -22,7 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rollout_mesh = common.rollout_mesh()
   c.accumulate = 1  # Parts of an update that are computed one after the other, to save memory.
   c.data = ConfigDict()
-  c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
+  # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
+  c.data.file = ""
   c.data.n = 1_000_000  # Scenes before the first repeats.
   c.data.kinds = ("framed", "beside", "parity")
   c.data.parts = 118_400  # Rows that teach where to look and how to read apart.

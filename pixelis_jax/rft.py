@@ -39,7 +39,7 @@ from pixelis_jax.algo import advantages, rewards
 from pixelis_jax.algo.correction import RolloutCorrection
 from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
-from pixelis_jax.data.tasks import training_tasks
+from pixelis_jax.data.streams import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
 from pixelis_jax.model import cost, lora
 from pixelis_jax.model.policy import Model

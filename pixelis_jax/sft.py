@@ -30,8 +30,10 @@ from pixelis_jax import (
 )
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data import demos
+from pixelis_jax.data.built import Dataset
 from pixelis_jax.data.questions import QuestionFile
-from pixelis_jax.data.tasks import DemoSource, TaskSource, shuffled
+from pixelis_jax.data.streams import shuffled, weighted
+from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.metrics import Metrics, due
 from pixelis_jax.model import cost
 from pixelis_jax.model.lora import join
@@ -46,12 +48,10 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
   whole demonstrations, but for `c.data.direct` of them that answer from the overview, without
   tools. While only the tower learns, all rows hold a whole demonstration's images.
 
-  With `c.data.file` rows are that file's solutions, and nothing else.
+  With `c.data.file` rows are that file's solutions or that dataset's demonstrations alone.
   """
   if c.data.file:
-    file = QuestionFile.open(c.data.file, sees=policy.sees)
-    solved = lambda index: batch.demo_row(file.demo(index), policy.chat)
-    return _batches(shuffled(file, seed=c.seed).map(solved), c)
+    return _batches(_of_file(c, policy), c)
   tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
 
@@ -68,6 +68,17 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
     return batch.demo_row(looking[index], policy.chat)
 
   return _batches(grain.MapDataset.range(c.data.n).repeat().map(row), c)
+
+
+def _of_file(c: Any, policy: sampler.Policy) -> grain.MapDataset:
+  """Rows of a dataset that data/build.py built, or of a file of questions."""
+  if Path(c.data.file).is_dir():
+    built = Dataset.open(c.data.file)
+    shown = lambda index: batch.demo_row(built.demo(index, policy.tools), policy.chat)
+    return weighted(built.weights, seed=c.seed).map(shown)
+  file = QuestionFile.open(c.data.file, sees=policy.sees)
+  solved = lambda index: batch.demo_row(file.demo(index), policy.chat)
+  return shuffled(file, seed=c.seed).map(solved)
 
 
 def _batches(dataset: grain.MapDataset, c: Any) -> grain.DatasetIterator:

@@ -14,6 +14,7 @@ from pixelis_jax import sampler, sft
 from pixelis_jax.model import lora
 from pixelis_jax.model.load import load
 from pixelis_jax.model.peft import load_adapter
+from tests.data.datasets import built
 from tests.episodes import max_difference
 
 flat = nnx.traversals.flatten_mapping
@@ -189,3 +190,29 @@ def test_a_wrong_model_path_is_named(config, tmp_path):
   c.model.path = str(tmp_path / "no-such-model")
   with pytest.raises(FileNotFoundError, match="no-such-model"):
     sft.main(c, tmp_path / "run")
+
+
+def test_a_built_dataset_is_trained_on(config, straight, tmp_path):
+  """With the programs of the run on scenes: of golden demonstrations batches are as large."""
+  c = config.copy_and_resolve_references().unlock()
+  c.data.file, c.see_steps = str(built(tmp_path, n=8, sorts={"golden": 1}).folder), 0
+  state = sft.main(c, tmp_path / "run")
+  assert int(state.step) == 4
+  losses = [line["nll"] for line in logged(tmp_path / "run") if "nll" in line]
+  assert len(losses) == 4 and all(3 < loss < 12 for loss in losses)
+  assert max_difference(state.params, straight[1].params) > 1e-6
+
+
+def test_rows_of_a_dataset_teach_its_supervised_turns(config, policy, model_config, tmp_path):
+  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
+  c = config.copy_and_resolve_references().unlock()
+  c.data.file = str(built(tmp_path, n=8).folder)
+  rows = [row for rows in itertools.islice(sft.rows(c, policy, blind), 2) for row in rows]
+  # Eight rows of four a step: each record once. A correction shows its scene and two looks, and
+  # teaches one call; were its wrong look taught too, it would teach two.
+  assert sorted(len(row.images) for row in rows) == [2] * 4 + [3] * 4
+  for row in rows:
+    said = policy.chat.decode(row.tokens[row.loss_mask])
+    assert (said.count("zoom_in"), said.count(r"\boxed{")) == (1, 1)
+  with pytest.raises(ValueError, match=r"calls \['zoom_in'\], model.tools has \[\]"):
+    next(sft.rows(c, blind, blind))

@@ -1,16 +1,10 @@
-"""Random-access sources for grain: item `i` is a function of the settings and `i` alone.
-
-`training_tasks` makes of them what a training run asks.
-"""
+"""Random-access sources: item `i` is a function of the settings and `i` alone."""
 
 import dataclasses
-from typing import Any
 
-import grain
 import numpy as np
 
 from pixelis_jax.data import demos, digits, scenes
-from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Demo, Task, content_key
 
@@ -101,27 +95,6 @@ class DemoSource:
     )
     labels = digits.load(self.tasks.split).labels
     return demos.described(demo, scene.plates, [int(labels[plate.digit]) for plate in scene.plates])
-
-
-def training_tasks(c: Any, *, seed: int, sees: bool) -> grain.MapDataset:
-  """The tasks of a training run, for ever: a file's questions, reshuffled each epoch, or scenes.
-
-  Args:
-    c: field file, "" for scenes; for these n, scenes before the first repeats, and kinds.
-    sees: Whether the model can be shown images; ValueError where it is to be shown scenes.
-  """
-  if c.file:
-    file = QuestionFile.open(c.file, sees=sees)
-    return shuffled(file, seed=seed).map(file.__getitem__)
-  if not sees:
-    raise ValueError("the model only reads: data.file must name a file of questions, not be empty")
-  tasks = TaskSource(split="train", seed=seed, kinds=tuple(c.kinds), size=c.n)
-  return grain.MapDataset.source(tasks).repeat()
-
-
-def shuffled(file: QuestionFile, *, seed: int) -> grain.MapDataset:
-  """The file's indices for ever, in another order each epoch."""
-  return grain.MapDataset.range(len(file)).seed(seed).shuffle().repeat()
 
 
 def drop_labels(task: Task) -> Task:

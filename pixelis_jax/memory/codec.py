@@ -4,35 +4,27 @@ Patches are not stored (300 KB for a small image): a segment stores which pictur
 from, and `restore` runs the processor again, which gives the same bits; their keys are checked.
 """
 
-import dataclasses
-import io
 import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
+from pixelis_jax.memory import values
 from pixelis_jax.types import (
   Ballot,
-  Box,
   Completion,
   Experience,
-  Mask,
   Patches,
-  Picture,
   Pixels,
   Segment,
   Status,
   Step,
-  Task,
   ToolCall,
-  ToolResult,
   Trajectory,
   Video,
   Vote,
-  content_key,
 )
 
 MAGIC = b"PXEX"
@@ -93,54 +85,8 @@ def restore(data: bytes, process: Process) -> Experience:
   )
 
 
-class _Writer:
-  """Collects blobs and task entries; returns the JSON that refers to them by position."""
-
-  def __init__(self):
-    self.blobs: list[bytes] = []
-    self.tasks: list[dict] = []
-    self.videos: list[dict] = []
-    self._task_at: dict[int, int] = {}
-    self._image_at: dict[str, int] = {}
-    self._video_at: dict[tuple, int] = {}
-
-  def array(self, array: np.ndarray) -> dict:
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    self.blobs.append(little.tobytes())
-    return {"at": len(self.blobs) - 1, "dtype": little.dtype.str, "shape": list(array.shape)}
-
-  def image(self, pixels: Pixels) -> int:
-    raw = np.ascontiguousarray(pixels).tobytes()
-    key = content_key(repr(pixels.shape), raw)
-    if key not in self._image_at:
-      png = io.BytesIO()
-      Image.fromarray(pixels).save(png, "png", compress_level=1)
-      self.blobs.append(png.getvalue())
-      self._image_at[key] = len(self.blobs) - 1
-    return self._image_at[key]
-
-  def video(self, video: Video) -> int:
-    frames = [self.image(frame) for frame in video.frames]
-    key = (*frames, video.times.tobytes())
-    if key not in self._video_at:
-      self.videos.append({"frames": frames, "times": self.array(video.times)})
-      self._video_at[key] = len(self.videos) - 1
-    return self._video_at[key]
-
-  def task(self, task: Task) -> int:
-    if id(task) not in self._task_at:  # The samples of a request share one Task object.
-      entry = {
-        "id": task.id,
-        "images": [self.image(p) for p in task.images],
-        "question": task.question,
-        "answer": task.answer,
-        "kind": task.kind,
-        "boxes": [_box_to_json(b) for b in task.boxes],
-        "videos": [self.video(v) for v in task.videos],
-      }
-      self._task_at[id(task)] = len(self.tasks)
-      self.tasks.append(entry)
-    return self._task_at[id(task)]
+class _Writer(values.Writer):
+  """Trajectories too."""
 
   def trajectory(self, trajectory: Trajectory) -> dict:
     shown, steps = (*trajectory.task.images, *trajectory.task.videos), []
@@ -182,69 +128,28 @@ class _Writer:
       "made": _made(patches),
     }
 
-  def result(self, result: ToolResult) -> dict:
-    return {
-      "text": result.text,
-      "images": [{"at": self.image(p.pixels), **_place(p)} for p in result.images],
-      "masks": [{"inside": self.array(np.packbits(m.inside)), **_place(m)} for m in result.masks],
-      "error": result.error,
-      "seconds": float(result.seconds),
-    }
 
-
-class _Reader:
-  """Rebuilds values from a checked header; an image is decoded and processed once."""
+class _Reader(values.Reader):
+  """Trajectories too; an image is processed once."""
 
   def __init__(self, header: Mapping, blobs: memoryview, process: Process):
     ends = np.cumsum([0, *header["blobs"]]).tolist()
-    self._blobs = [blobs[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    super().__init__(header, [blobs[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)])
     self._process = process
-    self._images: dict[int, Pixels] = {}
     self._patches: dict[tuple[str, int], Patches] = {}
-    self._videos = [self._video(v) for v in header["videos"]]
-    self._tasks = [self._task(t) for t in header["tasks"]]
-
-  def array(self, entry: Mapping) -> np.ndarray:
-    dtype = np.dtype(entry["dtype"])
-    array = np.frombuffer(self._blobs[entry["at"]], dtype).reshape(entry["shape"])
-    return array.astype(dtype.newbyteorder("="))  # A writable copy in this machine's order.
 
   def trajectory(self, entry: Mapping) -> Trajectory:
     return Trajectory(
-      task=self._tasks[entry["task"]],
+      task=self.tasks[entry["task"]],
       steps=tuple(self._step(s) for s in entry["steps"]),
       status=Status(entry["status"]),
       answer=entry["answer"],
     )
 
-  def _image(self, at: int) -> Pixels:
-    if at not in self._images:
-      self._images[at] = self._pixels(at)
-    return self._images[at]
-
-  def _pixels(self, at: int) -> Pixels:
-    with Image.open(io.BytesIO(self._blobs[at])) as image:
-      return np.array(image)
-
-  def _video(self, entry: Mapping) -> Video:
-    frames = np.stack([self._pixels(at) for at in entry["frames"]])
-    return Video(frames=frames, times=self.array(entry["times"]))
-
-  def _task(self, entry: Mapping) -> Task:
-    return Task(
-      id=entry["id"],
-      images=tuple(self._image(at) for at in entry["images"]),
-      question=entry["question"],
-      answer=entry["answer"],
-      kind=entry["kind"],
-      boxes=tuple(Box(*b) for b in entry["boxes"]),
-      videos=tuple(self._videos[at] for at in entry["videos"]),
-    )
-
   def _rebuilt(self, entry: Mapping) -> Patches:
     at, kind = entry["at"], entry["from"]
     if (kind, at) not in self._patches:
-      shown = self._videos[at] if kind == "video" else self._image(at)
+      shown = self.videos[at] if kind == "video" else self.image(at)
       self._patches[kind, at] = self._process(shown)
     patches = self._patches[kind, at]
     if (now := _made(patches)) != entry["made"]:
@@ -271,25 +176,8 @@ class _Reader:
     return Step(
       completion=completion,
       call=None if call is None else ToolCall(name=call["name"], arguments=call["arguments"]),
-      result=None if entry["result"] is None else self._result(entry["result"]),
+      result=None if entry["result"] is None else self.result(entry["result"]),
     )
-
-  def _result(self, entry: Mapping) -> ToolResult:
-    return ToolResult(
-      text=entry["text"],
-      images=tuple(
-        Picture(pixels=self._image(p["at"]), **_place_from_json(p)) for p in entry["images"]
-      ),
-      masks=tuple(self._mask(m) for m in entry["masks"]),
-      error=entry["error"],
-      seconds=entry["seconds"],
-    )
-
-  def _mask(self, entry: Mapping) -> Mask:
-    place = _place_from_json(entry)
-    height, width = int(place["box"].height), int(place["box"].width)
-    bits = np.unpackbits(self.array(entry["inside"]), count=height * width)
-    return Mask(inside=bits.reshape(height, width).astype(bool), **place)
 
 
 def _made(patches: Patches) -> dict:
@@ -300,18 +188,6 @@ def _made(patches: Patches) -> dict:
     "size": list(patches.size),
     "interval": patches.interval,
   }
-
-
-def _place(of: Picture | Mask) -> dict:
-  return {"source": of.source, "box": _box_to_json(of.box), "frame": of.frame}
-
-
-def _place_from_json(entry: Mapping) -> dict:
-  return {"source": entry["source"], "box": Box(*entry["box"]), "frame": entry["frame"]}
-
-
-def _box_to_json(box: Box) -> list[float]:
-  return [float(c) for c in dataclasses.astuple(box)]
 
 
 def _vote_to_json(vote: Vote) -> dict:

@@ -1,13 +1,11 @@
 import dataclasses
-import json
-from types import SimpleNamespace
 
 import grain
 import numpy as np
 import pytest
 
 from pixelis_jax.data import scenes
-from pixelis_jax.data.tasks import DemoSource, TaskSource, drop_labels, training_tasks
+from pixelis_jax.data.tasks import DemoSource, TaskSource, drop_labels
 from pixelis_jax.types import Task
 
 
@@ -106,27 +104,3 @@ def test_demo_items_belong_to_task_items(toolbox):
 def test_wrong_settings_are_refused_at_once(settings, message):
   with pytest.raises(ValueError, match=message):
     TaskSource(**{"split": "train", **settings})
-
-
-def test_training_asks_scenes_for_ever():
-  c = SimpleNamespace(file="", n=3, kinds=("beside",))
-  tasks = training_tasks(c, seed=2, sees=True)
-  source = TaskSource(split="train", seed=2, kinds=("beside",))
-  assert all(same(tasks[i], source[i % 3]) for i in range(5))
-  with pytest.raises(ValueError, match="data.file must name a file of questions, not be empty"):
-    training_tasks(c, seed=2, sees=False)
-
-
-def test_training_asks_a_file_in_another_order_each_epoch(tmp_path):
-  path = tmp_path / "q.jsonl"
-  asked = [{"request_id": i, "question": "?", "answer": i} for i in range(20)]
-  path.write_text("\n".join(map(json.dumps, asked)))
-  c = SimpleNamespace(file=str(path))
-  answers = lambda seed: [
-    int(training_tasks(c, seed=seed, sees=False)[i].answer) for i in range(40)
-  ]
-  first, second = answers(0)[:20], answers(0)[20:]
-  assert sorted(first) == sorted(second) == list(range(20))
-  # grain's shuffle(seed) has seed 1 begin with the order of seed 0's second epoch.
-  assert len({tuple(first), tuple(second), tuple(answers(1)[:20]), tuple(range(20))}) == 4
-  assert answers(0) == first + second

@@ -5,7 +5,7 @@ The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they a
 
 import dataclasses
 import functools
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 
 from kernels import token_logps as kernel
 from kernels.attention import preferred_backend
-from pixelis_jax.model import int8
+from pixelis_jax.model import int8 as quantised
 from pixelis_jax.model import lora as adapters
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.decoder import Cache, Decoder
@@ -60,8 +60,8 @@ class Model:
 
   def __post_init__(self):
     self._check()
-    graphdef, _ = nnx.split(self._abstract())
-    keyed = graphdef if self.lora is None else nnx.split(self._abstract(keys=True))[0]
+    graphdef, _ = self._abstract()
+    keyed = graphdef if self.lora is None else self._abstract(keys=True)[0]
     object.__setattr__(self, "graphdef", graphdef)
     object.__setattr__(self, "keyed_graphdef", keyed)
 
@@ -70,7 +70,7 @@ class Model:
     assert not self.int8, "int8 weights come from `load`, not from a random draw"
 
     def build(key: PRNGKeyArray) -> Params:
-      _, state = nnx.split(self._build(nnx.Rngs(key)))
+      _, state = nnx.split(_build(nnx.Rngs(key), self.config, self.lora, self.int8, self.mesh))
       cast = lambda path, x: x.astype(_kept(path, dtype, x.dtype))
       return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
 
@@ -83,14 +83,14 @@ class Model:
 
   def shapes(self, dtype: DTypeLike = jnp.float32) -> Params:
     """What `init` returns, as `jax.ShapeDtypeStruct`s."""
-    _, state = nnx.split(self._abstract())
+    _, state = self._abstract()
     pure = nnx.to_pure_dict(state)
     described = lambda path, x: jax.ShapeDtypeStruct(x.shape, _kept(path, dtype, x.dtype))
     return jax.tree_util.tree_map_with_path(described, pure)
 
   def axes(self) -> Params:
     """The logical axis names of each weight, a tuple in place of each array of `init`."""
-    _, state = nnx.split(self._abstract())
+    _, state = self._abstract()
     named = {path: variable.get_metadata("axes") for path, variable in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(named)
 
@@ -213,16 +213,32 @@ class Model:
     keyed = self.lora is not None and adapters.is_keyed(params)
     return nnx.merge(self.keyed_graphdef if keyed else self.graphdef, params)
 
-  def _abstract(self, *, keys: bool = False) -> _Modules:
-    return nnx.eval_shape(lambda: self._build(nnx.Rngs(0), keys=keys))
+  def _abstract(self, *, keys: bool = False) -> tuple[Any, Any]:
+    return _abstract(self.config, self.lora, self.int8, self.mesh, keys)
 
-  def _build(self, rngs: nnx.Rngs, *, keys: bool = False) -> _Modules:
-    modules = _Modules(self.config, mesh=self.mesh, rngs=rngs)
-    if self.int8:
-      int8.attach(modules)
-    if self.lora is not None:
-      adapters.attach(modules, self.lora, rngs=rngs, keys=keys)
-    return modules
+
+@functools.lru_cache(maxsize=64)
+def _abstract(
+  config: ModelConfig, lora: LoraConfig | None, int8: bool, mesh: Mesh | None, keys: bool
+) -> tuple[Any, Any]:
+  """(graph definition, state) without arrays; kept, as tracing takes a quarter of a second."""
+  return nnx.split(nnx.eval_shape(lambda: _build(nnx.Rngs(0), config, lora, int8, mesh, keys)))
+
+
+def _build(
+  rngs: nnx.Rngs,
+  config: ModelConfig,
+  lora: LoraConfig | None,
+  int8: bool,
+  mesh: Mesh | None,
+  keys: bool = False,
+) -> _Modules:
+  modules = _Modules(config, mesh=mesh, rngs=rngs)
+  if int8:
+    quantised.attach(modules)
+  if lora is not None:
+    adapters.attach(modules, lora, rngs=rngs, keys=keys)
+  return modules
 
 
 def attention_backend(dtype: DTypeLike) -> str:

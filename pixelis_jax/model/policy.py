@@ -5,6 +5,7 @@ The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they a
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -68,13 +69,7 @@ class Model:
   def init(self, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> Params:
     """Random weights (normal, std 0.1 for embeddings and fan_in^-0.5 else), biases zero."""
     assert not self.int8, "int8 weights come from `load`, not from a random draw"
-
-    def build(key: PRNGKeyArray) -> Params:
-      _, state = nnx.split(_build(nnx.Rngs(key), self.config, self.lora, self.int8, self.mesh))
-      cast = lambda path, x: x.astype(_kept(path, dtype, x.dtype))
-      return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
-
-    return jax.jit(build, out_shardings=self.shardings())(key)
+    return _initialise(self, jnp.dtype(dtype))(key)
 
   def adapt(self, params: Params, key: PRNGKeyArray) -> Params:
     """The parameters of the model without `lora`, and fresh adapters that change no output yet."""
@@ -215,6 +210,18 @@ class Model:
 
   def _abstract(self, *, keys: bool = False) -> tuple[Any, Any]:
     return _abstract(self.config, self.lora, self.int8, self.mesh, keys)
+
+
+@functools.lru_cache(maxsize=16)
+def _initialise(model: Model, dtype: jnp.dtype) -> Callable[[PRNGKeyArray], Params]:
+  """`Model.init`, compiled once."""
+
+  def build(key: PRNGKeyArray) -> Params:
+    _, state = nnx.split(_build(nnx.Rngs(key), model.config, model.lora, False, model.mesh))
+    cast = lambda path, x: x.astype(_kept(path, dtype, x.dtype))
+    return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
+
+  return jax.jit(build, out_shardings=model.shardings())
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,7 +20,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ from pixelis_jax.chat.template import Chat
 from pixelis_jax.chat.videos import clips_of
 from pixelis_jax.cluster import agree
 from pixelis_jax.model import lora
-from pixelis_jax.model.decode import decode_rows, embedded_rows, extend_rows
-from pixelis_jax.model.decoder import rows_of
+from pixelis_jax.model.decode import programs
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
 from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
@@ -78,7 +76,7 @@ class Prefix:
 
 
 class Sampler:
-  """Turns parameters into `Generate`. Programs are compiled once a shape; `bind`s share them."""
+  """Turns parameters into `Generate`. Samplers of one model share their compiled programs."""
 
   def __init__(
     self,
@@ -100,26 +98,10 @@ class Sampler:
     self.max_tokens, self.max_rows = max_tokens, max_rows
     self.blocks = own_blocks(model.mesh)
     self.rows_multiple = math.lcm(rows_multiple, self.blocks)
-    banned = np.zeros(model.config.text.vocab_size, bool)
-    banned[list(chat.banned_ids)] = True
-    banned[chat.vocab_size :] = True  # Padding rows of the embedding are no tokens.
-    stop = np.zeros(model.config.text.vocab_size, bool)
-    stop[list(chat.stop_ids)] = True
-    self.encode = jax.jit(lambda params, vision: model.encode(params, vision))
-    self._extend = jax.jit(partial(extend_rows, model), donate_argnums=(1,))
-    self._decode = jax.jit(
-      partial(decode_rows, model, jnp.asarray(banned), jnp.asarray(stop)),
-      static_argnames=("max_tokens", "greedy"),
-      donate_argnums=(1,),
-    )
+    unused = range(chat.vocab_size, model.config.text.vocab_size)  # Padding rows are no tokens.
+    banned = sorted({*chat.banned_ids, *unused})
+    self.programs = programs(model, tuple(banned), tuple(sorted(chat.stop_ids)))
     self._serve = jax.jit(self._cast, out_shardings=model.shardings())
-    self._empty = jax.jit(model.init_cache, static_argnums=(0, 1, 2))
-    self._gather = jax.jit(partial(Cache.gather, mesh=model.mesh), static_argnames=("capacity",))
-    self._share = jax.jit(
-      partial(Cache.share, mesh=model.mesh), static_argnames=("copies", "capacity")
-    )
-    self._rows_of = jax.jit(partial(rows_of, axis=0, blocks=model.blocks))
-    self.embedded = jax.jit(partial(embedded_rows, model))
 
   def serve(self, params: Params) -> Params:
     """Parameters in the dtype and on the mesh that `bind` takes; no copies where they are that.
@@ -209,9 +191,9 @@ class Sampler:
     if block.vision is None:
       features = None
     else:
-      features = self.encode(params, block.vision)
+      features = self.programs.encode(params, block.vision)
     inputs = (block.tokens, block.positions, block.sources, block.segments, block.last)
-    return self._extend(params, cache, features, *self.put(inputs))
+    return self.programs.extend(params, cache, features, *self.put(inputs))
 
 
 class _Bound:
@@ -266,7 +248,7 @@ class _Bound:
     draws = np.zeros((len(starts), 2), np.int32)
     active[at], draws[at, 0] = True, episodes
     draws[at, 1] = [len(steps) for _, steps in requests]
-    cache, out = self.sampler._decode(
+    cache, out = self.sampler.programs.decode(
       self.params,
       cache,
       hidden,
@@ -303,7 +285,7 @@ class _Bound:
     prompt_rows, prompt_at = sampler.seats(blocks)
     block = sampler.block(list(whole.values()), [0] * len(whole), prompt_rows, prompt_at)
     everywhere = prompt_rows * jax.process_count()
-    cache = sampler._empty(everywhere, block.tokens.shape[1], sampler.dtype)
+    cache = sampler.programs.empty(everywhere, block.tokens.shape[1], sampler.dtype)
     hidden, cache = sampler.read(self.params, cache, block)
     rows, at = sampler.seats([blocks[p] for p in prompts])
     index, starts = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
@@ -316,11 +298,13 @@ class _Bound:
     copies, fewest = agree(known, -known) if requests else agree(0, -(1 << 30))
     if copies > 1 and copies == -fewest and rows // sampler.blocks % copies == 0:
       capacity = round_up(sampler.max_tokens, multiple_of=16)
-      cache = sampler._share(cache, sampler.put(index[::copies]), copies=copies, capacity=capacity)
+      cache = sampler.programs.share(
+        cache, sampler.put(index[::copies]), copies=copies, capacity=capacity
+      )
     else:
       capacity = round_up(block.tokens.shape[1] + sampler.max_tokens, multiple_of=16)
-      cache = sampler._gather(cache, sampler.put(index), capacity=capacity)
-    return sampler._rows_of(hidden, sampler.put(index)), cache, starts, at
+      cache = sampler.programs.gather(cache, sampler.put(index), capacity=capacity)
+    return sampler.programs.rows_of(hidden, sampler.put(index)), cache, starts, at
 
   def _continue(self, segments, prefixes, cache):
     """Appends each row's new segment to the row its previous turn left."""
@@ -333,7 +317,7 @@ class _Bound:
     )
     index = np.zeros(rows, np.int32)
     index[at] = [prefix.row % size for prefix in prefixes]
-    cache = sampler._gather(cache, sampler.put(index), capacity=capacity)
+    cache = sampler.programs.gather(cache, sampler.put(index), capacity=capacity)
     hidden, cache = sampler.read(self.params, cache, block)
     return hidden, cache, block.next_position, at
 
@@ -553,13 +537,13 @@ def embed(
     by_block[block].extend(images)
   vision, first = policy.sampler.pack(by_block)
   if vision is not None:
-    features = own_rows(policy.sampler.encode(params, vision)).astype(np.float32)
+    features = own_rows(policy.sampler.programs.encode(params, vision)).astype(np.float32)
     features = features.reshape(len(by_block), -1, features.shape[-1])
   asked = [policy.chat.target(task.question) for task in tasks]
   # The rows that are asked about only: the whole table of a large model is gigabytes.
   ids = np.concatenate(asked)
   padded = np.pad(ids, (0, round_up(len(ids), multiple_of=policy.sampler.blocks) - len(ids)))
-  rows = own_rows(policy.sampler.embedded(params, policy.sampler.put(padded)))
+  rows = own_rows(policy.sampler.programs.embedded(params, policy.sampler.put(padded)))
   questions = np.split(rows[: len(ids)].astype(np.float32), np.cumsum([len(a) for a in asked])[:-1])
   keys = []
   for words, images, block in zip(questions, shown, blocks, strict=True):

@@ -169,20 +169,21 @@ def test_a_layer_is_gathered_when_it_is_used_and_never_the_whole_tree(policy, pl
 def test_rollouts_on_data_devices_exchange_nothing_but_when_to_stop(policy):
   """Each device has its prompts, their images, their samples and later turns."""
   sharded = on(policy, (8, 1, 1))
-  model, programs = sharded.model, sharded.sampler
-  cache = programs._empty(8, 32, programs.dtype)
-  rows = programs.put(np.zeros(32, np.int32))
-  gathered = programs._gather.lower(cache, rows, capacity=48).compile().as_text()
-  shared = programs._share.lower(cache, rows[::4], copies=4, capacity=16).compile().as_text()
+  model, sampled = sharded.model, sharded.sampler
+  compiled = sampled.programs
+  cache = compiled.empty(8, 32, sampled.dtype)
+  rows = sampled.put(np.zeros(32, np.int32))
+  gathered = compiled.gather.lower(cache, rows, capacity=48).compile().as_text()
+  shared = compiled.share.lower(cache, rows[::4], copies=4, capacity=16).compile().as_text()
   assert not collectives(gathered) and not collectives(shared)
   image = fakes.image(40, 40, seed=0)
-  block = programs.block(
+  block = sampled.block(
     [sharded.chat.prompt(fakes.task("q", images=[image]))] * 8, [0] * 8, 8, list(range(8))
   )
   inputs = block.tokens, block.positions, block.sources, block.segments, block.last
-  features = programs.encode(sharded.params, block.vision)
-  cache = programs._empty(8, block.tokens.shape[1], programs.dtype)
-  read = programs._extend.lower(sharded.params, cache, features, *programs.put(inputs))
+  features = compiled.encode(sharded.params, block.vision)
+  cache = compiled.empty(8, block.tokens.shape[1], sampled.dtype)
+  read = compiled.extend.lower(sharded.params, cache, features, *sampled.put(inputs))
   assert not collectives(read.compile().as_text())
   assert model.blocks == 8
 

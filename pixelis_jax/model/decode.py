@@ -1,10 +1,53 @@
 """What a sampler compiles: prompts read into a cache, and tokens sampled one after the other."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pixelis_jax.model.decoder import rows_of
 from pixelis_jax.model.layers import used
+from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+  """The jitted functions of a sampler, each compiled once a shape."""
+
+  encode: Callable
+  extend: Callable  # Donates its cache.
+  decode: Callable  # Donates its cache.
+  empty: Callable
+  gather: Callable
+  share: Callable
+  rows_of: Callable
+  embedded: Callable
+
+
+@functools.lru_cache(maxsize=8)
+def programs(model: Model, banned: tuple[int, ...], stop: tuple[int, ...]) -> Programs:
+  """Shared by all samplers of one model with these token ids: never sampled, and ending a turn."""
+  V, mesh = model.config.text.vocab_size, model.mesh
+  among = lambda ids: jnp.asarray(np.isin(np.arange(V), ids))
+  return Programs(
+    encode=jax.jit(lambda params, vision: model.encode(params, vision)),
+    extend=jax.jit(partial(extend_rows, model), donate_argnums=(1,)),
+    decode=jax.jit(
+      partial(decode_rows, model, among(banned), among(stop)),
+      static_argnames=("max_tokens", "greedy"),
+      donate_argnums=(1,),
+    ),
+    empty=jax.jit(model.init_cache, static_argnums=(0, 1, 2)),
+    gather=jax.jit(partial(Cache.gather, mesh=mesh), static_argnames=("capacity",)),
+    share=jax.jit(partial(Cache.share, mesh=mesh), static_argnames=("copies", "capacity")),
+    rows_of=jax.jit(partial(rows_of, axis=0, blocks=model.blocks)),
+    embedded=jax.jit(partial(embedded_rows, model)),
+  )
 
 
 def embedded_rows(model, params, ids):

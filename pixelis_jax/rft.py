@@ -11,7 +11,7 @@ reference of the KL is the model without them, which costs no second copy of the
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32
 from optax import GradientTransformation, Schedule
 
 from pixelis_jax import (
@@ -37,14 +38,18 @@ from pixelis_jax import (
 )
 from pixelis_jax.algo import advantages, rewards
 from pixelis_jax.algo.correction import RolloutCorrection
+from pixelis_jax.algo.curriculum import STAGES, RewardCurriculum, Settings
 from pixelis_jax.algo.policy_losses import Objective
+from pixelis_jax.algo.replay import Replay
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.streams import training_tasks
 from pixelis_jax.metrics import Metrics, TrajectoryLog, due
 from pixelis_jax.model import cost, lora
 from pixelis_jax.model.policy import Model
 from pixelis_jax.rollouts import Rollouts
-from pixelis_jax.types import Reward, Trajectory
+from pixelis_jax.types import Reward, Status, Trajectory
+
+OVER_TURN = (Status.OUT_OF_STEPS, Status.OUT_OF_TOKENS)
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
@@ -53,10 +58,10 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   policy = sampler.load_policy(c.model, mesh=mesh, rollouts=playing, adapters=adapters)
   serve = policy.sampler.carrier(mesh) if c.staleness else policy.sampler.serve
   model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
-  G = c.grpo.group
+  replay = Replay(c.grpo.replay.capacity, alpha=c.grpo.replay.alpha)
   step, tx, schedule = make_step(c, model)
   trained, base = learner.parts(model, policy.params)
-  compared = make_compared(c, policy)
+  compared, score = make_compared(c, policy), make_score(c, policy)
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
@@ -64,8 +69,10 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
 
   runs.keep_config(workdir, c)
   checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep, background=True)
+  curriculum = RewardCurriculum.begin(Settings(**c.reward.curriculum))
   if restored := checkpoints.restore(state):
-    state, _ = restored
+    state, extra = restored
+    curriculum = RewardCurriculum.from_dict(curriculum.settings, extra["curriculum"])
   metrics = Metrics(workdir, resume=int(state.step))
   trajectories = TrajectoryLog(workdir, resume=int(state.step))
   watch = timing.Stopwatch(mesh, workdir, profile=c.profile, playing=playing)
@@ -86,27 +93,20 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
         played = rollouts.take()
 
       with watch.part("reward"):
-        groups = [played[at : at + G] for at in range(0, len(played), G)]
-        scored = [
-          r
-          for g in groups
-          for r in rewards.score(g, curiosity=c.reward.curiosity, target=g[0].task.answer)
-        ]
-        totals_QG = rewards.totals(scored, weights=dict(c.reward.weights), group=G)
-        lengths_QG = batch.sampled_tokens(groups)
-        advantages_QG = advantages.advantages(
-          totals_QG, lengths_QG, adv_estimator=c.grpo.adv_estimator
-        )
-        kept = np.repeat((advantages_QG != 0).any(axis=1), G)  # The others teach nothing.
-        differ = advantages.keep_groups(totals_QG)
-        measured = cluster.averaged({"zero_variance": 1.0 - float(differ.mean())})
+        weights = dict(c.reward.weights)
+        scored, rows, pushes, measured = compare(c, score, curriculum.weights(weights), played)
+        described = cluster.averaged(summary(scored, weights, played))
+        coherence = described.get("coherence", 0.0)
+        curriculum = curriculum.update(task=described["task"], coherence=coherence)
+        again, pushed_again = replayed(c, replay, rows, pushes, i)
+        measured |= cluster.averaged({"replayed": len(again) / len(played)})
         measured["staleness"] = float(i - rollouts.updates(i))
-      if any(cluster.agree(int(kept.any()))):
+        measured["stage"] = float(STAGES.index(curriculum.stage))
+      if any(cluster.agree(len(rows) + len(again))):
         with watch.part("data"):
-          chosen = [batch.trajectory_row(t) for t, keep in zip(played, kept, strict=True) if keep]
           packed = batch.pack_grpo(
-            chosen,
-            advantages_QG.reshape(-1)[kept],
+            [*rows, *again],
+            np.concatenate([pushes, pushed_again]),
             model.config,
             max_tokens=c.max_row,
             multiple_of=math.lcm(c.rows_multiple, blocks),
@@ -121,10 +121,9 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
           measured |= {k: float(v) for k, v in {**corrected, **update}.items()}
           watch.did(tokens=work.tokens, flops=flops(work))
       else:
-        state = state.replace(step=state.step + 1)  # Nothing to compare: no group had two outcomes.
+        state = state.replace(step=state.step + 1)  # Nothing tells one sample from another.
 
       if due(i, c.log_every, c.optimizer.steps):
-        described = cluster.averaged(summary(scored, played))
         metrics.log(i + 1, {**measured, **described, "lr": float(schedule(i)), **watch.read()})
         trajectories.write(i + 1, "rft", played[0])
       if due(i, c.eval.every, c.optimizer.steps):
@@ -134,7 +133,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
         with watch.part("checkpoint"):
-          checkpoints.save(i + 1, state, {})
+          checkpoints.save(i + 1, state, {"curriculum": curriculum.to_dict()})
       if stop:
         break
   checkpoints.close()
@@ -183,25 +182,108 @@ def play(
 ) -> list[Trajectory]:
   """This process's questions of a step, `group` episodes of each, by weights after some updates.
 
+  With `grpo.filter_groups.enable` (DAPO's dynamic sampling, https://arxiv.org/abs/2503.14476)
+  groups whose task rewards are all equal are left out, and others asked in their place, until there
+  are as many as usual or after `max_num_gen_batches` rounds; where none differed, the last round's.
+
   Nothing is left of it on the devices: the update needs the room.
   """
-  Q, G = c.grpo.questions, c.grpo.group
+  Q, G, filtering = c.grpo.questions, c.grpo.group, c.grpo.filter_groups
   own = cluster.share(Q, "grpo.questions")
-  asked = [task for task in [tasks[step * Q + q] for q in own] for _ in range(G)]
-  generate = policy.sampler.bind(
-    params,
-    key=jax.random.fold_in(jax.random.key(c.seed), step),
-    version=updates,
-    temperature=c.grpo.temperature,
-    first=own.start * G,
-  )
-  limits = agent.Limits(**c.limits)
+  rounds = filtering.max_num_gen_batches if filtering.enable else 1
+  if rounds < 1:
+    raise ValueError(f"grpo.filter_groups.max_num_gen_batches {rounds} must be at least 1")
+  key = jax.random.fold_in(jax.random.key(c.seed), step)
+  limits, kept = agent.Limits(**c.limits), []
   with watch.beside() if c.staleness else contextlib.nullcontext(watch) as clock:
-    with clock.part("rollout"):
-      run = clock.timed("tools", policy.tools.run)
-      played = agent.play(asked, generate=generate, run=run, limits=limits)
-    clock.did(sampled=sum(len(s.completion.tokens) for t in played for s in t.steps))
-  return played
+    for n in range(rounds):
+      questions = [tasks[(step * rounds + n) * Q + q] for q in own]
+      generate = policy.sampler.bind(
+        params,
+        key=key,
+        version=updates,
+        temperature=c.grpo.temperature,
+        first=(n * Q + own.start) * G,
+      )
+      with clock.part("rollout"):
+        run = clock.timed("tools", policy.tools.run)
+        asked = [task for task in questions for _ in range(G)]
+        played = agent.play(asked, generate=generate, run=run, limits=limits)
+      clock.did(sampled=sum(len(s.completion.tokens) for t in played for s in t.steps))
+      groups = [played[at : at + G] for at in range(0, len(played), G)]
+      kept += [g for g in groups if not filtering.enable or differ(c, g)]
+      if not any(cluster.agree(len(own) - len(kept[: len(own)]))):
+        break
+  return [trajectory for group in kept[: len(own)] or groups for trajectory in group]
+
+
+def make_score(c: Any, policy: sampler.Policy) -> Callable[[Sequence[Trajectory]], list[Reward]]:
+  """(samples of one question) -> their rewards.
+
+  For coherence a turn's embedding is the mean of its sampled tokens', by the policy as loaded.
+  """
+  embedding = policy.params["text"]["embedding"]
+  table = cluster.fetched(embedding) if c.reward.weights.coherence else None
+
+  def score(group: Sequence[Trajectory]) -> list[Reward]:
+    mean = lambda step: table[step.completion.tokens].mean(axis=0, dtype=np.float32)
+    turns = None if table is None else [np.stack([mean(s) for s in t.steps]) for t in group]
+    how = {"frame": policy.tools.shown_size, "embeddings": turns}
+    return rewards.score(group, c.reward, target=group[0].task.answer, **how)
+
+  return score
+
+
+def differ(c: Any, group: Sequence[Trajectory]) -> bool:
+  """Whether some of a question's samples are more right than others."""
+  right = lambda t: rewards.agreement(t, t.task.answer, verifier=c.reward.verifier)
+  return len({right(trajectory) for trajectory in group}) > 1
+
+
+def compare(
+  c: Any,
+  score: Callable[[Sequence[Trajectory]], list[Reward]],
+  weights: Mapping[str, float],
+  played: Sequence[Trajectory],
+) -> tuple[list[Reward], list[batch.Row], Float32[np.ndarray, " N"], dict[str, float]]:
+  """(all rewards, the rows that teach something, their advantages, what was measured).
+
+  With `grpo.over_turn_masking` an episode that the limits cut off counts for its group's mean, and
+  teaches nothing itself: it may have been on its way (Mini-o3, https://arxiv.org/abs/2509.07969).
+  """
+  G = c.grpo.group
+  groups = [played[at : at + G] for at in range(0, len(played), G)]
+  scored = [reward for group in groups for reward in score(group)]
+  totals_QG = rewards.totals(scored, weights=weights, group=G)
+  advantages_QG = advantages.advantages(
+    totals_QG, batch.sampled_tokens(groups), adv_estimator=c.grpo.adv_estimator
+  )
+  taught = np.repeat((advantages_QG != 0).any(axis=1), G)
+  if c.grpo.over_turn_masking:
+    taught &= np.array([t.status not in OVER_TURN for t in played])
+  rows = [batch.trajectory_row(t) for t, kept in zip(played, taught, strict=True) if kept]
+  alike = 1.0 - float(advantages.keep_groups(totals_QG).mean())
+  measured = cluster.averaged({"zero_variance": alike})
+  return scored, rows, advantages_QG.reshape(-1)[taught], measured
+
+
+def replayed(
+  c: Any,
+  replay: Replay[batch.Row],
+  rows: Sequence[batch.Row],
+  pushes: Float32[np.ndarray, " N"],
+  step: int,
+) -> tuple[list[batch.Row], Float32[np.ndarray, " M"]]:
+  """Rows of earlier steps in the place of new ones that teach nothing, and their advantages.
+
+  Nothing is remembered beyond a checkpoint, so that a resumed run is the same run.
+  """
+  if step % c.save_every == 0:
+    replay.clear()
+  missing = len(cluster.share(c.grpo.questions, "grpo.questions")) * c.grpo.group - len(rows)
+  drawn = replay.draw(missing, np.random.default_rng((c.seed, step)))
+  replay.add(rows, pushes)
+  return [row for row, _ in drawn], np.array([push for _, push in drawn], np.float32)
 
 
 def make_step(
@@ -240,12 +322,17 @@ def make_compared(
   return compared
 
 
-def summary(scored: list[Reward], played: list[Trajectory]) -> dict[str, float]:
-  """Means over the step's trajectories: reward parts in their own units, and the use of tools."""
+def summary(
+  scored: Sequence[Reward], weights: Mapping[str, float], played: Sequence[Trajectory]
+) -> dict[str, float]:
+  """Means over the step's trajectories: reward parts in their own units, and the use of tools.
+
+  Parts other than the task's that weigh nothing are left out.
+  """
+  shown = [part for part, weight in weights.items() if weight or part == "task"]
+  parts = {part: float(np.mean([getattr(r, part) for r in scored])) for part in shown}
   return {
-    "task": float(np.mean([r.task for r in scored])),
-    "format": float(np.mean([r.format for r in scored])),
-    "curiosity": float(np.mean([r.curiosity for r in scored])),
+    **parts,
     "tool_rate": float(np.mean([t.calls > 0 for t in played])),
     "calls": float(np.mean([t.calls for t in played])),
   }

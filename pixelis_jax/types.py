@@ -270,6 +270,10 @@ class Reward:
   curiosity: float = 0.0
   coherence: float = 0.0
   tool_cost: float = 0.0
+  misuse: float = 0.0
+  tool_bonus: float = 0.0
+  call_target: float = 0.0
+  overlong: float = 0.0
 
   def total(self, weights: Mapping[str, float]) -> float:
     """Weighted sum. Every part must have a weight."""

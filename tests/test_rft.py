@@ -11,6 +11,7 @@ from flax import nnx
 
 from configs import tiny_rft
 from pixelis_jax import rft
+from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.model import lora
 from pixelis_jax.model.load import load
 from pixelis_jax.model.peft import load_adapter
@@ -21,7 +22,7 @@ from tests.episodes import max_difference
 flat = nnx.traversals.flatten_mapping
 
 
-def score(group, *, curiosity, target):
+def score(group, c, *, target, **how):
   """Random weights earn nothing, so here an odd first token does: a fact of what was sampled."""
   assert target == group[0].task.answer is not None
   return [Reward(task=float(t.steps[0].completion.tokens[0] % 2)) for t in group]
@@ -162,8 +163,16 @@ def test_the_reference_is_the_base_without_adapters(
 def test_what_is_frozen_stays(config, tmp_path, policy):
   c = config.copy_and_resolve_references().unlock()
   c.model.freeze, c.optimizer.steps = ("visual",), 2
+  # And with all that is off by default: correction, dynamic sampling, replay, a curriculum.
   c.grpo.rollout_correction.rollout_is = "token"
+  c.grpo.filter_groups.enable, c.grpo.filter_groups.max_num_gen_batches = True, 2
+  c.grpo.replay.capacity, c.reward.weights.coherence = 16, 0.1
+  c.reward.curriculum.start, c.save_every = "goal", 1
   state = rft.main(c, tmp_path / "run")
+  saved = Checkpoints(tmp_path / "run" / FOLDER, keep=2)
+  curriculum = saved.extra(2)["curriculum"]
+  saved.close()
+  assert (curriculum["stage"], curriculum["steps"]) == ("goal", 2)
   # Sampler and learner are one program: there is next to nothing to correct.
   weights = [line["rollout_is_mean"] for line in logged(tmp_path / "run") if "loss" in line]
   assert weights and weights == pytest.approx([1.0] * len(weights), abs=1e-5)
@@ -173,7 +182,7 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
 
 
 def test_groups_without_a_difference_teach_nothing(config, tmp_path, monkeypatch, policy):
-  same = lambda group, *, curiosity, target: [Reward(task=1.0) for _ in group]
+  same = lambda group, c, *, target, **how: [Reward(task=1.0) for _ in group]
   monkeypatch.setattr(rft.rewards, "score", same)
   c = config.copy_and_resolve_references().unlock()
   c.optimizer.steps, c.save_every = 1, 1
@@ -196,8 +205,9 @@ def test_summary_is_means_over_trajectories():
   )
   played = [episode(look, look, end), episode(end)]
   rewards = [Reward(task=1.0, curiosity=0.5), Reward(format=1.0)]
+  weights = {"task": 0.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0}
   expected = {"task": 0.5, "format": 0.5, "curiosity": 0.25, "tool_rate": 0.5, "calls": 1.0}
-  assert rft.summary(rewards, played) == expected
+  assert rft.summary(rewards, weights, played) == expected
 
 
 def test_a_wrong_model_path_is_named(config, tmp_path):

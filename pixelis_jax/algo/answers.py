@@ -103,6 +103,8 @@ _UNITS = {
   )
   for spelling in spellings.split()
 }
+# What `_number` writes.
+_VALUE = re.compile(r"(-?[0-9]+(?:\.[0-9]+|/[0-9]+)?)(?: (.+))?")
 _POWER = re.compile(r"(.*?[^\W\d_]) ?\^?\{?([23])\}?")
 _PAIR_OF_PAIRS = re.compile(r"\[(-?[0-9./]+, -?[0-9./]+)\], \[(-?[0-9./]+, -?[0-9./]+)\]")
 _THOUSANDS = re.compile(r"(?<=[0-9]),[0-9]{3}(?![0-9])")
@@ -147,6 +149,20 @@ def cluster(answers: Sequence[str | None]) -> dict[str, list[int]]:
     if answer is not None and canonical(answer):
       groups.setdefault(canonical(answer), []).append(i)
   return groups
+
+
+def number(text: str) -> tuple[Fraction, str] | None:
+  """The exact value of an answer that is a number, and its unit ("" for none); else None."""
+  found = _VALUE.fullmatch(canonical(text))
+  return None if found is None else (Fraction(found.group(1)), found.group(2) or "")
+
+
+def elements(text: str) -> list[str]:
+  """The canonical elements of a list or a set; an answer that is neither is its own only one."""
+  inside = canonical(text)
+  if _bracketed(inside):
+    inside = inside[1:-1]
+  return _split(inside) or [inside]
 
 
 def _spread(found: re.Match[str]) -> str:

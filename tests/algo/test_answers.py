@@ -1,5 +1,6 @@
 import string
 import time
+from fractions import Fraction
 
 import pytest
 from hypothesis import example, given, settings
@@ -199,6 +200,23 @@ def test_a_policy_cannot_hang_or_break_the_verifier(text):
   # The slowest takes some tenths of a second here; an exponential pattern would take years.
   assert time.process_time() - start < 5
   assert isinstance(once, str)
+
+
+def test_numbers_have_exact_values_and_units():
+  assert answers.number("1,250 cm") == (Fraction(25, 2), "m")
+  assert answers.number("-1/3") == (Fraction(-1, 3), "")
+  assert answers.number("seven") == (Fraction(7), "")
+  assert answers.number("50%") == (Fraction(1, 2), "")
+  assert [answers.number(text) for text in ("cat", "", "1, 2", "(B)", "2 or 3")] == [None] * 4 + [
+    (Fraction(2), "or 3")  # A unit is whatever follows.
+  ]
+
+
+def test_elements_are_read_whatever_their_brackets():
+  assert answers.elements("{cat, 1/2}") == ["0.5", "cat"]  # A set has one order.
+  assert answers.elements("(10, 20), (30, 40)") == ["10", "20", "30", "40"]
+  assert answers.elements("[[1, 2, 3, 4], [5, 6, 7, 8]]") == ["[1, 2, 3, 4]", "[5, 6, 7, 8]"]
+  assert answers.elements("the cat") == ["cat"]
 
 
 def test_cluster_groups_by_meaning_in_order_of_appearance():

@@ -1,12 +1,12 @@
 """Kinds of questions that need SEGMENT_OBJECT_AT and GET_PROPERTIES: small objects, measured.
 
-  larger  "Which covers more of the picture, the red shape or the blue one?"  -> "red"
+  larger  "Which covers more of the picture, the red or the blue shape?"   -> "red"
   color   "What color is the left spot in the red frame?"                     -> "blue"
   shape   "What shape is in the green frame?"                                 -> "heart"
 
 Shown in 80 x 60, the two of `larger` are 3 or 4 pixels high and differ in shape, and in area by 8
-to 30%: a tenth of a pixel along each side. The three spots of `color` are one pixel each and half a
-pixel apart; the shape of `shape` is 3 pixels high. After ZOOM_IN a policy can point at them.
+to 30%: a fraction of a pixel along each side. The three spots of `color` are together 2 pixels wide;
+the shape of `shape` is 3 pixels high. After ZOOM_IN a policy can point at them.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ CANVAS = (480, 640)  # Height and width, as of all sizes here; in pixels.
 GROUP = (132, 176)  # Where the objects are that are compared.
 AREAS = (450.0, 1000.0)  # Pixels of the first of them.
 APART = (1.08, 1.30)  # Ratio of the larger one's area to the smaller one's.
-THIRD = (0.5, 0.8)  # Ratio of a third object's area to the first's.
+THIRD = (0.45, 0.7)  # Ratio of a third object's area to the first's.
 FRAMES = 3
 FRAME, BORDER = 80, 14  # Outer side of a frame, and how broad it is.
 SPOTS = ("left", "middle", "right")  # In a frame where colours are asked for,
-SPOT, GAP = (8.0, 10.0), 4  # how high they are and how far apart.
+SPOT, GAP = (5.0, 6.0), 2  # how high they are and how far apart.
 ALONE = (20.0, 26.0)  # Height of the one shape in a frame where shapes are asked for.
 ROUND = ("circle", "square", "diamond")  # What a spot may be.
 SLACK = 6.0  # Pixels that a solver shows beside a group or frame, at most, on each side.
@@ -56,7 +56,7 @@ QUESTIONS = {
   ),
   "color": (
     "What color is the {} spot in the {} frame?",
-    "Which color has the {} spot in the {} frame?",
+    "Which color does the {} spot in the {} frame have?",
     "In the {1} frame, what color is the {0} spot?",
   ),
   "shape": (

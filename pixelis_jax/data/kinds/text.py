@@ -4,9 +4,9 @@
   count   "How many lines of text are on the blue sign?" -> "4"
   clock   "What does the screen show at 0:07?"           -> "F3A"  (SELECT_FRAMES first)
 
-Letters are about 10 pixels high: 1 to 2 where the picture is shown in 80 x 60. Codes cannot be
-guessed. Lines are of different lengths in random ones of equal rows, so that neither the height of
-the print nor its darkness tells their number.
+Letters are 8 to 13 pixels high: 1 to 3 where the picture is shown in 80 x 60. Codes cannot be
+guessed. On a notice rows are one and a half shown pixels apart, and lines of different lengths
+stand in random ones of them: neither the height of the print nor its darkness tells their number.
 """
 
 import numpy as np
@@ -34,10 +34,11 @@ CANVAS = (480, 640)  # Height and width, as of all sizes here; in pixels.
 SCREEN = (240, 320)  # Of a film.
 BOARDS = 3
 SIGN = (64, 104)  # A board with one line.
-NOTICE, ROWS = (136, 112), 8  # A board with rows for lines.
+NOTICE, ROWS = (108, 112), 8  # A board with rows for lines.
 SHOWN = (56, 88)  # The board that is a screen.
 EM = (14.0, 18.0)  # Of letters on a sign; capitals are about 0.7 of it.
-SMALL = (12.0, 14.0)  # On a notice and a screen.
+SMALL = (12.0, 14.0)  # On a screen,
+TINY = (10.5, 12.0)  # and on a notice.
 LETTERS = 4
 LINES = (2, 6)  # Lines on a notice, fewest and most.
 SECONDS = 10  # Of a film; its screen changes every second.
@@ -198,7 +199,7 @@ def compose_count(rng: np.random.Generator, materials: Materials, id: str) -> Pu
   boards = []
   for name, count in zip(some(rng, tuple(COLORS), BOARDS), counts, strict=True):
     texts = [words.code(rng, int(rng.integers(3, 8))) for _ in range(count)]
-    boards.append(board(rng, name, texts, size=NOTICE, ems=SMALL, rows=ROWS))
+    boards.append(board(rng, name, texts, size=NOTICE, ems=TINY, rows=ROWS))
   pixels, looks, lines, source = _hung(rng, materials, boards)
   asked, *others = looks
   task = Task(

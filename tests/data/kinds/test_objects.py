@@ -51,8 +51,8 @@ def test_the_spot_that_is_asked_for_has_the_color():
     assert len({o.color for o in held}) == 3 and puzzle.task.answer not in puzzle.slips
     # Two mistakes in the frame, one in each other frame.
     assert [other == frame for other, _ in puzzle.mistakes] == [True, True, False, False]
-    # Little more than a pixel where the picture is shown 60 high.
-    assert max(o.box.height for o in held) * 60 / objects.CANVAS[0] <= 1.25
+    # The three together are hardly 3 pixels wide where the picture is shown 60 high.
+    assert (held[2].box.x1 - held[0].box.x0) * 60 / objects.CANVAS[0] < 3
 
 
 def test_the_shape_is_in_the_frame_that_is_asked_for():

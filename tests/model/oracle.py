@@ -1,10 +1,12 @@
 """The oracle of the port: tiny random transformers models, and the same inputs for both sides."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from transformers import (
 from pixelis_jax.model import layout
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import VisionInputs
+from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Patches
 
 transformers.utils.logging.set_verbosity_error()
@@ -210,6 +213,36 @@ def two_rows(config: ModelConfig) -> Batch:
   second = [text(7, 7), shown(c, config), text(5, 9), shown(clip, config), text(235, 8)]
   rows = [(np.concatenate(first), (a, b)), (np.concatenate(second), (c, clip))]
   return batch(config, rows, length=320, left=(False, True), patches=112)
+
+
+def encoded(model: Model, params, vision: VisionInputs | None) -> jnp.ndarray:
+  """Features [F, W] of all images, in the order of their rows."""
+  if vision is None:
+    return jnp.zeros((0, model.config.feature_width))
+  features = model.encode(params, vision)
+  return features.reshape(-1, features.shape[-1])
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(model: Model):
+  @jax.jit
+  def run(params, vision, tokens, positions, sources, segments):
+    features = encoded(model, params, vision)[None]
+    hidden = model.hidden(params, tokens, positions, features, sources, segments)
+    return hidden @ model.head(params).T
+
+  return run
+
+
+def forward(model: Model, params, batch: Batch) -> jax.Array:
+  """Our logits [B, T, V]. Compiled once a model, whatever its weights and its inputs' layout."""
+  arrays = batch.vision, batch.tokens, batch.positions, batch.sources, batch.segments
+  return compiled(model)(params, *arrays)
+
+
+def logits(model: Model, params, batch: Batch) -> np.ndarray:
+  """Those of the tokens that are no padding, [tokens, V]."""
+  return np.asarray(forward(model, params, batch))[batch.valid]
 
 
 def hf_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:

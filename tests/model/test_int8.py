@@ -63,16 +63,7 @@ def test_no_weight_is_off_by_more_than_half_a_step(pair):
 
 
 def run(model: Model, params: dict) -> np.ndarray:
-  batch = oracle.two_rows(model.config)
-
-  @jax.jit
-  def logits(params: dict) -> jax.Array:
-    features = jnp.zeros((0, model.config.feature_width))
-    if batch.vision is not None:
-      features = model.encode(params, batch.vision).reshape(-1, model.config.feature_width)
-    return model.hidden(params, *batch.arguments(features)) @ model.head(params).T
-
-  return np.asarray(logits(params))[batch.valid]
+  return oracle.logits(model, params, oracle.two_rows(model.config))
 
 
 def test_the_model_computes_with_the_multiplied_out_kernels(pair):

@@ -55,15 +55,6 @@ def noisy(model, params):
   return nnx.traversals.unflatten_mapping(flat)
 
 
-def logits(model, params, batch):
-  def run(params):
-    features = model.encode(params, batch.vision)
-    hidden = model.hidden(params, *batch.arguments(features.reshape(-1, features.shape[-1])))
-    return hidden @ model.head(params).T
-
-  return np.asarray(jax.jit(run)(params))[batch.valid]
-
-
 def test_a_linear_layer_by_hand():
   """y = x W + b + alpha / r x A B. The scale forgotten gives 3, its inverse 3.75."""
   linear = layers.Linear((2, 1), ("embed", "mlp"), bias=True, rngs=nnx.Rngs(0))
@@ -81,7 +72,7 @@ def test_a_linear_layer_by_hand():
 def test_fresh_adapters_change_nothing_and_start_as_peft_does(base):
   model, params = adapted(base, trained=False)
   plain, expected = base[0], base[1]
-  assert_array_equal(logits(model, params, base[2]), logits(plain, expected, base[2]))
+  assert_array_equal(oracle.logits(model, params, base[2]), oracle.logits(plain, expected, base[2]))
   for path, leaf in flatten(params).items():
     if path[-1] == "lora_b":
       assert not np.asarray(leaf).any()
@@ -149,9 +140,9 @@ def test_merged_weights_give_the_same_logits(base):
   """Products are summed in another order: 1e-4 as against transformers (it left 1.4e-5)."""
   model, params = adapted(base)
   with jax.default_matmul_precision("highest"):
-    unmerged = logits(model, params, base[2])
-    merged = logits(base[0], lora.merge(params), base[2])
-    plain = logits(base[0], base[1], base[2])
+    unmerged = oracle.logits(model, params, base[2])
+    merged = oracle.logits(base[0], lora.merge(params), base[2])
+    plain = oracle.logits(base[0], base[1], base[2])
   assert np.abs(merged - plain).max() > 0.1  # The adapters do something.
   assert_allclose(merged, unmerged, atol=1e-4)
 
@@ -197,15 +188,15 @@ def test_padding_stays_zero_through_training(base):
 
 def test_remat_and_sharding_compute_the_same(base):
   model, params = adapted(base)
-  expected = logits(model, params, base[2])
-  again = logits(dataclasses.replace(model, remat="layers"), params, base[2])
+  expected = oracle.logits(model, params, base[2])
+  again = oracle.logits(dataclasses.replace(model, remat="layers"), params, base[2])
   assert_allclose(again, expected, atol=1e-5)
   on_two = dataclasses.replace(model, mesh=sharding.make_mesh(data=1, tensor=2))
   sharded = jax.device_put(params, on_two.shardings())
   b = sharded["text"]["layers"]["attn"]["q"]["lora_b"]
   halves = {shard.data.shape for shard in b.addressable_shards}
   assert halves == {(*b.shape[:-1], b.shape[-1] // 2)}  # Outputs are split, as the kernel's.
-  assert_allclose(logits(on_two, sharded, base[2]), expected, atol=1e-4)
+  assert_allclose(oracle.logits(on_two, sharded, base[2]), expected, atol=1e-4)
   merged = lora.merge(sharded)["text"]["layers"]["attn"]["q"]["kernel"]
   assert_allclose(merged, lora.merge(params)["text"]["layers"]["attn"]["q"]["kernel"], atol=1e-6)
 
@@ -228,7 +219,7 @@ def test_bfloat16_stays_close_and_has_float32_gradients(base):
     for path, x in flatten(params).items()
   }
   low = nnx.traversals.unflatten_mapping(low)
-  got, expected = logits(model, low, base[2]), logits(model, params, base[2])
+  got, expected = oracle.logits(model, low, base[2]), oracle.logits(model, params, base[2])
   assert got.dtype == jnp.bfloat16
   # As for the plain model: some 20 roundings of 0.4 % add up to 2 % of the signal.
   assert np.abs(got.astype(np.float32) - expected).mean() < 0.03 * expected.std()
@@ -291,17 +282,17 @@ def test_dropout_is_on_where_parameters_hold_keys(base):
   model, params = adapted(base, dropout=0.5)
   _, _, batch = base
   assert not lora.is_keyed(params)
-  quiet = logits(
+  quiet = oracle.logits(
     dataclasses.replace(model, lora=dataclasses.replace(model.lora, dropout=0.0)), params, batch
   )
-  assert_array_equal(logits(model, params, batch), quiet)
+  assert_array_equal(oracle.logits(model, params, batch), quiet)
   keyed = lora.keyed(params, jax.random.key(3))
   assert lora.is_keyed(keyed)
-  one, same = logits(model, keyed, batch), logits(model, keyed, batch)
+  one, same = oracle.logits(model, keyed, batch), oracle.logits(model, keyed, batch)
   assert_array_equal(one, same)
-  remat = logits(dataclasses.replace(model, remat="layers"), keyed, batch)
+  remat = oracle.logits(dataclasses.replace(model, remat="layers"), keyed, batch)
   assert_allclose(remat, one, atol=1e-5)  # Recomputed with the same masks.
-  other = logits(model, lora.keyed(params, jax.random.key(4)), batch)
+  other = oracle.logits(model, lora.keyed(params, jax.random.key(4)), batch)
   assert np.abs(one - quiet).max() > 0.1 and np.abs(one - other).max() > 0.1
 
 

@@ -83,17 +83,6 @@ def theirs(model, pair) -> np.ndarray:
   return logits[torch.tensor(pair.batch.valid)].numpy()
 
 
-def ours(model, params, batch) -> np.ndarray:
-  def run(params):
-    features = jnp.zeros((0, model.config.feature_width))
-    if batch.vision is not None:
-      features = model.encode(params, batch.vision)
-    features = features.reshape(-1, features.shape[-1])
-    return model.hidden(params, *batch.arguments(features)) @ model.head(params).T
-
-  return np.asarray(jax.jit(run)(params))[batch.valid]
-
-
 @pytest.fixture(autouse=True)
 def quiet():
   """peft 0.21 reads a field that transformers 5.24 deprecates."""
@@ -112,11 +101,13 @@ def quiet():
 def test_an_adapter_of_peft_gives_the_same_logits(pair, tmp_path, settings):
   expected = by_peft(pair, tmp_path, **settings)
   model, params = load_adapter(tmp_path, pair.model, pair.params)
-  plain = ours(pair.model, pair.params, pair.batch)
+  plain = oracle.logits(pair.model, pair.params, pair.batch)
   assert np.abs(expected - plain).max() > 1000 * TOLERANCE
-  assert_allclose(ours(model, params, pair.batch), expected, atol=TOLERANCE)
+  assert_allclose(oracle.logits(model, params, pair.batch), expected, atol=TOLERANCE)
   # And so do the merged weights.
-  assert_allclose(ours(pair.model, lora.merge(params), pair.batch), expected, atol=TOLERANCE)
+  assert_allclose(
+    oracle.logits(pair.model, lora.merge(params), pair.batch), expected, atol=TOLERANCE
+  )
 
 
 def test_every_linear_layer_may_be_adapted(pair, tmp_path):
@@ -126,7 +117,7 @@ def test_every_linear_layer_may_be_adapted(pair, tmp_path):
   model, params = load_adapter(tmp_path / "theirs", pair.model, pair.params)
   kernels = {row for row in flat(params) if row[-1] == "kernel"}
   assert {(*row[:-1], "kernel") for row in flat(params) if row[-1] == "lora_a"} == kernels
-  assert_allclose(ours(model, params, pair.batch), expected, atol=TOLERANCE)
+  assert_allclose(oracle.logits(model, params, pair.batch), expected, atol=TOLERANCE)
   save_adapter(tmp_path / "ours", model, params, "somewhere")
   assert_allclose(loaded_by_peft(pair, tmp_path / "ours"), expected, atol=TOLERANCE)
   # The same tensors, by the same names.
@@ -164,8 +155,10 @@ def random_adapter(pair, **settings):
 )
 def test_peft_loads_our_adapters(pair, tmp_path, settings):
   model, params = random_adapter(pair, **settings)
-  expected = ours(model, params, pair.batch)
-  assert np.abs(expected - ours(pair.model, pair.params, pair.batch)).max() > 1000 * TOLERANCE
+  expected = oracle.logits(model, params, pair.batch)
+  assert (
+    np.abs(expected - oracle.logits(pair.model, pair.params, pair.batch)).max() > 1000 * TOLERANCE
+  )
   save_adapter(tmp_path, model, params, "org/model")
   assert_allclose(loaded_by_peft(pair, tmp_path), expected, atol=TOLERANCE)
   read = peft.LoraConfig.from_pretrained(tmp_path)
@@ -206,7 +199,7 @@ def test_names_of_older_transformers_are_read(pair, tmp_path):
   save_file(tensors, tmp_path / WEIGHTS)
   changed(tmp_path, alpha_pattern={"model.layers.0.mlp.up_proj": 20})
   model, params = load_adapter(tmp_path, pair.model, pair.params)
-  assert_allclose(ours(model, params, pair.batch), expected, atol=TOLERANCE)
+  assert_allclose(oracle.logits(model, params, pair.batch), expected, atol=TOLERANCE)
 
 
 @on_one

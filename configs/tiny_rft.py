@@ -81,7 +81,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.grpo.adv_estimator = "grpo"
   if arg == "dapo":
     c.grpo.filter_groups.enable = True
-    c.reward.overlong.buffer = c.limits.tokens // 5
+    c.reward.overlong.buffer = c.limits.get_ref("tokens") // 5
     c.reward.weights.overlong = 1.0
   if arg == "gspo":
     c.grpo.loss.loss_mode, c.grpo.loss.loss_agg_mode = "gspo", "seq-mean-token-mean"

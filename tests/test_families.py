@@ -12,6 +12,7 @@ from configs import evaluate as evaluate_config
 from configs import rft as rft_config
 from configs import sft as sft_config
 from pixelis_jax import batch, evaluate, learner, online, rft, sampler, sft
+from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.types import Task, ToolCall, ToolResult, Video
 from tests import episodes, fakes
@@ -130,7 +131,7 @@ def test_a_step_trains_a_text_model(reading):
   advantages = np.array([1.0, -1.0], np.float32)
   given = batch.pack_grpo(rows, advantages, reading.model.config, max_tokens=512)
   tx, _ = learner.make_optimizer(common.optimizer(lr=1e-3, steps=10, warmup=1))
-  loss = learner.grpo_loss(reading.model, clip_low=0.2, clip_high=0.28, entropy_weight=0.0)
+  loss = learner.grpo_loss(reading.model, Objective(clip_ratio_high=0.28))
   step = learner.make_step(loss, tx, donate=False)
   state = learner.init_state(reading.params, tx, seed=0)
   for _ in range(2):  # The first has rate 0: it warms up.

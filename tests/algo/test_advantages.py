@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -59,6 +62,26 @@ def test_its_baseline_variant_centres_groups_first():
   result = found([[1, 0], [0, 0]], [[3, 1], [1, 1]], by="reinforce_plus_plus_baseline")
   expected = np.array([[1 / 3, -2 / 3], [-1 / 6, -1 / 6]]) * np.sqrt(6)
   np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_processes_standardise_over_all_of_their_tokens(monkeypatch):
+  """A mean of the processes' means would weigh the second, with a tenth of the tokens, as much."""
+  rewards, lengths = np.float32([[1, 0], [0, 3]]), np.int64([[9, 11], [1, 1]])
+  whole = found(rewards, lengths, by="reinforce_plus_plus")
+  said, both = {}, threading.Barrier(2)
+
+  def summed(x):
+    said[threading.get_ident()] = x
+    both.wait()
+    total = sum(said.values())
+    both.wait()  # Nobody says more before all have read.
+    return total
+
+  monkeypatch.setattr(adv.cluster, "summed", summed)
+  one = lambda i: found(rewards[i : i + 1], lengths[i : i + 1], by="reinforce_plus_plus")
+  with ThreadPoolExecutor(2) as processes:
+    parts = list(processes.map(one, range(2)))
+  np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-6)
 
 
 def test_groups_do_not_see_each_other():

@@ -138,7 +138,7 @@ def _parallel(
 def _whole(out: Path, number: int, name: str) -> bool:
   """Whether a part is there, as it was made."""
   about, file = _part(out, number), out / name
-  return about.is_file() and file.is_file() and _read(about)["sha256"] == validate.sha256(file)
+  return about.is_file() and file.is_file() and _read(about)["sha256"] == built.sha256(file)
 
 
 def _part(out: Path, number: int) -> Path:
@@ -151,7 +151,7 @@ def _keep(out: Path, number: int, name: str, shard: shards.Shard) -> int:
     _write(out / path, data)
   _write_records(out / name, shard.records)
   about = {
-    "sha256": validate.sha256(out / name),
+    "sha256": built.sha256(out / name),
     "bytes": (out / name).stat().st_size,
     "by": _versions(),
     "tried": shard.tried,
@@ -200,7 +200,7 @@ def _finish(out: Path, m: Manifest, names: Sequence[str], command: str) -> None:
     for name, part in zip(names, parts, strict=True)
   }
   for name in (LINES, *_TFDS):
-    files[name] = {"bytes": (out / name).stat().st_size, "sha256": validate.sha256(out / name)}
+    files[name] = {"bytes": (out / name).stat().st_size, "sha256": built.sha256(out / name)}
   told = [json.loads(line) for line in lines]
   made_by = [part["by"] for part in parts]
   about = {

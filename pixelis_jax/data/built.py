@@ -10,6 +10,7 @@ Its folder holds
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,3 +129,8 @@ def lines(folder: Path) -> list[dict]:
   """demos.jsonl, parsed."""
   with (folder / LINES).open(encoding="utf-8") as f:
     return [json.loads(line) for line in f]
+
+
+def sha256(file: Path) -> str:
+  with file.open("rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()

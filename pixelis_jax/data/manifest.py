@@ -21,8 +21,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pixelis_jax.data import sources
+from pixelis_jax.data import built, sources
 from pixelis_jax.data.pictures import SPLITS
+from pixelis_jax.data.sorts import SORTS
 from pixelis_jax.types import value
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -57,7 +58,8 @@ class Part:
 class Manifest:
   """A checked manifest: `of` says what its records are. `fields` is all of it as JSON.
 
-  There the manifests that it names stand in their own words: equal fields are equal datasets.
+  There the manifests that it names stand in their own words, and datasets have the SHA-256 of
+  theirs: equal fields are equal datasets.
   """
 
   name: str
@@ -72,7 +74,7 @@ def read(path: str | Path) -> Manifest:
   """The manifest in a file.
 
   Raises:
-    FileNotFoundError: there is no such file.
+    FileNotFoundError: there is no such file, or no such dataset.
     ValueError: it is no JSON, with the line; or a key or value is wrong, with what would be right.
   """
   return _read(Path(path), within=())
@@ -112,11 +114,7 @@ def _checked(fields: object, within: tuple[Path, ...]) -> Manifest:
 
 def _recipe(given: Mapping) -> Recipe:
   kinds = _shares("kinds", given["kinds"], tuple(sources.KINDS))
-  sorts = _shares("sorts", given["sorts"], sources.SORTS)
-  for kind in kinds:
-    if missing := [sort for sort in sorts if sort not in sources.KINDS[kind].sorts]:
-      known = list(sources.KINDS[kind].sorts)
-      raise ValueError(f"kind {kind!r} is not demonstrated as {missing}; it is as {known}")
+  sorts = _shares("sorts", given["sorts"], SORTS)
   weight = _number("hard_negative_weight", given["hard_negative_weight"])
   pictures = given["pictures"]
   if pictures is not None and not isinstance(pictures, str):
@@ -154,6 +152,7 @@ def _part(words: object, within: tuple[Path, ...]) -> Part:
     raise ValueError(f"{source} of a part must be a path, not {given[source]!r}")
   path = Path(given[source])
   if source == "dataset":
+    built.read_about(path)
     return Part(share=share, dataset=path)
   if path.resolve() in within:
     raise ValueError(f"part {path} is what it is a part of")
@@ -161,7 +160,9 @@ def _part(words: object, within: tuple[Path, ...]) -> Part:
 
 
 def _in_words(words: Mapping, part: Part) -> Mapping:
-  return words if part.manifest is None else words | {"manifest": part.manifest.fields}
+  if part.manifest is not None:
+    return words | {"manifest": part.manifest.fields}
+  return words | {"sha256": built.sha256(part.dataset / built.MANIFEST)}
 
 
 def _object(what: str, given: object, keys: Sequence[str], also: Sequence[str] = ()) -> dict:

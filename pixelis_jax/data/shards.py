@@ -177,7 +177,7 @@ _dataset = functools.cache(Dataset.open)
 def _source(
   kind: str, split: str, seed: int, size: int, pictures: Path | None, model: str
 ) -> sources.Source:
-  return sources.KINDS[kind].open(split, seed, size, pictures, sources.toolbox_of(model))
+  return sources.KINDS[kind](split, seed, size, pictures, sources.toolbox_of(model))
 
 
 def _timeless(demo: Demo) -> Demo:

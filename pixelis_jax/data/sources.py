@@ -4,34 +4,26 @@ An item is a demonstration, or says in a few words why there is none: a tool did
 was asked for, and nothing wrong is taught.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from pixelis_jax.algo.answers import equal
 from pixelis_jax.chat.family import family_of, frame_of
 from pixelis_jax.chat.videos import clips_of
-from pixelis_jax.data import digits, pictures, scenes
+from pixelis_jax.data import digits, kinds, pictures, scenes, sorts
+from pixelis_jax.data.demos import ANSWER, LABELS
 from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.tools import TOOLS, Toolbox
-from pixelis_jax.types import Demo, value
+from pixelis_jax.types import Demo, DemoTurn
 
-# Right at once; wrong in the end, as a negative or for context; a wrong step that is taken back.
-SORTS = (GOLDEN, TRAP, CORRECTED) = ("golden", "trap", "corrected")
-
+GOLDEN, TRAP, CORRECTED = sorts.SORTS
 
 # Of one kind: item number and sort to the demonstration, or to why there is none.
 Source = Callable[[int, str], Demo | str]
-
-
-@value
-class Kind:
-  """The sorts that a kind has, and how its source is opened.
-
-  `open` takes split, seed, size (items do not depend on it), folder of pictures and toolbox.
-  """
-
-  sorts: tuple[str, ...]
-  open: Callable[[str, int, int, Path | None, Toolbox], Source]
+# Opens one from split, seed, size (items do not depend on it), folder of pictures and toolbox.
+Open = Callable[[str, int, int, Path | None, Toolbox], Source]
 
 
 def digit_scenes(
@@ -40,16 +32,29 @@ def digit_scenes(
   """Of `data/scenes.py`; they need no pictures."""
   handwriting = dict(zip(pictures.SPLITS, digits.SPLITS, strict=True))[split]
   tasks = TaskSource(split=handwriting, seed=seed, kinds=(kind,), size=size)
-  demos = {
-    sort: DemoSource(tasks=tasks, toolbox=toolbox, mistakes=mistakes)
-    for sort, mistakes in ((GOLDEN, 0.0), (CORRECTED, 1.0))
-  }
-  return lambda index, sort: demos[sort][index]
+  golden, corrected = (
+    DemoSource(tasks=tasks, toolbox=toolbox, mistakes=mistakes) for mistakes in (0.0, 1.0)
+  )
+
+  def made(index: int, sort: str) -> Demo | str:
+    if sort == GOLDEN:
+      return golden[index]
+    return corrected[index] if sort == CORRECTED else _trap(corrected[index])
+
+  return made
 
 
-KINDS = {
-  kind: Kind(sorts=(GOLDEN, CORRECTED), open=functools.partial(digit_scenes, kind))
-  for kind in scenes.KINDS
+def puzzles(
+  kind: str, split: str, seed: int, size: int, folder: Path | None, toolbox: Toolbox
+) -> Source:
+  """Of `data/kinds`."""
+  source = kinds.PuzzleSource(split=split, seed=seed, kinds=(kind,), size=size, folder=folder)
+  return sorts.source(source, toolbox)
+
+
+KINDS: dict[str, Open] = {
+  **{kind: functools.partial(digit_scenes, kind) for kind in scenes.KINDS},
+  **{kind: functools.partial(puzzles, kind) for kind in kinds.KINDS},
 }
 
 
@@ -62,3 +67,15 @@ def toolbox_of(model: str) -> Toolbox:
     shown_frames=clips_of(model),
     unit=family_of(model).unit,
   )
+
+
+def _trap(corrected: Demo) -> Demo | str:
+  """The wrong look of a correction, and what who does not notice then answers."""
+  look, task = corrected.turns[0], corrected.task
+  ((seen,),) = look.sights  # One digit.
+  digit = seen.label - (LABELS - 10)
+  answer = ("even", "odd")[digit % 2] if task.kind == "parity" else str(digit)
+  if equal(answer, task.answer):
+    return sorts.NOT_WRONG
+  final = DemoTurn(text=ANSWER.format(answer), result=None, supervised=False)
+  return dataclasses.replace(corrected, turns=(look, final))

@@ -5,7 +5,6 @@ as it should be but deserves a look is in `remarks`.
 """
 
 import collections
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,14 @@ from pixelis_jax.chat.parse import parse_answer, parse_call
 from pixelis_jax.data import built
 from pixelis_jax.data.examples import Record, decode
 from pixelis_jax.data.lines import shown
-from pixelis_jax.data.sources import TRAP
+from pixelis_jax.data.sources import CORRECTED, GOLDEN, TRAP
 from pixelis_jax.tools import TOOLS
 from pixelis_jax.types import DemoTurn, ToolCall, content_key, value
 
 SHOWN = 5  # Of what is wrong in one way, in the report.
 SKEWED = 3.0  # Times an even share of its kind, above which an answer is remarked on.
 # Which turns of each sort may be supervised: none from a trap's error on, and no error of others.
-_TAUGHT = {"golden": r"\++", TRAP: r"\+*-+", "corrected": r"\+*-+\++"}
+_TAUGHT = {GOLDEN: r"\++", TRAP: r"\+*-+", CORRECTED: r"\+*-+\++"}
 _NAMES = {tool.name for tool in TOOLS["qwen"].values()}
 
 
@@ -39,6 +38,7 @@ class Seen:
   key: str
   images: tuple[str, ...]
   calls: int
+  taught: bool
   faults: tuple[str, ...]
 
 
@@ -69,6 +69,7 @@ def _examined(reader: ArrayRecordReader, number: int) -> Seen | str:
     key=content_key(task.question, *images),
     images=images,
     calls=sum(turn.result is not None for turn in record.demo.turns),
+    taught=any(turn.supervised for turn in record.demo.turns),
     faults=tuple(faults(record)),
   )
 
@@ -146,12 +147,7 @@ def report(folder: Path, examined: Sequence[Seen | str], against: Sequence[Path]
     "kinds": kinds,
     "sorts": sorts,
     "problems": problems,
-    "remarks": [
-      f"{_percent(row['commonest'])} of the answers of kind {kind!r} are the same: even would be "
-      f"{_percent(1 / row['answers'])}"
-      for kind, row in kinds.items()
-      if row["commonest"] > SKEWED / row["answers"]
-    ],
+    "remarks": _remarks(seen, kinds, about),
   }
 
 
@@ -176,6 +172,20 @@ def table(report: Mapping) -> str:
   return "\n".join(line.rstrip() for line in lines)
 
 
+def _remarks(seen: Sequence[Seen], kinds: Mapping[str, Mapping], about: Mapping) -> list[str]:
+  idle = sum(not one.taught for one in seen)
+  remarks = [f"{idle} records have no supervised turn: SFT does not sample them"] if idle else []
+  if len(about["by"]) > 1:
+    commits = ", ".join(by["commit"] for by in about["by"])
+    remarks.append(f"{len(about['by'])} versions of the code made its parts: commits {commits}")
+  return remarks + [
+    f"{_percent(row['commonest'])} of the answers of kind {kind!r} are the same: even would be "
+    f"{_percent(1 / row['answers'])}"
+    for kind, row in kinds.items()
+    if row["commonest"] > SKEWED / row["answers"]
+  ]
+
+
 def _kinds(seen: Sequence[Seen], about: Mapping) -> dict[str, dict]:
   rows = _shares([one.kind for one in seen], about, "kinds")
   for kind, row in rows.items():
@@ -198,12 +208,9 @@ def _shares(names: Sequence[str], about: Mapping, field: str) -> dict[str, dict]
 
 
 def _changed(folder: Path, about: Mapping) -> list[str]:
-  return [name for name, file in about["files"].items() if sha256(folder / name) != file["sha256"]]
-
-
-def sha256(file: Path) -> str:
-  with file.open("rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+  return [
+    name for name, file in about["files"].items() if built.sha256(folder / name) != file["sha256"]
+  ]
 
 
 def _broken(examined: Sequence[Seen | str]) -> list[str]:

@@ -92,17 +92,17 @@ def fused(tmp_path, parts, split="train"):
 
 def test_a_fusion_holds_its_manifests_in_their_own_words(tmp_path):
   part = write(tmp_path, "part.json", seed=5)
-  path = fused(
-    tmp_path, [{"manifest": str(part), "share": 0.5}, {"dataset": "elsewhere", "share": 0.5}]
-  )
+  (tmp_path / "built").mkdir()
+  (tmp_path / "built" / "manifest.json").write_text('{"manifest": {}}')
+  dataset = {"dataset": str(tmp_path / "built"), "share": 0.5}
+  path = fused(tmp_path, [{"manifest": str(part), "share": 0.5}, dataset])
   m = manifest.read(path)
   one, other = m.of
-  assert (one.manifest.seed, one.dataset, other.manifest, other.dataset) == (
-    5,
-    None,
-    None,
-    Path("elsewhere"),
-  )
+  assert one.manifest.seed == 5 and one.dataset is None
+  assert other.manifest is None and other.dataset == tmp_path / "built"
+  # printf '{"manifest": {}}' | sha256sum
+  digest = "563a256fbcc8e80521d51d6d73a907f3dac54984bacfd3998c30eb14485e4787"
+  assert m.fields["parts"][1] == dataset | {"sha256": digest}
   assert m.fields["parts"][0] == {"manifest": fields(seed=5), "share": 0.5}
 
 
@@ -124,10 +124,11 @@ def test_a_fusion_holds_its_manifests_in_their_own_words(tmp_path):
       r"a part has unknown keys \['dataset'\]; it has manifest, share",
     ),
     ([{"dataset": 3, "share": 1}], "train", "dataset of a part must be a path, not 3"),
+    ([{"dataset": "x", "share": 1}], "train", "x holds no dataset: it has no manifest.json"),
   ],
 )
 def test_what_is_wrong_with_parts_is_named(tmp_path, parts, split, message):
   names = {"{part}": str(write(tmp_path, "part.json")), "{self}": str(tmp_path / "fused.json")}
   parts = [{k: names.get(v, v) for k, v in part.items()} for part in parts]
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
     manifest.read(fused(tmp_path, parts, split))

@@ -57,7 +57,7 @@ def unsure(monkeypatch, tmp_path):
       scene = sources.digit_scenes("framed", *settings)
       return lambda index, sort: "nothing found" if index % every else scene(index, "golden")
 
-    monkeypatch.setitem(sources.KINDS, "framed", sources.Kind(sorts=("trap",), open=opened))
+    monkeypatch.setitem(sources.KINDS, "framed", opened)
     return planned(tmp_path, n=3, kinds={"framed": 1}, sorts={"trap": 1})
 
   shards._source.cache_clear()

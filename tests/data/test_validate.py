@@ -80,15 +80,26 @@ def test_duplicates_are_found(folder):
   assert any(f"{seen[0].id} (record 3) is {seen[0].id} (record 0)" in p for p in report["problems"])
 
 
-def test_an_answer_that_is_too_common_is_remarked_on(folder):
+def test_what_deserves_a_look_is_remarked_on(folder):
   (first, *_) = validate.examine(folder / records_of(Dataset.open(folder).about)[0])
+  assert first.taught
   answers = ["a"] * 8 + ["b", "c", "d", "e"]
   seen = [
     dataclasses.replace(first, kind="framed", key=str(i), answer=a) for i, a in enumerate(answers)
   ]
-  # 8 of 12 is 3.3 times an even fifth. The yield is the dataset's own.
-  (remark,) = validate.report(folder, seen, [])["remarks"]
+  seen[-1] = dataclasses.replace(seen[-1], taught=False)
+  # 8 of 12 is 3.3 times an even fifth.
+  idle, remark = validate.report(folder, seen, [])["remarks"]
+  assert idle == "1 records have no supervised turn: SFT does not sample them"
   assert remark == "66.7% of the answers of kind 'framed' are the same: even would be 20.0%"
+
+
+def test_parts_that_other_code_made_are_remarked_on(copy):
+  about = json.loads((copy / "manifest.json").read_text())
+  about["by"].append({"commit": "abc", "versions": {}})
+  (copy / "manifest.json").write_text(json.dumps(about))
+  (remark,) = checked(copy)["remarks"]
+  assert remark.startswith("2 versions of the code made its parts: commits ") and "abc" in remark
 
 
 @pytest.fixture

@@ -93,10 +93,10 @@ MAX_LINE = 300  # Of one.
 _MIN_CONFIDENCE = 0.5
 _SURE = 0.8  # A line read with less is tried upside down and at other scales.
 _CERTAIN = 0.9  # As `_SURE`, of all lines together.
-_ZOOM = 2.0  # How far images up to this side are enlarged if they are hard to read, or tiny.
+_ZOOM = 2.0  # How far what is hard to read is enlarged, up to this side, and what is tiny anyway.
 _SMALL, _TINY = 640, 128
 # The detector finds letters of about 8 to 400 pixels. It sees at most this many pixels, in tiles of
-# this side: one takes 0.7 GB and, on one core, a second. A larger image is shrunk for it.
+# this side: of one it takes a core a second or two, and 0.7 GB. A larger image is shrunk for it.
 _PIXELS = 4_000_000
 _TILE, _OVERLAP = 1344, 128
 _STRIDE = 32  # Sides that are no multiple of this it would stretch.
@@ -169,15 +169,11 @@ def _ordered(boxes: Float[np.ndarray, "N 4"], some: list[int]) -> list[int]:
   bands = _bands(boxes, some, 1)
   while bands:
     count = _with_gutter(boxes, bands)
-    run = [i for band in bands[: max(count, 1)] for i in band]
-    columns = _bands(boxes, run, 0) if count else []
-    if columns and all(_is_prose(boxes, column) for column in columns):
-      for column in columns:
-        order += _ordered(boxes, column)
-    else:
-      for band in bands[: max(count, 1)]:
-        order += _rows(boxes, band)
-    bands = bands[max(count, 1) :]
+    run, bands = bands[: max(count, 1)], bands[max(count, 1) :]
+    columns = _bands(boxes, [i for band in run for i in band], 0)
+    prose = count > 0 and all(_is_prose(boxes, column) for column in columns)
+    for part in columns if prose else run:
+      order += _ordered(boxes, part) if prose else _rows(boxes, part)
   return order
 
 
@@ -248,8 +244,8 @@ def _rapidocr_lines(pixels: Pixels, language: str | None) -> tuple[list[Line], i
   unsure = _certainty(tries[0][0]) < _CERTAIN
   if longest <= _TINY or (unsure and longest <= _SMALL):
     tries.append(_read_at(pixels, _ZOOM, language))
-  if unsure:
-    tries.append(_read_at(pixels, scale / 2, language))
+  if unsure and longest <= _TILE:
+    tries.append(_read_at(pixels, 1 / _ZOOM, language))
   found, more = max(tries, key=lambda read: _letters(read[0]))
   if not _letters(found) and (whole := _whole(pixels, language)):
     return whole, 0, scale
@@ -516,9 +512,8 @@ def _tesseract_lines(pixels: Pixels, language: str | None) -> tuple[list[Line], 
   reader = _once(_tesseract, LANGUAGES[language or "en"][1], str(_tessdata()))
   with _reading:
     # The first finds separate columns; the second, lines that fill the image.
-    found = _by_tesseract(reader, seen, "SPARSE_TEXT") or _by_tesseract(
-      reader, seen, "SINGLE_BLOCK"
-    )
+    modes = (_by_tesseract(reader, seen, mode) for mode in ("SPARSE_TEXT", "SINGLE_BLOCK"))
+    found = next(filter(None, modes), [])
   quads = np.array([box for _, _, box in found], np.float32).reshape(-1, 4, 2)
   order = reading_order(quads)
   corners = (quads[order] - _MARGIN) / np.float32(scale)
@@ -594,7 +589,7 @@ def _text(found: Sequence[tuple[str, float, list[int]]], more: int, scale: float
   count = len(rows) + more
   told = [f"{count} line{'s' if count > 1 else ''}:", *rows] if count else ["No text found."]
   if more:
-    told.append(f"... {more} more lines; read a smaller region")
+    told.append(f"... {more} more line{'s' if more > 1 else ''}; read a smaller region")
   if scale < 1:
     told.append(f"Searched at {scale:.2f} of its size: for small text read a smaller region.")
   return "\n".join(told)

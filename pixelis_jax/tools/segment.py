@@ -46,8 +46,8 @@ SEGMENT_OBJECT_AT = {
 
 # GrabCut's working resolution in pixels: small enough to be quick whatever the image, and large
 # enough that its smoothing, which is in pixels, leaves thin parts.
-_BOX_SIDE = 160  # Of the box's longer side.
-_RING = 0.5  # What is around a box and known to be background, in parts of its longer side.
+_BOX_SIDE = (160, 256)  # Of a box's longer side: its own between these.
+_RING = 0.3  # What is around a box and known to be background, in parts of its longer side.
 _WINDOW_SIDE = 224  # Of a window around a point.
 # Half sides of those windows in parts of the picture's shorter side: the object's size is unknown.
 _WINDOWS = (0.3, 0.45, 0.65, 1.0)
@@ -55,6 +55,8 @@ _RIM = 0.02  # What is background at a window's edge, in parts of its side.
 _GUESS, _SEED = 0.45, 0.1  # Radii in half windows: what may be the object, and what is.
 _FRAME = 240  # Shorter side of the picture in which guesses are compared.
 _AGREEING = 4  # A guess is as good as this many others are like it.
+_DARK = 128  # A picture whose brightest half percent is below it is brightened.
+_NOISE = 8.0  # Standard deviation of noise from which on it is removed.
 _PIECE = 0.1  # Parts of a box's object that are smaller than this part of the largest are left out.
 _HOLE = 0.05  # Holes that are smaller than this part of the mask are filled.
 
@@ -165,12 +167,12 @@ def _in_box(pixels: Image3, prompt: Prompt) -> Found:
   x0, y0, x1, y1 = prompt
   reach = _RING * max(x1 - x0, y1 - y0)
   around = _clipped((x0 - reach, y0 - reach, x1 + reach, y1 + reach), pixels)
-  work, (x0, y0, x1, y1) = _scaled(pixels, around, _BOX_SIDE / max(x1 - x0, y1 - y0), prompt)
+  work, (x0, y0, x1, y1) = _scaled(pixels, around, _box_scale(x1 - x0, y1 - y0), prompt)
   left, top, right, bottom = round(x0), round(y0), max(round(x1), 1), max(round(y1), 1)
   marks = np.full(work.shape[:2], _NOT, np.uint8)
   marks[max(top, 0) : bottom, max(left, 0) : right] = _MAYBE
   if (marks == _MAYBE).all():  # The box is the picture: something must be background.
-    _rim(marks, round(_RIM * _BOX_SIDE))
+    _rim(marks, math.ceil(_RIM * max(marks.shape)))
   inside = _pieces(_cut(work, marks, 3))
   found = _found(_Guess(inside, around))
   asked = Box(*prompt)
@@ -255,7 +257,7 @@ def _from_basin(pixels: Image3, point: Prompt, basin: _Guess) -> _Guess:
   box = (x - wider[0], y - wider[1], x + width + wider[0], y + height + wider[1])
   reach = 0.4 * max(width, height)
   part = _clipped((x - reach, y - reach, x + width + reach, y + height + reach), pixels)
-  scale = _BOX_SIDE / max(box[2] - box[0], box[3] - box[1])
+  scale = _box_scale(box[2] - box[0], box[3] - box[1])
   work, (x0, y0, x1, y1, x, y) = _scaled(pixels, part, scale, (*box, *point))
   marks = np.full(work.shape[:2], _NOT, np.uint8)
   marks[max(round(y0), 0) : round(y1), max(round(x0), 0) : round(x1)] = _HARDLY
@@ -322,6 +324,11 @@ def _filled(inside: Inside) -> Inside:
   return inside | (areas < _HOLE * inside.sum())[labels]
 
 
+def _box_scale(width: float, height: float) -> float:
+  longer, (least, most) = max(width, height), _BOX_SIDE
+  return min(max(longer, least), most) / longer
+
+
 def _clipped(edges: tuple[float, ...], pixels: Image3) -> tuple[int, int, int, int]:
   """Whole pixels that hold these edges, inside the picture; at least one pixel."""
   height, width = pixels.shape[:2]
@@ -342,14 +349,33 @@ def _scaled(
 
   left, top, right, bottom = part
   size = max(2, round((right - left) * scale)), max(2, round((bottom - top) * scale))
-  work = cv2.resize(
-    pixels[top:bottom, left:right],
-    size,
-    interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC,
-  )
+  work = pixels[top:bottom, left:right]
+  if scale < 1:  # Cleared where it has fewer pixels.
+    work = _clear(cv2.resize(work, size, interpolation=cv2.INTER_AREA))
+  else:
+    work = cv2.resize(_clear(work), size, interpolation=cv2.INTER_CUBIC)
   across, down = size[0] / (right - left), size[1] / (bottom - top)
   moved = [(c - top) * down if i % 2 else (c - left) * across for i, c in enumerate(at)]
   return work, tuple(moved)
+
+
+def _clear(pixels: Image3) -> Image3:
+  """Brightened if dark, and without noise if there is much: non-local means, Buades, CVPR 2005."""
+  import cv2
+
+  brightest = max(1.0, float(np.percentile(pixels, 99.5)))
+  if brightest < _DARK:
+    pixels = np.clip(pixels * (255 / brightest), 0, 255).astype(np.uint8)
+  if min(pixels.shape[:2]) < 3:
+    return pixels
+  # Immerkaer, Fast noise variance estimation, 1996: this kernel has norm 6 and sees no slopes. The
+  # median instead of the mean leaves out edges.
+  kernel = np.outer([1, -2, 1], [1, -2, 1]).astype(np.float32)
+  grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+  noise = float(np.median(abs(cv2.filter2D(grey, -1, kernel)[1:-1, 1:-1]))) / 0.6745 / 6
+  if noise < _NOISE:
+    return pixels
+  return cv2.fastNlMeansDenoisingColored(pixels, None, noise, noise, 5, 15)
 
 
 def _seen(guess: _Guess, part: tuple[int, int, int, int], size: tuple[int, ...]) -> Inside:

@@ -329,7 +329,8 @@ def test_the_model_knows_every_letter_that_the_languages_promise():
     # Half as large is read best: 7 letters at 0.85 are more than 3 at 0.99, and 0.7 is no reading.
     (200, ("b1urred", 0.7), [1.0, 2.0, 0.5], "blurred"),
     (100, ("sharp", 0.95), [1.0, 2.0], "sharp"),  # So small that it is always tried larger.
-    (700, ("b1urred", 0.7), [1.0, 0.5], "blurred"),  # Too large to be enlarged.
+    (700, ("b1urred", 0.7), [1.0, 0.5], "blurred"),  # Too large to be enlarged,
+    (1400, ("b1urred", 0.7), [1.0], "b1urred"),  # and to be read twice.
   ],
 )
 def test_what_is_hard_to_read_is_tried_at_other_scales(monkeypatch, side, first, scales, text):

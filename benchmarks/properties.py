@@ -283,7 +283,8 @@ def roughened(inside: Inside, rng: np.random.Generator, amount: float) -> Inside
   if not amount:
     return inside
   padded = np.pad(inside, 6)
-  distance = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
+  within, beyond = map(ndimage.distance_transform_edt, (padded, ~padded))
+  distance = np.where(padded, within - 0.5, 0.5 - beyond)  # The edge is between two pixels.
   size = np.sqrt(padded.sum())
   waves = ndimage.gaussian_filter(rng.normal(size=padded.shape), max(1.5, 0.04 * size))
   parts, _ = ndimage.label(distance + amount * size * waves / waves.std() > 0)

@@ -1,4 +1,4 @@
-"""SFT of a model of your own on a file of solved questions (data/questions.py).
+"""SFT of a model of your own on solved questions (data/questions.py) or a dataset (data/build.py).
 
     python -m pixelis_jax.sft --config=configs/sft.py --workdir=runs/sft --config.model.path=DIR \
       --config.data.file=train.jsonl --config.eval.file=held_out.jsonl

@@ -16,7 +16,6 @@ from pixelis_jax.data import films
 from pixelis_jax.data.composites import Occlusion
 from pixelis_jax.data.films import Course, Film, Track
 from pixelis_jax.data.kinds.puzzle import (
-  TRIES,
   Kind,
   Look,
   Materials,
@@ -40,6 +39,7 @@ NEAREST = 2.0  # Distance of two things, at least, at any time, in heights.
 HIDDEN = (2, 3)  # Frames behind the post.
 CLEAR = 4.5  # How far the others then are from where it was last seen, at least, in heights.
 SOLID = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "arrow")
+_DRAWS = 3000  # Of courses until some fit; of the rarest ends one in twenty does.
 _ROOM = 0.08  # From a thing's middle to the border, in parts of the sides.
 
 QUESTIONS = {
@@ -60,11 +60,16 @@ _BEGAN = dict(zip(THIRDS, ("on the left", "in the middle", "on the right"), stri
 def compose_moved(rng: np.random.Generator, materials: Materials, id: str) -> Puzzle:
   """`tracks` are in the order of their beginnings, from left to right."""
 
-  def fits(courses: list[Course]) -> bool:
-    *_, second, first = sorted(map(_way, courses))
-    return first >= FARTHER * second
+  wanted = int(rng.integers(len(THIRDS)))
 
-  played, name, sources = _played(rng, materials, id, fits)
+  def fits(courses: list[Course]) -> bool:
+    ways = list(map(_way, courses))
+    *_, second, first = sorted(ways)
+    return ways[wanted] == first >= FARTHER * second
+
+  played, name, sources = _played(
+    rng, materials, id, lambda: rng.permutation(len(THIRDS)).tolist(), fits
+  )
   looks = _looks(played)
   ways = [_went(track) for track in played.tracks]
   farthest, nearest = int(np.argmax(ways)), int(np.argmin(ways))
@@ -105,6 +110,8 @@ def compose_hidden(rng: np.random.Generator, materials: Materials, id: str) -> P
   asked = int(rng.integers(len(THIRDS)))
   start = int(rng.integers(FRAMES // 3, FRAMES // 2))
   stop = start + int(rng.integers(HIDDEN[0], HIDDEN[1] + 1))
+  # Not drawn again with the courses: most of those that fit stay in their third.
+  ends = rng.permutation(len(THIRDS)).tolist()
   post = Occlusion(number=asked, start=start, stop=stop, share=1.0)
 
   def fits(courses: list[Course]) -> bool:
@@ -114,7 +121,7 @@ def compose_hidden(rng: np.random.Generator, materials: Materials, id: str) -> P
     nearest = min(np.hypot(*(path - last).T).min() for path in others)
     return bool(nearest >= CLEAR * courses[asked].heights[0] * CANVAS[0])
 
-  played, name, sources = _played(rng, materials, id, fits, [post])
+  played, name, sources = _played(rng, materials, id, lambda: ends, fits, [post])
   looks = _looks(played)
   answer = _third(played.tracks[asked], -1)
   task = Task(
@@ -152,19 +159,23 @@ def _played(
   rng: np.random.Generator,
   materials: Materials,
   id: str,
+  ends: Callable[[], Sequence[int]],
   fits: Callable[[list[Course]], bool],
   occlusions: Sequence[Occlusion] = (),
 ) -> tuple[Film, str, tuple[str, ...]]:
-  """A film of three equal things, what they are called, and the sources."""
+  """A film of three equal things whose courses fit, what they are called, and the sources.
+
+  `ends` gives the thirds in which those that began left, middle and right are to end.
+  """
   solid = tuple(cutout for cutout in materials.shapes if cutout.name in SOLID)
   photo, cutout = one(rng, materials.photos), one(rng, solid)
   height = float(rng.uniform(*HEIGHT))
-  for _ in range(TRIES):
-    courses = _courses(rng, height)
+  for _ in range(_DRAWS):
+    courses = _courses(rng, height, ends())
     if _apart(courses, height) and fits(courses):
       break
   else:
-    raise ValueError(f"puzzle {id}: no three courses fit in {TRIES} draws")
+    raise ValueError(f"puzzle {id}: no three courses fit in {_DRAWS} draws")
   played = films.film(
     rng,
     photo,
@@ -180,12 +191,11 @@ def _played(
   return played, cutout.name, (photo.source, cutout.source)
 
 
-def _courses(rng: np.random.Generator, height: float) -> list[Course]:
-  """From each third of the picture to one of them, all different; bent at random."""
-  ends = rng.permutation(len(THIRDS))
+def _courses(rng: np.random.Generator, height: float, ends: Sequence[int]) -> list[Course]:
+  """From each third of the picture to the one that is given for it; bent at random."""
   courses = []
   for start, end in enumerate(ends):
-    begin, stop = _spot(rng, start), _spot(rng, int(end))
+    begin, stop = _spot(rng, start), _spot(rng, end)
     bend = tuple(
       float(c) for c in np.clip(np.add(begin, stop) / 2 + rng.uniform(-0.3, 0.3, 2), 0, 1)
     )

@@ -5,8 +5,8 @@
   shape   "What shape is in the green frame?"                                 -> "heart"
 
 Shown in 80 x 60, the two of `larger` are 3 or 4 pixels high and differ in shape, and in area by 8
-to 30%: a fraction of a pixel along each side. The three spots of `color` are together 2 pixels wide;
-the shape of `shape` is 3 pixels high. After ZOOM_IN a policy can point at them.
+to 30%: a fraction of a pixel along each side. The three spots of `color` are 2 to 3 pixels wide
+together; the shape of `shape` is 3 pixels high. After ZOOM_IN a policy can point at them.
 """
 
 import dataclasses
@@ -93,6 +93,7 @@ def compose_larger(rng: np.random.Generator, materials: Materials, id: str) -> P
     _pasted(canvas, cutout, sprite, left + x, top + y)
     for cutout, sprite, (x, y) in zip(chosen, sprites, corners, strict=True)
   ]
+  group = Look(name="group", box=Box(*map(float, (left, top, left + GROUP[1], top + GROUP[0]))))
   looks = [Look(name=called(placed), box=placed.box) for placed in objects]
   first, second, third = looks
   told = [f"the {c.color} shape" if c.color else f"the {called(c)}" for c in chosen[:2]]
@@ -103,9 +104,8 @@ def compose_larger(rng: np.random.Generator, materials: Materials, id: str) -> P
     question=str(one(rng, QUESTIONS["larger"])).format(*told),
     answer=larger.name,
     kind="larger",
-    boxes=(first.box, second.box),
+    boxes=(group.box, first.box, second.box),
   )
-  group = Look(name="group", box=Box(*map(float, (left, top, left + GROUP[1], top + GROUP[0]))))
   # The third, which is smaller, in place of the larger one.
   taken = dataclasses.replace(third, name=larger.name)
   wrong = tuple(taken if look is larger else look for look in (first, second))

@@ -29,7 +29,7 @@ class Look:
   """A place that a question points at, as an overview shows it: that it is there, not what it says.
 
   `box` is in source pixels of the first image, or of the first video's frame at `time` seconds.
-  `name` is what the question calls it.
+  `name` is what the question or the answer calls it.
   """
 
   name: str
@@ -104,6 +104,7 @@ def some(rng: np.random.Generator, choices: tuple, count: int) -> list:
 
 
 def one(rng: np.random.Generator, choices: tuple) -> object:
+  """Each as likely."""
   return choices[int(rng.integers(len(choices)))]
 
 

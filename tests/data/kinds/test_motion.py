@@ -8,7 +8,7 @@ from tests.data.kinds.scripts import answered, composed
 
 
 def test_the_answer_is_the_one_that_moved_farthest():
-  for seed in range(4):
+  for seed in range(2):
     puzzle = composed("moved", seed)
     starts = [track.masks[0].box.center[0] for track in puzzle.tracks]
     assert starts == sorted(starts) and len({track.source for track in puzzle.tracks}) == 1
@@ -25,7 +25,7 @@ def test_the_answer_is_the_one_that_moved_farthest():
 
 
 def test_the_one_asked_for_goes_behind_a_post_and_ends_where_the_answer_says():
-  for seed in range(4):
+  for seed in range(2):
     puzzle = composed("hidden", seed)
     (look,) = puzzle.looks
     asked = motion.THIRDS.index(look.name)
@@ -43,6 +43,12 @@ def test_the_one_asked_for_goes_behind_a_post_and_ends_where_the_answer_says():
       for f in hidden:
         # As in CLEAR; places are whole pixels.
         assert math.dist(other.masks[f].box.center, last.center) > 4.5 * 0.085 * 240 - 3
+
+
+def test_where_it_ends_does_not_follow_from_where_it_began():
+  stays = [(p := composed("hidden", seed)).looks[0].name == p.task.answer for seed in range(12)]
+  # One in three: 4. Were courses drawn until they fit, ends with them, three in four: 9.
+  assert 1 <= sum(stays) <= 6
 
 
 def test_equal_things_in_each_third_at_both_ends():

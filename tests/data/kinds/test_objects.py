@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from pixelis_jax.data.kinds import objects
+from pixelis_jax.data.kinds import KINDS, objects
+from pixelis_jax.data.kinds.puzzle import materials
 from pixelis_jax.data.scenes import COLORS
 from tests.data.kinds.scripts import answered, composed
 
@@ -23,6 +26,7 @@ def test_the_larger_one_has_the_pixels():
     ratios.append(areas[larger] / areas[smaller])
     answers.append(larger == puzzle.objects[0].color)
     assert puzzle.task.answer == larger and puzzle.slips == (smaller,)
+    assert puzzle.task.boxes == tuple(look.box for look in puzzle.looks)
     assert [look.name for look in pair] == [o.color for o in puzzle.objects[:2]]
     assert len({o.name for o in puzzle.objects}) == len({o.color for o in puzzle.objects}) == 3
     for look, placed in zip(pair, puzzle.objects, strict=False):
@@ -35,6 +39,22 @@ def test_the_larger_one_has_the_pixels():
     assert wrong[int(np.argmax(sizes))].name == smaller
   low, high = objects.APART
   assert low <= min(ratios) and max(ratios) <= high and 4 < sum(answers) < 16
+
+
+def test_fetched_things_are_called_by_the_last_word_of_their_names():
+  plain = materials("dev")
+  things = tuple(
+    dataclasses.replace(cutout, color=None, name=f"small {cutout.name}") for cutout in plain.shapes
+  )
+  both = dataclasses.replace(plain, things=things)
+  compose = KINDS["larger"].compose
+  puzzles = [compose(np.random.default_rng(seed), both, "a") for seed in range(8)]
+  named = [p for p in puzzles if p.objects[0].color is None]
+  assert 0 < len(named) < 8  # Half of them.
+  for puzzle in named:
+    words = {placed.name.removeprefix("small ") for placed in puzzle.objects[:2]}
+    assert {puzzle.task.answer, *puzzle.slips} == words
+    assert all(f"the {word}" in puzzle.task.question for word in words)
 
 
 def test_the_spot_that_is_asked_for_has_the_color():
@@ -69,7 +89,7 @@ def test_the_shape_is_in_the_frame_that_is_asked_for():
 
 
 def test_what_the_pictures_are_of_differs():
-  questions = {composed("shape", seed).task.question.split(" ")[0] for seed in range(20)}
+  questions = {composed("shape", seed).task.question.split(" ")[0] for seed in range(12)}
   assert questions == {"What", "Which", "Name"}
 
 

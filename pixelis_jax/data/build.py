@@ -176,7 +176,7 @@ def _write_records(path: Path, records: Sequence[bytes]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-  """A file is there whole or not at all; one that is there with as many bytes is kept."""
+  """A file is there whole or not at all; one that is there already is left as it is."""
   if path.is_file() and path.read_bytes() == data:
     return
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,12 @@ class Dataset:
 
 
 def shown_sizes(task: Task, toolbox: Toolbox) -> tuple[tuple[int, int], ...]:
-  """(height, width) in which calls give places: of each image, then of each video's frames."""
+  """(height, width) in which calls give places: of each image, then of each video's frames.
+
+  Raises ValueError where the task has videos, and the toolbox is of a policy that is shown none.
+  """
+  if task.videos and toolbox.shown_frames is None:
+    raise ValueError(f"task {task.id} has {len(task.videos)} videos, and the policy is shown none")
   images = [toolbox.shown_size(*image.shape[:2]) for image in task.images]
   return (*images, *(toolbox.shown_frames(video)[1] for video in task.videos))
 

@@ -63,8 +63,8 @@ def plan(manifest: Manifest) -> list[tuple[Made | Copied, ...]]:
   """The records of every part, a function of the manifest alone.
 
   Raises:
-    FileNotFoundError, ValueError: a dataset that is a part is none, has too few records or another
-      split, or shows its images to policies at other sizes.
+    FileNotFoundError, ValueError: a dataset that is a part is not whole, has too few records or is
+      of another split.
   """
   records = _records(manifest, manifest.n)
   count = max(-(-len(records) // RECORDS), min(len(records), PARTS))

@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from pixelis_jax.data.built import Dataset, lines, records_of
+from pixelis_jax.data.built import Dataset, lines, records_of, shown_sizes
 from pixelis_jax.data.examples import decode
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.tools import Toolbox
 from tests.data.datasets import built
+from tests.data.test_examples import record as filmed
 from tests.memory.experiences import plain
 
 
@@ -48,6 +49,8 @@ def test_a_policy_is_taught_only_what_it_can_do(dataset, toolbox):
   larger = Toolbox(["zoom_in"], shown_size=lambda height, width: (112, 112))
   with pytest.raises(ValueError, match=r"few, record 2: .* at \[\(80, 80\)\], this policy .*112"):
     dataset.demo(2, larger)
+  with pytest.raises(ValueError, match="task r1 has 1 videos, and the policy is shown none"):
+    shown_sizes(filmed().demo.task, toolbox)
   bare = Toolbox(["read_text"], shown_size=lambda height, width: (80, 80))
   with pytest.raises(ValueError, match=r"record 2: calls \['zoom_in'\], .* has \['read_text'\]"):
     dataset.demo(2, bare)

@@ -96,3 +96,16 @@ def test_a_fusion_takes_its_shares_of_each(tmp_path):
   shard = shards.make(copied[:1])
   assert plain(decode(shard.records[0])) == plain(whole[copied[0].number])
   assert shard.tried == {}
+
+
+@pytest.mark.parametrize(
+  "n, split, message",
+  [(3, "dev", "few is of split 'train', the whole of 'dev'"), (5, "train", "has 4 records; .* 5")],
+)
+def test_a_dataset_that_cannot_be_a_part_is_refused(tmp_path, n, split, message):
+  built(tmp_path, n=4)
+  parts = [{"dataset": str(tmp_path / "few"), "share": 1}]
+  fused = {"name": "fused", "seed": 0, "split": split, "n": n, "parts": parts}
+  (tmp_path / "fused.json").write_text(json.dumps(fused))
+  with pytest.raises(ValueError, match=message):
+    shards.plan(manifest.read(tmp_path / "fused.json"))

@@ -141,7 +141,10 @@ def mesh() -> ConfigDict:
 
 
 def rollout_mesh() -> ConfigDict:
-  """The devices of the mesh under other sizes, where rollouts are played; data 0: as they are."""
+  """The devices of the mesh under other sizes, where rollouts are played; data 0: as they are.
+
+  With a `staleness` those behind the mesh's.
+  """
   c = ConfigDict()
   c.data, c.fsdp, c.tensor = 0, 1, 1
   return c

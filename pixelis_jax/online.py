@@ -61,7 +61,8 @@ def run(
     on_answers: called with (requests answered so far, signals that need no label).
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  published = Published(0, policy.params)
+  apart = learning is not policy
+  published = Published(0, policy.params, learning.model.mesh if apart else None)
   dim = c.memory.embedding_size or 2 * policy.model.config.text.width
   path = workdir / "memory.sqlite"
   with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
@@ -167,7 +168,9 @@ def meshes(c: Any) -> tuple[Mesh, Mesh]:
     raise ValueError(f"online is one process, not {jax.process_count()}: start one a model's copy")
   answering = sharding.make_mesh(**c.mesh)
   if c.learn.mesh.data:
-    return answering, sharding.make_mesh(**c.learn.mesh, devices=jax.devices()[answering.size :])
+    learning = sharding.make_mesh(**c.learn.mesh, devices=jax.devices()[answering.size :])
+    sharding.bridge(learning, answering)  # What is learned can be published: or it says why not.
+    return answering, learning
   if answering.size > 1:
     raise ValueError(
       f"mesh {dict(answering.shape)} has {answering.size} devices: learning needs devices of its "

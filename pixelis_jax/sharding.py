@@ -108,11 +108,10 @@ class Carrier:
     mesh: The devices that they come from.
     change: What is done with them first, jitted.
 
-    Raises ValueError where those devices cannot hold such parts, each as many.
+    Raises ValueError as `bridge` does.
     """
-    there = jax.tree.leaves(places)[0].mesh
-    bridge = None if mesh.size == 1 else _bridge(mesh, there)
-    here = bridge and jax.tree.map(lambda place: NamedSharding(bridge, place.spec), places)
+    cut = bridge(mesh, jax.tree.leaves(places)[0].mesh)
+    here = cut and jax.tree.map(lambda place: NamedSharding(cut, place.spec), places)
     self.cut = jax.jit(change, out_shardings=here)
     self._places = places
 
@@ -120,8 +119,14 @@ class Carrier:
     return jax.device_put(self.cut(tree), self._places)
 
 
-def _bridge(mesh: Mesh, there: Mesh) -> Mesh:
-  """The devices of a mesh, cut as another cuts weights."""
+def bridge(mesh: Mesh, there: Mesh) -> Mesh | None:
+  """The devices of a mesh under sizes by which weights lie on them in the parts that another has.
+
+  None for one device, of which any part can be taken. ValueError where they cannot hold such parts,
+  each as many.
+  """
+  if mesh.size == 1:
+    return None
   fsdp, tensor = there.shape["fsdp"], there.shape["tensor"]
   if mesh.size % (fsdp * tensor):
     raise ValueError(

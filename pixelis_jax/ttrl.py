@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
@@ -43,15 +45,18 @@ class Published:
   Later ones are put on the devices of the first, straight from those that they were learned on.
   """
 
-  def __init__(self, version: int, params: learner.Params):
+  def __init__(self, version: int, params: learner.Params, learned: Mesh | None = None):
+    """`learned`: the devices that later ones come from, where they are others."""
     self._latest = (version, params)  # One reference: reading and replacing it are atomic.
-    self._places = jax.tree.map(lambda x: x.sharding, params)
+    places = jax.tree.map(lambda x: x.sharding, params)
+    kept = partial(jax.device_put, device=places)
+    self._carry = kept if learned is None else sharding.Carrier(places, learned)
 
   def latest(self) -> tuple[int, learner.Params]:
     return self._latest
 
   def publish(self, version: int, params: learner.Params) -> None:
-    self._latest = (version, jax.device_put(params, self._places))
+    self._latest = (version, self._carry(params))
 
 
 class Inbox:

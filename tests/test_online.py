@@ -126,6 +126,13 @@ def test_several_devices_that_answer_need_others_that_learn(config):
     online.meshes(c)
 
 
+def test_what_is_learned_must_be_cut_as_answers_need_it(config):
+  c = config.copy_and_resolve_references().unlock()
+  c.mesh.tensor, c.learn.mesh.data = 2, 3
+  with pytest.raises(ValueError, match="in 2 parts: the 3 devices .* must be 1 or a multiple"):
+    online.meshes(c)
+
+
 def test_a_missing_stream_is_named(config, policy, tmp_path):
   c = config.copy_and_resolve_references().unlock()
   c.requests = str(tmp_path / "none.jsonl")

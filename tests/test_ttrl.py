@@ -199,7 +199,8 @@ def test_what_is_learned_on_other_devices_is_served_from_the_first(config, polic
   c = config.copy_and_resolve_references().unlock()
   c.kl.limit, c.probe.tolerance, c.learn.publish_every = 1e9, 1.0, 1
   others = sharding.make_mesh(1, 2, 1, devices=jax.devices()[1:])
-  published = ttrl.Published(0, policy.params)
+  answering = sampler.on_mesh(policy, sharding.make_mesh(1))
+  published = ttrl.Published(0, answering.params, others)
   learn = ttrl.Learner(c, sampler.on_mesh(policy, others), published, probe, tmp_path)
   inbox = ttrl.Inbox()
   for id in ("e", "f"):

@@ -10,7 +10,8 @@ on the same puzzles:
              --model makes them; of films as many frames as qwen_vl_utils.fetch_video takes
   elsewhere  its places are moved to random ones of the same size, its times to random ones
   exact      tools that say the truth: what the question and the solver are good for
-chance is the share of the most frequent answer. Accuracy with 95% Wilson intervals; seconds of wall
+chance is the share of the most frequent answer; where the question names its answers, guessing has
+a half (larger) or a third (moved, hidden). Accuracy with 95% Wilson intervals; seconds of wall
 time a question in the arm `tools`, one process. The overview bounds these tools, not a policy: one
 that learned may see more in it, or less.
 --pictures holds what scripts/fetch_pictures.py fetches. Kinds were adjusted on split dev, seed 7.

@@ -22,9 +22,10 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kernels import attention_gpu, specs
+from kernels import attention_gpu, specs, token_logps_gpu
 from kernels.attention import attention
 from kernels.chips import CHIPS, GIB, Gpu, Tpu, smallest, without_devices
+from kernels.decode_attention import Prompts, decode_attention
 from kernels.token_logps import token_logps
 
 
@@ -38,14 +39,36 @@ def attend(spec: specs.Attention, target: Tpu | Gpu) -> Callable:
   )
 
 
-def logps(spec: specs.TokenLogps, target: Tpu | Gpu) -> Callable:
-  return lambda hidden, head, tokens: token_logps(hidden, head, tokens)[0]
+def logps(spec: specs.TokenLogps, target: Tpu | Gpu, backend: str = "xla") -> Callable:
+  return lambda hidden, head, tokens: token_logps(hidden, head, tokens, backend=backend)[0]
 
 
-# op -> (specs, what runs one, which of its arguments have gradients)
+def logps_kernel(spec: specs.TokenLogps, target: Tpu | Gpu) -> Callable | None:
+  served = target.backend == "gpu" and not token_logps_gpu.refusal(spec.dtype, spec.D, spec.V)
+  return logps(spec, target, "gpu") if served else None
+
+
+def decode(spec: specs.DecodeAttention, target: Tpu | Gpu, backend: str = "xla") -> Callable:
+  return lambda q, k, v, seen, *prompts: decode_attention(
+    q, k, v, seen, Prompts(*prompts), backend=backend
+  )
+
+
+def decode_kernel(spec: specs.DecodeAttention, target: Tpu | Gpu) -> Callable | None:
+  served = target.backend == "gpu" and attention_gpu.serves(spec.dtype, spec.H)
+  return decode(spec, target, "gpu") if served else None
+
+
+DIRECTIONS = ("forward", "backward")
+
+# op -> (specs, what runs one, None where nothing does; which of its arguments have gradients).
+# Those called _kernel run on no device unless they are asked for by name.
 OPS = {
   "attention": (specs.ATTENTION, attend, (0, 1, 2)),
   "token_logps": (specs.TOKEN_LOGPS, logps, (0, 1)),
+  "token_logps_kernel": (specs.TOKEN_LOGPS, logps_kernel, (0, 1)),
+  "decode_attention": (specs.DECODE_ATTENTION, decode, ()),
+  "decode_attention_kernel": (specs.DECODE_ATTENTION, decode_kernel, ()),
 }
 
 
@@ -84,6 +107,17 @@ def registers() -> Iterator[Callable[[], dict[str, int]]]:
       del os.environ["MOSAIC_GPU_DUMP_PTXAS"], os.environ["MOSAIC_GPU_DUMP_TO"]
 
 
+def cases(ops: list[str], names: list[str], target: str) -> Iterator[tuple[str, str, str]]:
+  """(op, spec, direction) of what there is for the target; of equal specs the first."""
+  for op in ops:
+    named, make, arguments = OPS[op]
+    asked = {name: spec for name, spec in named.items() if not names or name in names}
+    first = {spec: name for name, spec in reversed(asked.items())}
+    for spec, name in reversed(first.items()):
+      if make(spec, CHIPS[target]) is not None:
+        yield from ((op, name, direction) for direction in DIRECTIONS[: 1 + bool(arguments)])
+
+
 def measure(op: str, name: str, direction: str, target: str) -> dict:
   """One row of the table."""
   named, make, arguments = OPS[op]
@@ -101,14 +135,34 @@ def measure(op: str, name: str, direction: str, target: str) -> dict:
     row |= ptxas()
   seconds, memory = time.monotonic() - began, program.memory_analysis()
   peak = memory.peak_memory_in_bytes
+  calls = [
+    line
+    for line in program.as_text().splitlines()
+    if re.search(rf'custom_call_target="{chip.call}\w*"', line)
+  ]
+  scoped = [re.search(r'"memory_space":"1","offset":"0","size":"(\d+)"', call) for call in calls]
   return {
     **row,
+    **({"vmem": max(int(found[1]) for found in scoped)} if all(scoped) and scoped else {}),
     "seconds": seconds,
-    "kernels": len(re.findall(rf'custom_call_target="{chip.call}\w*"', program.as_text())),
+    "kernels": len(calls),
     "temporary": memory.temp_size_in_bytes,
     "peak": peak,
     "error": "" if peak <= chip.memory else f"peak {peak} exceeds {chip.memory} bytes of memory",
   }
+
+
+def shown(row: dict) -> str:
+  """The row as a line of the table."""
+  line = f"{row['target']:4} {row['op']:23} {row['spec']:22} {row['direction']:8}"
+  if "seconds" in row:
+    line += f" {row['seconds']:7.1f}s {row['kernels']:7d}"
+    line += f" {row['temporary'] / GIB:6.2f}GiB {row['peak'] / GIB:6.2f}GiB"
+  if "vmem" in row:
+    line += f" {row['vmem'] / 2**20:.1f}MiB of VMEM"
+  if "registers" in row:
+    line += f" {row['registers']} registers, {row['spills']} bytes spilled"
+  return f"{line} {row['error']}".rstrip()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,22 +176,11 @@ def main(argv: list[str] | None = None) -> int:
   without_devices()
   rows = []
   sizes = f"{'compile':>8} {'kernels':>7} {'temp':>9} {'peak':>9}"
-  print(f"{'chip':4} {'op':11} {'spec':22} {'pass':8} {sizes}")
+  print(f"{'chip':4} {'op':23} {'spec':22} {'pass':8} {sizes}")
   for target in args.targets:
-    for op in args.ops:
-      for name in args.specs or OPS[op][0]:
-        if name not in OPS[op][0]:
-          continue
-        for direction in ("forward", "backward"):
-          row = measure(op, name, direction, target)
-          rows.append(row)
-          shown = f"{target:4} {op:11} {name:22} {direction:8}"
-          if "seconds" in row:
-            shown += f" {row['seconds']:7.1f}s {row['kernels']:7d}"
-            shown += f" {row['temporary'] / GIB:6.2f}GiB {row['peak'] / GIB:6.2f}GiB"
-          if "registers" in row:
-            shown += f" {row['registers']} registers, {row['spills']} bytes spilled"
-          print(f"{shown} {row['error']}".rstrip(), flush=True)
+    for case in cases(args.ops, args.specs, target):
+      rows.append(measure(*case, target))
+      print(shown(rows[-1]), flush=True)
   if not rows:
     parser.error(f"no op of {args.ops} has a spec of {args.specs}")
   if args.out:

@@ -9,7 +9,7 @@ large matrix product, measured in the same run, and of what the bytes of the spe
 of a large copy; operations and bytes are counted from the spec, for a backward pass 3.5 and 3 times
 those of the forward one. A reference that would take more than --most GiB is not run. On a GPU,
 attention in plain XLA's tiles stands beside it too, and cuDNN's where rows are one segment each:
-it has no other mask.
+it has no other mask; and beside the other ops the kernels that nothing prefers yet.
 """
 
 import argparse
@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import specs, tiles
+from kernels import attention_gpu, specs, tiles, token_logps_gpu
+from kernels import decode_attention as decode
 from kernels import token_logps as logps
 from kernels.attention import attention, reference
 
@@ -62,16 +63,36 @@ def attend(spec: specs.Attention) -> Sides:
 
 
 def score(spec: specs.TokenLogps) -> Sides:
-  """The op, and its definition, whose logits are all there at once."""
-  return {
-    "op": lambda hidden, head, tokens: logps.token_logps(hidden, head, tokens)[0],
-    "reference": lambda hidden, head, tokens: logps.reference(hidden, tokens, head, 1.0)[0],
-  }
+  """The op, its definition, whose logits are all there at once, and the kernel for GPUs."""
+
+  def by(backend):
+    return lambda hidden, head, tokens: logps.token_logps(hidden, head, tokens, backend=backend)[0]
+
+  backends = {"op": "xla", "reference": "reference"}
+  if jax.default_backend() == "gpu" and not token_logps_gpu.refusal(spec.dtype, spec.D, spec.V):
+    backends["kernel"] = "gpu"
+  return {side: by(backend) for side, backend in backends.items()}
 
 
+def read(spec: specs.DecodeAttention) -> Sides:
+  """The op, its definition, where every row has its prompt's keys, and the kernel for GPUs."""
+
+  def by(backend):
+    return lambda q, k, v, seen, *prompts: decode.decode_attention(
+      q, k, v, seen, decode.Prompts(*prompts), backend=backend
+    )
+
+  backends = {"op": "xla", "reference": "reference"}
+  if jax.default_backend() == "gpu" and attention_gpu.serves(spec.dtype, spec.H):
+    backends["kernel"] = "gpu"
+  return {side: by(backend) for side, backend in backends.items()}
+
+
+# op -> (specs, what runs one, which of its arguments have gradients)
 OPS = {
   "attention": (specs.ATTENTION, attend, (0, 1, 2)),
   "token_logps": (specs.TOKEN_LOGPS, score, (0, 1)),
+  "decode_attention": (specs.DECODE_ATTENTION, read, ()),
 }
 
 
@@ -132,7 +153,7 @@ def measure(op: str, name: str, direction: str, *, peak, most: int, repeats: int
 def shown(row: dict) -> str:
   """The row as a line of the table."""
   ours, memory = row["seconds"]["op"], row["temporary"]
-  line = f"{row['op']:11} {row['spec']:22} {row['direction']:8} {1e3 * ours:9.3f}"
+  line = f"{row['op']:16} {row['spec']:22} {row['direction']:8} {1e3 * ours:9.3f}"
   line += f" {100 * row['roofline']:7.1f}% {memory['op'] / 2**20:8.1f}"
   for side in memory:
     if side != "op":
@@ -153,11 +174,11 @@ def main(argv: list[str] | None = None) -> int:
   peak = machine(args.repeats)
   device = jax.devices()[0].device_kind
   print(f"{device}: product {peak[0] / 1e9:.0f} GFLOP/s, copy {peak[1] / 1e9:.1f} GB/s")
-  print(f"{'op':11} {'spec':22} {'pass':8} {'ms':>9} {'roofline':>8} {'MiB':>8}  beside it")
+  print(f"{'op':16} {'spec':22} {'pass':8} {'ms':>9} {'roofline':>8} {'MiB':>8}  beside it")
   rows = []
   for op in args.ops:
     for name in (name for name in args.specs if name in OPS[op][0]):
-      for direction in ("forward", "backward"):
+      for direction in ("forward", "backward")[: 1 + bool(OPS[op][2])]:
         most = int(args.most * GIB)
         row = measure(op, name, direction, peak=peak, most=most, repeats=args.repeats)
         rows.append(row)

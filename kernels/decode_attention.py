@@ -8,14 +8,20 @@ Axes: B rows, S slots, N query heads, K key heads, R = N / K, H head width; G pr
 each of C = B / G rows that follow each other.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kernels import attention
+from kernels import attention, attention_gpu
 from kernels.tiles import HIDDEN, product
+
+BACKENDS = ("reference", "xla", "gpu")
+
+_BLOCKS = 264  # Of a kernel on a GPU: two for each of an H100's 132 multiprocessors.
+_LN2 = math.log(2.0)
 
 
 class Prompts(NamedTuple):
@@ -40,20 +46,36 @@ def decode_attention(
   v_BSKH: Float[Array, "B S K H"],
   seen_BS: Bool[Array, "B S"],
   prompts: Prompts | None = None,
+  *,
+  backend: str = "xla",
 ) -> Float[Array, "B N H"]:
   """Row b sees the slots of `seen_BS` and all that its prompt, b // C, has.
 
   Logits are scaled by H^-0.5 and normalised in float32; a row that sees nothing returns zeros.
-  Raises ValueError if N is not a multiple of K, or B of the prompts.
+
+  Args:
+    backend: "reference", the definition; "xla", anywhere; "gpu", where the kernel of `attention`
+      for Hopper GPUs reads the prompts, without gradients. That has not been timed, so nothing
+      prefers it.
+
+  Raises ValueError if N is not a multiple of K, or B of the prompts, for an unknown backend, and
+  for what "gpu" does not have.
   """
   B, N, _ = q_BNH.shape
   if N % k_BSKH.shape[2]:
     raise ValueError(f"{N} query heads must be a multiple of {k_BSKH.shape[2]}")
+  if prompts is not None and B % len(prompts.keys):
+    raise ValueError(f"{B} rows must be a multiple of {len(prompts.keys)} prompts")
+  if backend not in BACKENDS:
+    raise ValueError(f"decode_attention backend {backend!r} must be one of {BACKENDS}")
+  if backend == "gpu":
+    _check_gpu(prompts)
+  if backend == "reference":
+    return reference(q_BNH, k_BSKH, v_BSKH, seen_BS, prompts)
   part = _own(q_BNH, k_BSKH, v_BSKH, seen_BS)
   if prompts is not None:
-    if B % len(prompts.keys):
-      raise ValueError(f"{B} rows must be a multiple of {len(prompts.keys)} prompts")
-    part = _joined(part, _shared(q_BNH, prompts))
+    shared = _shared_on_gpu if backend == "gpu" else _shared
+    part = _joined(part, shared(q_BNH, prompts))
   total_BN = jnp.where(part.total == 0.0, 1.0, part.total)
   return (part.out / total_BN[..., None]).astype(q_BNH.dtype)
 
@@ -98,15 +120,67 @@ def _own(q_BNH, k_BSKH, v_BSKH, seen_BS) -> _Part:
 
 def _shared(q_BNH, prompts: Prompts) -> _Part:
   """Over the prompts: the C R queries of a prompt and key head are rows of one product."""
-  G, K, _, H = prompts.keys.shape
-  B, N, _ = q_BNH.shape
-  C, R = B // G, N // K
-  q_GKMH = q_BNH.reshape(G, C, K, R, H).swapaxes(1, 2).reshape(G, K, C * R, H)
-  logits_GKMP = product("GKMH,GKPH->GKMP", q_GKMH, prompts.keys) * H**-0.5
+  q_GKMH = _by_prompt(q_BNH, prompts)
+  logits_GKMP = product("GKMH,GKPH->GKMP", q_GKMH, prompts.keys) * q_BNH.shape[-1] ** -0.5
   top, total, weights_GKMP = _weights(logits_GKMP, prompts.seen[:, None, None])
   out = product("GKMP,GKPH->GKMH", weights_GKMP.astype(prompts.values.dtype), prompts.values)
-  by_row = lambda x: x.reshape(G, K, C, R, *x.shape[3:]).swapaxes(1, 2).reshape(B, N, *x.shape[3:])
-  return _Part(by_row(top), by_row(total), by_row(out))
+  return _Part(*(_by_row(x, q_BNH) for x in (top, total, out)))
+
+
+def _shared_on_gpu(q_BNH, prompts: Prompts) -> _Part:
+  """The same rows, each once for every piece of its prompt, so that many blocks read at once.
+
+  To the kernel, pieces are segments: it copies no keys of others.
+  """
+  G, K, P, _ = prompts.keys.shape
+  q_GKMH = _by_prompt(q_BNH, prompts)
+  M, tile = q_GKMH.shape[2], attention_gpu.TILE
+  tiles = P // tile
+  pieces = min(-(-_BLOCKS // (G * K)), tiles)
+  q_GKMH = jnp.pad(q_GKMH, ((0, 0), (0, 0), (0, -M % tile), (0, 0)))
+  q_at = jnp.arange(pieces * q_GKMH.shape[2], dtype=jnp.int32) // q_GKMH.shape[2] + 1
+  kv_at = jnp.arange(P, dtype=jnp.int32) // tile * pieces // tiles + 1
+  out, logs = attention_gpu.part(
+    jnp.tile(q_GKMH, (1, 1, pieces, 1)),
+    prompts.keys,
+    prompts.values,
+    jnp.broadcast_to(q_at, (G, len(q_at))),
+    jnp.where(prompts.seen, kv_at[None], 0),
+  )
+  by_piece = lambda x: x.reshape(G, K, pieces, -1, *x.shape[3:])[:, :, :, :M]
+  out, logs = by_piece(out.astype(jnp.float32)), by_piece(logs)
+  top = logs.max(axis=2)
+  weights = jnp.exp2(logs - top[:, :, None])
+  joined = top * _LN2, weights.sum(axis=2), (out * weights[..., None]).sum(axis=2)
+  return _Part(*(_by_row(x, q_BNH) for x in joined))
+
+
+def _by_prompt(q_BNH, prompts: Prompts):
+  """[G, K, C R, H]: the queries that read the same keys."""
+  G, K, _, H = prompts.keys.shape
+  B, N, _ = q_BNH.shape
+  return q_BNH.reshape(G, B // G, K, N // K, H).swapaxes(1, 2).reshape(G, K, -1, H)
+
+
+def _by_row(x, q_BNH):
+  """[B, N, ...] of [G, K, C R, ...]."""
+  B, N, _ = q_BNH.shape
+  G, K = x.shape[:2]
+  x = x.reshape(G, K, B // G, N // K, *x.shape[3:])
+  return x.swapaxes(1, 2).reshape(B, N, *x.shape[4:])
+
+
+def _check_gpu(prompts: Prompts | None) -> None:
+  told = 'decode_attention backend "gpu" reads prompts'
+  if prompts is None:
+    raise ValueError(f'{told}, and there are none: choose "xla"')
+  _, _, P, H = prompts.keys.shape
+  dtype, tile = prompts.keys.dtype, attention_gpu.TILE
+  if P % tile or not attention_gpu.serves(dtype, H):
+    raise ValueError(
+      f"{told} of a multiple of {tile} tokens in bfloat16 or float16 on heads at most"
+      f' {attention_gpu.WIDEST} wide, not {P} in {dtype} on {H}: choose "xla"'
+    )
 
 
 def _weights(logits, seen):

@@ -87,6 +87,46 @@ class TokenLogps:
     return float((self.C + self.V) * self.D * jnp.dtype(self.dtype).itemsize)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeAttention:
+  """B rows of S slots, N query heads, K key heads, H wide; G prompts of P tokens."""
+
+  B: int
+  S: int
+  N: int
+  K: int
+  H: int
+  G: int
+  P: int
+  dtype: DTypeLike = jnp.bfloat16
+
+  def shapes(self) -> Shapes:
+    """q, k, v and which slots are seen; keys and values of prompts and which tokens are seen."""
+    numbers = lambda *shape: jax.ShapeDtypeStruct(shape, self.dtype)
+    seen = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bool_)
+    own, prompts = (self.B, self.S, self.K, self.H), (self.G, self.K, self.P, self.H)
+    q = numbers(self.B, self.N, self.H)
+    cache = numbers(*own), numbers(*own), seen(self.B, self.S)
+    return q, *cache, numbers(*prompts), numbers(*prompts), seen(self.G, self.P)
+
+  def inputs(self, rng: np.random.Generator) -> tuple[jax.Array, ...]:
+    """Standard normal heads; the last half of the slots and eighth of the prompts is not seen."""
+    shapes = self.shapes()
+    drawn = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in shapes]
+    drawn[3] = jnp.broadcast_to(jnp.arange(self.S)[None] < self.S // 2, shapes[3].shape)
+    drawn[6] = jnp.broadcast_to(jnp.arange(self.P)[None] < self.P - self.P // 8, shapes[6].shape)
+    return tuple(drawn)
+
+  def operations(self) -> float:
+    """Multiplications and additions of a token's two products."""
+    return 4.0 * self.B * self.N * self.H * (self.S + self.P)
+
+  def traffic(self) -> float:
+    """Bytes of keys and values, each read once."""
+    keys = 2 * self.K * self.H * (self.B * self.S + self.G * self.P)
+    return float(keys * jnp.dtype(self.dtype).itemsize)
+
+
 _FLOAT32 = {"dtype": jnp.float32}
 _LONG = (1, 4, 16)  # Thousands of tokens, on shapes whose quadratic form still fits a host.
 
@@ -108,8 +148,17 @@ TOKEN_LOGPS = {
   "qwen2_5_vl_7b": TokenLogps(C=8192, D=3584, V=152_064),
   "qwen3_vl_8b": TokenLogps(C=8192, D=4096, V=151_936),
   "qwen3_8b": TokenLogps(C=8192, D=4096, V=151_936),
+  "small": TokenLogps(C=256, D=128, V=600),
   "tiny": TokenLogps(C=4096, D=128, V=512, **_FLOAT32),
   **{f"{n}k": TokenLogps(C=1024 * n, D=256, V=32_768, **_FLOAT32) for n in _LONG},
+}
+
+# A token of 16 questions of 8 samples, prompts with an image.
+DECODE_ATTENTION = {
+  "qwen2_5_vl_7b": DecodeAttention(B=128, S=512, N=28, K=4, H=128, G=16, P=2048),
+  "qwen3_vl_8b": DecodeAttention(B=128, S=512, N=32, K=8, H=128, G=16, P=2048),
+  "small": DecodeAttention(B=4, S=64, N=4, K=2, H=64, G=2, P=256),
+  "tiny": DecodeAttention(B=32, S=96, N=4, K=2, H=32, G=4, P=64, **_FLOAT32),
 }
 
 

@@ -3,10 +3,16 @@
 Axes: B rows, T tokens, D width, V vocabulary, C chunks of a row.
 """
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from kernels import token_logps_gpu
+
+BACKENDS = ("reference", "xla", "gpu")
 CHUNK = 1024  # Tokens.
 
 
@@ -17,16 +23,50 @@ def token_logps(
   *,
   temperature: float = 1.0,
   chunk: int = CHUNK,
+  backend: str = "xla",
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
   """(log p(target), entropy in nats over V), of softmax(hidden head^T / temperature), in float32.
 
   Logits of at most `chunk` tokens, or of one token of each row, exist at once, in the backward pass
   too: each chunk is recomputed.
   `hidden[b, t]` is the state that predicts `targets[b, t]`. Both results carry gradients.
-  Raises ValueError if temperature or chunk is not positive.
+
+  Args:
+    backend: "reference", the definition, with all logits at once; "xla", the same by chunks,
+      anywhere; "gpu", Pallas kernels for Hopper GPUs, which keep logits in registers and write
+      gradients of as many as `chunk` tokens have. Those have not been timed, so nothing prefers
+      them, and they see one device: a head whose words lie on several is for "xla".
+
+  Raises ValueError if temperature or chunk is not positive, for an unknown backend, and for what
+  "gpu" does not have.
   """
   if temperature <= 0 or chunk <= 0:
     raise ValueError(f"temperature {temperature} and chunk {chunk} must be positive")
+  if backend not in BACKENDS:
+    raise ValueError(f"token_logps backend {backend!r} must be one of {BACKENDS}")
+  _say_once(backend, hidden.shape, head.shape, str(hidden.dtype))
+  if backend == "reference":
+    return reference(hidden, targets, head, temperature)
+  if backend == "gpu":
+    return _on_gpu(hidden, head, targets, temperature, chunk)
+  return _by_chunks(hidden, head, targets, temperature, chunk)
+
+
+@functools.cache
+def _say_once(backend: str, hidden: tuple, head: tuple, dtype: str) -> None:
+  logging.getLogger(__name__).info("token_logps %s by %s, %s: %s", hidden, head, dtype, backend)
+
+
+def _on_gpu(hidden, head, targets, temperature, chunk):
+  B, T, D = hidden.shape
+  refusal = token_logps_gpu.refusal(hidden.dtype, D, len(head))
+  if refusal is not None:
+    raise ValueError(f'token_logps backend "gpu" {refusal}: choose "xla"')
+  flat = hidden.reshape(B * T, D), head, targets.reshape(-1)
+  return tuple(x.reshape(B, T) for x in token_logps_gpu.score(*flat, temperature, chunk))
+
+
+def _by_chunks(hidden, head, targets, temperature, chunk):
   B, T, D = hidden.shape
   size = min(max(chunk // B, 1), T)
   count = -(-T // size)

@@ -1,5 +1,8 @@
 """Attention against loops over every query, and its two formulations against each other."""
 
+import functools
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from configs import common
 from kernels.attention import attention
+from kernels.token_logps import token_logps
+from pixelis_jax import batch, learner, sampler
+from pixelis_jax.data import demos
+from pixelis_jax.model import layers, policy
+from tests import fakes
 from tests.kernels.qkv import inputs, segments
+
+TINY = Path(__file__).parents[2] / "assets" / "tiny-vl"
 
 
 def by_loops(q, k, v, *, causal, q_segments, kv_segments, q_offset):
@@ -126,3 +137,27 @@ def test_a_backend_is_refused_what_it_does_not_have(dtype, H, told):
   at = {"q_segments": segments([1] * 5, [1] * 5), "kv_segments": segments([1] * 7, [1] * 7)}
   with pytest.raises(ValueError, match=f'at most 128 wide, not in {told}: cast, or choose "xla"'):
     attention(q, k, v, causal=True, **at, backend="gpu")
+
+
+def test_the_embedded_models_loss_is_that_of_the_definitions(monkeypatch):
+  """Tiles and chunks are how it is computed, not what: the mean over 2 rows' supervised tokens."""
+  model = sampler.load_policy(common.model(str(TINY)))
+  rows = [
+    batch.demo_row(demos.direct(fakes.task(f"q{i}", answer="7", images=[image])), model.chat)
+    for i, image in enumerate((fakes.image(40, 40), fakes.image(60, 30)))
+  ]
+  packed = batch.pack_sft(rows, model.model.config, max_tokens=512)
+  heads = learner.with_heads(model.model, model.params, jax.random.key(0), labels=0)
+  taken = []
+
+  def loss(attending, **logps):
+    prefer = lambda *_: taken.append(attending) or attending
+    monkeypatch.setattr(layers, "preferred_backend", prefer)
+    monkeypatch.setattr(policy.kernel, "token_logps", functools.partial(token_logps, **logps))
+    weights = {"entropy_weight": 0.1, "aim_weight": 0.0, "sight_weight": 0.0}
+    return jax.jit(learner.sft_loss(model.model, **weights))(heads, packed)[0]
+
+  assert packed.inputs.tokens.size > 100  # So that there are chunks.
+  tiled = loss("xla", chunk=100)
+  assert_allclose(tiled, loss("reference", backend="reference"), rtol=1e-6)
+  assert {"xla", "reference"} == set(taken) and tiled > 0

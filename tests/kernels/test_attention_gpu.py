@@ -6,40 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic_gpu.interpret.params import (
-  InterpretGPUParams,
-  force_gpu_interpret_mode,
-)
 from numpy.testing import assert_allclose
 
 from kernels import attention_gpu, specs
 from kernels.attention import attention, reference
 from kernels.tiles import visible
-
-
-@pytest.fixture
-def on_the_host(monkeypatch):
-  """Interprets kernels: grid, copies, barriers and masks as written, on numbers of the host.
-
-  JAX's interpreter has no wgmma and no layouts of registers, so these stand aside: a product is one
-  of the host, in float32 as on the chip.
-  """
-
-  def product(a, b, acc=None, *, transposed=False):
-    read = lambda x: x if isinstance(x, jax.Array) and "Ref" not in str(x.aval) else x[...]
-    axes = ((1,), (1 if transposed else 0,)), ((), ())
-    made = jax.lax.dot_general(read(a), read(b), axes, preferred_element_type=jnp.float32)
-    return made if acc is None else acc + made
-
-  monkeypatch.setattr(attention_gpu, "_product", product)
-  monkeypatch.setattr(attention_gpu, "_load", lambda source, layout: source[...])
-  plgpu = attention_gpu.plgpu
-  monkeypatch.setattr(plgpu, "layout_cast", lambda x, layout: x)
-  iota = lambda dtype, shape, axis, layout: jax.lax.broadcasted_iota(dtype, shape, axis)
-  monkeypatch.setattr(plgpu, "broadcasted_iota", iota)
-  with force_gpu_interpret_mode(InterpretGPUParams()):
-    yield
-
 
 # B, N, K, T, S, H, causal, the lengths of the segments of keys.
 HOST = {
@@ -49,7 +20,7 @@ HOST = {
 
 
 @pytest.mark.parametrize("case", HOST)
-def test_the_program_is_the_reference(on_the_host, case):
+def test_the_program_is_the_reference(products_too, case):
   B, N, K, T, S, H, causal, lengths = HOST[case]
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float16)

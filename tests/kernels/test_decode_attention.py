@@ -1,10 +1,14 @@
 """Attention of single tokens: against loops in float64, with prompts and without."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from kernels import decode_attention as kernel
 from kernels.decode_attention import Prompts, decode_attention, reference
 
 
@@ -80,6 +84,49 @@ def test_bfloat16_sums_are_float32():
   out = decode_attention(*given, prompts)
   assert out.dtype == jnp.bfloat16
   assert_allclose(out.astype(jnp.float32), 1.0, rtol=2**-7)
+
+
+def test_the_kernel_reads_prompts_in_pieces(products_too, monkeypatch):
+  """Two prompts of two pieces each; of the second all is hidden, of the first one piece, partly."""
+  monkeypatch.setattr(kernel, "_BLOCKS", 4)
+  q, k, v, seen, prompts = inputs(B=4, K=1, G=2, P=256, H=64, dtype=jnp.float16)
+  hidden = jnp.arange(256)[None] >= jnp.asarray([[200], [0]])
+  given = q, k, v, seen, prompts._replace(seen=~hidden)
+  out = jax.jit(functools.partial(decode_attention, backend="gpu"))(*given)
+  # Float16 has 11 bits: weights, the pieces' outputs and the result are rounded, each of order 1.
+  assert_allclose(out, by_loops(*given), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  "changes, match",
+  [
+    ({"G": 0}, "there are none"),
+    ({"P": 100}, "a multiple of 128 tokens .*not 100 in float16 on 64"),
+    ({"dtype": jnp.float32}, "not 128 in float32 on 64"),
+    ({"H": 136}, "not 128 in float16 on 136"),
+  ],
+)
+def test_what_the_kernel_does_not_have_is_refused(changes, match):
+  given = inputs(**{"G": 2, "P": 128, "H": 64, "dtype": jnp.float16} | changes)
+  with pytest.raises(ValueError, match=f'backend "gpu" reads prompts.*{match}.*: choose "xla"'):
+    decode_attention(*given, backend="gpu")
+  with pytest.raises(ValueError, match=r"'triton' must be one of \('reference', .*'gpu'\)"):
+    decode_attention(*given, backend="triton")
+
+
+@pytest.mark.parametrize("function", [decode_attention, reference])
+def test_what_is_not_seen_does_not_matter(function):
+  """A row's old tokens and a prompt's padding may hold anything finite: 1e4 for each key and value.
+
+  NaN would stay: 0 times NaN is NaN, and a cache is too large to be copied for the sake of it.
+  """
+  q, k, v, seen, prompts = inputs(G=2)
+  wild = lambda x, kept: jnp.where(kept, x, 1e4)
+  tokens = prompts.seen[:, None, :, None]
+  changed = Prompts(wild(prompts.keys, tokens), wild(prompts.values, tokens), prompts.seen)
+  slots = seen[:, :, None, None]
+  out = function(q, wild(k, slots), wild(v, slots), seen, changed)
+  assert_allclose(out, by_loops(q, k, v, seen, prompts), atol=2e-6)
 
 
 def test_sizes_that_do_not_divide_are_refused():

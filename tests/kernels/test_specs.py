@@ -6,7 +6,12 @@ import pytest
 
 from kernels import specs
 
-SMALL = [specs.ATTENTION["tiny"], specs.ATTENTION["tiny_windows"], specs.TOKEN_LOGPS["tiny"]]
+SMALL = [
+  specs.ATTENTION["tiny"],
+  specs.ATTENTION["tiny_windows"],
+  specs.TOKEN_LOGPS["tiny"],
+  specs.DECODE_ATTENTION["tiny"],
+]
 
 
 @pytest.mark.parametrize("spec", SMALL)
@@ -27,6 +32,10 @@ def test_counts_by_hand():
   assert causal.operations() == spec.operations() / 4
   logps = specs.TokenLogps(C=3, D=5, V=7, dtype=jnp.float32)
   assert (logps.operations(), logps.traffic()) == (2 * 3 * 5 * 7, 4 * (3 + 7) * 5)
+  decode = specs.DecodeAttention(B=6, S=5, N=4, K=2, H=8, G=3, P=7)
+  # Each of 4 heads of 6 rows reads 5 + 7 keys and values; 6 caches and 3 prompts of 2 heads each.
+  assert decode.operations() == 2 * 6 * 4 * (2 * 8 * (5 + 7))
+  assert decode.traffic() == 2 * 2 * 2 * 8 * (6 * 5 + 3 * 7)
 
 
 def test_segments_and_padding():

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
@@ -35,6 +37,22 @@ def test_equals_the_formula(chunk, temperature):
   expected = exact(*arguments, temperature)
   assert_allclose(logps, expected[0], atol=1e-5)
   assert_allclose(entropies, expected[1], atol=1e-5)
+
+
+@given(
+  B=st.integers(1, 3),
+  T=st.integers(1, 4),
+  V=st.integers(1, 5),
+  chunk=st.integers(1, 5),
+  backend=st.sampled_from(["xla", "reference"]),
+)
+@settings(max_examples=6, deadline=None)
+def test_any_small_shape(B, T, V, chunk, backend):
+  """One word too, which is certain: log-prob and entropy 0."""
+  arguments = inputs(B=B, T=T, V=V)
+  found = token_logps(*arguments, chunk=chunk, backend=backend)
+  for mine, other in zip(found, exact(*arguments, 1.0), strict=True):
+    assert_allclose(mine, other, atol=1e-5)
 
 
 def test_by_hand():
@@ -100,3 +118,5 @@ def test_nonsense_is_refused():
   for wrong in ({"temperature": 0.0}, {"chunk": 0}):
     with pytest.raises(ValueError, match="must be positive"):
       token_logps(*inputs(), **wrong)
+  with pytest.raises(ValueError, match=r"'triton' must be one of \('reference', .*'gpu'\)"):
+    token_logps(*inputs(), backend="triton")

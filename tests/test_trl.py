@@ -62,7 +62,6 @@ PAIRS = {
 @pytest.fixture(scope="module")
 def trl():
   """TRL's two trainers; it warns of its experiments and of its packages."""
-  pytest.importorskip("trl", reason="TRL is in the test extra of pyproject.toml")
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer

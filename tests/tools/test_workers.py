@@ -298,6 +298,9 @@ def test_workers_end_with_a_process_that_is_killed():
 
 def test_ctrl_c_is_the_programs_alone():
   stopped = script(
+    # Where the suite runs in a shell's background, Ctrl-C is ignored, and by what it starts too.
+    "import signal\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "try:\n"
     "  print(pool.compute(abs, -1), flush=True)\n"
     "  pool.compute(time.sleep, 50.0)\n"

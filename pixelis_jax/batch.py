@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from pixelis_jax.algo.losses import first_tokens, token_mean
+from pixelis_jax.chat.parse import parse_call
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
@@ -205,7 +206,8 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
   for turn in demo.turns:
     target = chat.target(turn.text)
     picture = next(iter(turn.result.images), None) if turn.result is not None else None
-    if turn.supervised and picture is not None and picture.frame is None:
+    still = picture is not None and picture.frame is None
+    if turn.supervised and still and _in_own_image(turn.text, len(demo.task.images)):
       asked = np.flatnonzero(context.tokens == chat.image_id).max(initial=-1) + 1
       aim = _aim(picture, demo.task.images[picture.source].shape, grids[picture.source])
       aims |= {length + int(t): aim for t in range(asked, len(context.tokens) + len(target) - 1)}
@@ -217,6 +219,12 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
       context = chat.result(turn.result)
       shown = turn.sights
   return _join(parts, aims, sights)
+
+
+def _in_own_image(text: str, images: int) -> bool:
+  """Whether a look is at one of the task's images: a tool's picture has other coordinates."""
+  call = parse_call(text)
+  return call is None or call.arguments.get("image", 1) <= images
 
 
 def _aim(picture: Picture, shape: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Rows are what the policy saw, the loss is on what it sampled, padding is inert."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -250,6 +251,16 @@ def test_packing_changes_no_log_probability(policy, config, pictures):
   # Without its segments the second sequence of a row would read the first.
   blind = batched.inputs.replace(segments=np.minimum(batched.inputs.segments, 1))
   assert np.abs(np.asarray(read(policy.params, blind)) - logps).max() > 1e-2
+
+
+@pytest.mark.parametrize("image, aimed", [(1, True), (2, False)])
+def test_a_look_into_a_tools_picture_has_no_aim(policy, image, aimed):
+  """Its coordinates are that picture's: the place in the task's image is not what is written."""
+  call = {"name": "zoom_in", "arguments": {"bbox_2d": [1, 2, 3, 4], "image": image}}
+  first = DemoTurn(text="a look", result=episodes.crop(1), supervised=False)
+  second = DemoTurn(text=f"<tool_call>{json.dumps(call)}</tool_call>", result=episodes.crop(2))
+  row = batch.demo_row(Demo(task=episodes.task("a"), turns=(first, second)), policy.chat)
+  assert bool(row.aims) == aimed
 
 
 def test_packed_demonstrations_keep_their_aims(config):

@@ -26,7 +26,7 @@ from kernels.chips import GIB, Gpu, Tpu, slice_of
 from pixelis_jax import batch, learner, rft, sampler, sft, sharding
 from pixelis_jax.data import demos
 from pixelis_jax.model import cost
-from pixelis_jax.model.decode import decode_rows, extend_rows
+from pixelis_jax.model.decode import programs
 from pixelis_jax.model.layers import KEYS
 from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Model
@@ -275,6 +275,7 @@ def _one_row(model: Model, episode: Episode, length: int) -> batch.Row:
 def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: int) -> Iterator[Run]:
   """Reading all questions, and the last turn's tokens; what learns lies on the devices too."""
   config, mesh = model.config, model.mesh
+  compiled = programs(model, (), ())  # As a sampler's; which tokens end a turn changes no shape.
   dtype = jnp.dtype(c.model.dtype)
   unit = 1 if config.vision is None else config.vision.merge_unit
   Q, G = c.grpo.questions, c.grpo.group
@@ -292,7 +293,7 @@ def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: in
     yield (
       "look",
       mesh,
-      jax.jit(model.encode),
+      compiled.encode,
       (params, vision),
       {},
       beside,
@@ -303,16 +304,9 @@ def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: in
       (prompts, M, width), dtype, sharding=sharding.batch_sharding(mesh)
     )
   cache = partial(_cache, model, dtype)
-  read = jax.jit(partial(extend_rows, model), donate_argnums=(1,))
   asked = cost.Work(tokens=Q * prompt, pairs=Q * prompt**2 // 2)
   arguments = params, cache(prompts, prompt), features, *text, last
-  yield "read", mesh, read, arguments, {}, beside, cost.forward(config, asked)
-  words = jnp.zeros(config.text.vocab_size, bool)
-  decode = jax.jit(
-    partial(decode_rows, model, words, words),
-    static_argnames=("max_tokens", "greedy"),
-    donate_argnums=(1,),
-  )
+  yield "read", mesh, compiled.extend, arguments, {}, beside, cost.forward(config, asked)
   slots = batch.round_up(episode.tokens(unit), multiple_of=16)
   row = lambda shape, kind: _rows(np.zeros((1, *shape), kind), mesh, rows)
   hidden = row((config.text.width,), np.float32)
@@ -326,7 +320,7 @@ def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: in
     words=rows * c.model.max_tokens,
   )
   options = {"max_tokens": c.model.max_tokens, "greedy": False}
-  yield "write", mesh, decode, arguments, options, beside, cost.forward(config, written)
+  yield "write", mesh, compiled.decode, arguments, options, beside, cost.forward(config, written)
 
 
 def _cache(model: Model, dtype: Any, rows: int, slots: int) -> Any:

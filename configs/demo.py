@@ -90,6 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
+    c.learn.rows_multiple = 8
   if arg in OWN:
     common.own(c, tools=arg == "own")
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1

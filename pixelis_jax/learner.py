@@ -1,5 +1,6 @@
 """The only place where parameters change: TrainState, and a loss made into a jitted step."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, no_type_check
 
@@ -376,6 +377,7 @@ def make_correction(
   return jax.jit(corrected)
 
 
+@functools.cache
 def make_logps(
   model: Model, dtype: DTypeLike = jnp.float32, *, parts: int = 1
 ) -> Callable[[Params, Inputs], Float[Array, "B T"]]:

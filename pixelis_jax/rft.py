@@ -10,6 +10,7 @@ reference of the KL is the model without them, which costs no second copy of the
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
+from ml_collections import FrozenConfigDict
 from optax import GradientTransformation, Schedule
 
 from pixelis_jax import (
@@ -289,12 +291,27 @@ def replayed(
 def make_step(
   c: Any, model: Model
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
-  """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer, the rate by step)."""
-  tx, schedule = learner.make_optimizer(c.optimizer, freeze=c.model.freeze)
-  loss = learner.grpo_loss(model, Objective(**c.grpo.loss))
-  loss = learner.computed_in(learner.frozen(loss, c.model.freeze), c.model.dtype)
-  step = learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=model.mesh)
-  return step, tx, schedule
+  """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer, the rate by step).
+
+  Runs of a process with equal settings share the program.
+  """
+  optimizer, objective = FrozenConfigDict(c.optimizer), Objective(**c.grpo.loss)
+  return _step(model, optimizer, objective, tuple(c.model.freeze), c.model.dtype, c.accumulate)
+
+
+@functools.cache
+def _step(
+  model: Model,
+  optimizer: FrozenConfigDict,
+  objective: Objective,
+  freeze: tuple[str, ...],
+  dtype: str,
+  parts: int,
+) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
+  tx, schedule = learner.make_optimizer(optimizer, freeze=freeze)
+  loss = learner.frozen(learner.grpo_loss(model, objective), freeze)
+  loss = learner.adapted(model, learner.computed_in(loss, dtype))
+  return learner.make_step(loss, tx, parts=parts, mesh=model.mesh), tx, schedule
 
 
 def make_compared(

@@ -7,6 +7,7 @@ checkpoint. With `--config.model.lora.rank=16` only adapters are trained, see mo
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from ml_collections import FrozenConfigDict
 from optax import GradientTransformation, Schedule
 
 from pixelis_jax import (
@@ -100,7 +102,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   blind = sampler.with_tools(policy.settings, policy.model, policy.params, ())
   model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
   step, tx, schedule = make_step(c, model)
-  see, *_ = make_step(c, model, learner.see_loss(model))
+  see, *_ = make_step(c, model, seeing=True)
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
   trained, base = learner.parts(model, params["policy"])
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
@@ -163,23 +165,34 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
 
 
 def make_step(
-  c: Any, model: Model, loss: learner.Loss | None = None
+  c: Any, model: Model, *, seeing: bool = False
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
   """((state, batch, {"policy": base}, key) -> (state, metrics), its optimizer, the rate by step).
 
-  Without a loss it is that of the config, `learner.sft_loss`.
+  Of `learner.sft_loss`, or `seeing` of `learner.see_loss`. Runs of a process with equal settings
+  share the program.
   """
+  names = () if seeing else ("entropy_weight", "aim_weight", "sight_weight")
+  weights = tuple((name, c[name]) for name in names)
   freeze = tuple(f"policy/{name}" for name in c.model.freeze)
-  tx, schedule = learner.make_optimizer(c.optimizer, freeze=freeze)
-  loss = loss or learner.sft_loss(
-    model,
-    entropy_weight=c.entropy_weight,
-    aim_weight=c.aim_weight,
-    sight_weight=c.sight_weight,
-  )
-  loss = learner.computed_in(learner.frozen(loss, freeze), c.model.dtype)
-  step = learner.make_step(learner.adapted(model, loss), tx, parts=c.accumulate, mesh=model.mesh)
-  return step, tx, schedule
+  optimizer = FrozenConfigDict(c.optimizer)
+  return _step(model, optimizer, weights, freeze, c.model.dtype, c.accumulate)
+
+
+@functools.cache
+def _step(
+  model: Model,
+  optimizer: FrozenConfigDict,
+  weights: tuple[tuple[str, float], ...],
+  freeze: tuple[str, ...],
+  dtype: str,
+  parts: int,
+) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
+  tx, schedule = learner.make_optimizer(optimizer, freeze=freeze)
+  loss = learner.sft_loss(model, **dict(weights)) if weights else learner.see_loss(model)
+  loss = learner.computed_in(learner.frozen(loss, freeze), dtype)
+  loss = learner.adapted(model, loss)
+  return learner.make_step(loss, tx, parts=parts, mesh=model.mesh), tx, schedule
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ refuses a task that carries one.
 """
 
 import dataclasses
+import functools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Float32, PRNGKeyArray
+from ml_collections import FrozenConfigDict
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
 from pixelis_jax.algo import advantages, rewards, voting
@@ -32,6 +34,7 @@ from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
+from pixelis_jax.model.policy import Model
 from pixelis_jax.tools.views import IDENTITY, View, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
@@ -301,12 +304,8 @@ class Learner:
   ):
     """Restores what was last published from `workdir`, and publishes it."""
     self.c, self.policy, self.published, self.probe = c, policy, published, probe
-    model, o = policy.model, c.learn
-    # Adam's first steps are all of full size, whatever the gradients say: they start small.
-    rate = optax.linear_schedule(o.lr / o.warmup, o.lr, o.warmup - 1)
-    tx = learner.adamw(o, rate, freeze=o.freeze)
-    loss = learner.grpo_loss(model, Objective(**o.loss))
-    self.step = learner.make_step(learner.frozen(loss, o.freeze), tx, donate=False)
+    model = policy.model
+    self.step, tx = _make_step(model, FrozenConfigDict(c.learn))
     self.logps = learner.make_logps(model)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
     self.average = policy.params
@@ -494,6 +493,17 @@ class Learner:
       blocks=self.policy.model.blocks,
       kl_weights=np.array(held, np.float32),
     )
+
+
+@functools.cache  # A run learns twice from its stream, to compare: with one program.
+def _make_step(
+  model: Model, c: FrozenConfigDict
+) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
+  # Adam's first steps are all of full size, whatever the gradients say: they start small.
+  rate = optax.linear_schedule(c.lr / c.warmup, c.lr, c.warmup - 1)
+  tx = learner.adamw(c, rate, freeze=c.freeze)
+  loss = learner.frozen(learner.grpo_loss(model, Objective(**c.loss)), c.freeze)
+  return learner.make_step(loss, tx, donate=False), tx
 
 
 _average = jax.jit(learner.ema)

@@ -112,6 +112,7 @@ def planned(tmp_path_factory):
   sizes = ["--images=2", "--patches=64", "--asked=40", "--written=24", f"--out={out}"]
   mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.model.max_rows=64"]
   mesh += ["--config.rollout_mesh.data=2", "--config.rollout_mesh.tensor=2"]
+  mesh += ["--config.grpo.questions=4"]
   mesh += ["--config.model.path=assets/tiny-vl", "--config.model.dtype=bfloat16"]
   config = "--config=configs/tiny_rft.py"
   commands = [[config, *wrong] for wrong in MISTAKES.values()]

@@ -46,8 +46,9 @@ def reread(policy):
 
 @pytest.fixture
 def reads(policy, monkeypatch):
-  """Every block the sampler reads: a list that fills while the test plays."""
+  """Every block the sampler reads, without padding: a list that fills while the test plays."""
   seen, read = [], policy.sampler.read
+  monkeypatch.setattr(policy.sampler, "rows_multiple", 1)
 
   def spy(params, cache, block):
     seen.append(block)
@@ -158,8 +159,9 @@ def test_samples_of_one_prompt_share_its_prefill(policy, reads):
   assert len({tuple(c.tokens) for c in together}) == 4  # Samples differ all the same.
 
 
-def test_samples_that_share_a_prompt_go_on_by_themselves(policy):
+def test_samples_that_share_a_prompt_go_on_by_themselves(policy, monkeypatch):
   """Two prompts of two samples each, three of which look at something and answer again."""
+  monkeypatch.setattr(policy.sampler, "rows_multiple", 1)
   one, other = three_tasks()[:2]
   results = [episodes.crop(7), FAILED, episodes.crop(8)]
 

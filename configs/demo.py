@@ -42,24 +42,29 @@ def get_config(arg: str = "") -> ConfigDict:
   c.samples = 6
   c.temperature = 1.0
   c.vote = ConfigDict()
-  c.vote.voters = "views"  # The reference, once a view; "samples": the policy's own samples.
+  # Who votes, in any combination: "views" (the reference, once a view), "samples" (the policy's
+  # own), "memory" (what was voted on similar requests).
+  c.vote.voters = ("views", "memory")
   c.vote.rule = "entropy_weighted"
+  c.vote.verifier = "equal"  # Of algo.verifiers: which answers count as one.
   c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
   c.vote.view_temperature = 0.1  # Nats that a view tells less than the best where it weighs 1/e.
   c.vote.trust_half = 0.1  # Nats: voters whose best tells this little are half believed; 0: fully.
   c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
-  c.gate = ConfigDict({"confidence": 0.5, "margin": 0.3})
+  c.gate = ConfigDict({"confidence": 0.5, "margin": 0.3, "votes": 1})  # Ballots with an answer.
   c.memory = ConfigDict()
   c.memory.backend = "auto"
   c.memory.capacity = 100_000
   c.memory.embedding_size = 0  # 0: keys from the model; else requests bring vectors this long.
   c.memory.k = 8
-  c.memory.weight = 0.25
+  c.memory.weight = 0.25  # Of a neighbour with the same key that was fully believed.
   c.memory.bandwidth = 0.05
   c.learn = ConfigDict()
   c.learn.mesh = common.mesh()  # Of the devices behind those of `mesh`; data 0: the same one.
   c.learn.mesh.data = 0
   c.learn.requests = 12  # Experiences an update.
+  c.learn.samples = 0  # Of an experience, drawn by chance, that learn; the others vote; 0: all.
+  c.learn.reward = common.pseudo_reward()
   c.learn.contrast = 2  # Samples an experience that enter an update: of the best and the worst.
   c.learn.corrections = 1  # Of these samples, shown with the voted answer also.
   c.learn.correction_weight = 3.0  # Of their advantage: the share of samples that disagree.
@@ -96,7 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.learn.lr, c.learn.patch_scale = 1e-6, 1.0
   if arg == "text":
     c.learn.freeze, c.baseline = (), False  # It would be the same.
-    c.vote.voters, c.vote.rule = "samples", "majority"
+    c.vote.voters, c.vote.rule = ("samples", "memory"), "majority"
     # The entropy of a turn is that of its reasoning: it does not say how sure the answer is. And a
     # voted answer behind the reasoning of another teaches to contradict oneself.
     c.vote.trust_half, c.learn.corrections = 0.0, 0

@@ -181,7 +181,7 @@ def meshes(c: Any) -> tuple[Mesh, Mesh]:
 
 def passes(vote: Vote, c: Any) -> bool:
   """Whether the policy may learn from this vote."""
-  return voting.gate(vote, confidence=c.gate.confidence, margin=c.gate.margin)
+  return voting.gate(vote, **c.gate)
 
 
 def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -> None:
@@ -264,7 +264,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   }
   if c.baseline:
     plain = c.copy_and_resolve_references()
-    plain.vote.voters, plain.vote.rule, plain.memory.weight = "samples", "majority", 0.0
+    plain.vote.voters, plain.vote.rule = ("samples",), "majority"
     rival = _watched(plain, policy, learned, stream, probe, workdir / "majority", "majority")
     result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
   (workdir / "result.json").write_text(json.dumps(result, indent=2))

@@ -24,10 +24,11 @@ from jaxtyping import Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
 from pixelis_jax.algo import advantages, rewards, voting
-from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.information import Information
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.algo.policy_losses import Objective
+from pixelis_jax.algo.pseudo_rewards import PseudoReward, pseudo_rewards
+from pixelis_jax.algo.verifiers import alike
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.memory.store import Memory
@@ -37,6 +38,7 @@ from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, its weight in the KL.
+VOTERS = ("views", "samples", "memory")
 
 
 class Published:
@@ -125,19 +127,23 @@ class History:
   def vote(self, voted: Sequence[Voter], remembered: Sequence[Ballot], c: Any) -> Vote:
     """What the voters and the memory's ballots come to.
 
-    Its confidence is its share times how far the voters are to be believed: those who agree on what
-    they cannot see teach nothing. `trust_half` 0 believes all.
+    Its confidence is the rule's times how far the voters are to be believed: those who agree on
+    what they cannot see teach nothing. `trust_half` 0 believes all; so is a memory that votes
+    alone, as each of its ballots weighs what its vote was believed.
 
     Args:
       voted: the task's voters.
       remembered: ballots of similar experiences.
-      c: fields rule and trust_half, and those of `ballots`.
+      c: fields rule, verifier and trust_half, and those of `ballots`.
     """
-    vote = voting.RULES[c.rule]([*self.ballots(voted, c), *remembered], self.prior)
-    if not c.trust_half:
+    if c.rule not in voting.RULES:
+      raise ValueError(f"vote.rule {c.rule!r} must be one of {list(voting.RULES)}")
+    cast = voting.clustered([*self.ballots(voted, c), *remembered], verifier=c.verifier)
+    vote = voting.RULES[c.rule](cast, self.prior)
+    if not (c.trust_half and voted):
       return vote
     trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
-    return dataclasses.replace(vote, confidence=vote.share * trust)
+    return dataclasses.replace(vote, confidence=vote.confidence * trust)
 
   def voted(self, voted: Sequence[Voter]) -> "History":
     """After one request, as far as it concerns which answers come up."""
@@ -181,7 +187,8 @@ class Answerer:
     groups = self.sample(tasks, params, key, version)
     voters = self.voters(tasks, groups)
     if keys is None:
-      keys = sampler.embed(self.policy, tasks, [group[0][1].steps for group in voters])
+      seen = [[*(t for _, t in v), *g][0].steps for v, g in zip(voters, groups, strict=True)]
+      keys = sampler.embed(self.policy, tasks, seen)
     history = history.heard(tasks, voters)
     experiences = []
     for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
@@ -211,14 +218,17 @@ class Answerer:
   def voters(
     self, tasks: Sequence[Task], groups: Sequence[Sequence[Trajectory]]
   ) -> list[list[Voter]]:
-    """Each task's voters: a reference episode a view, or the samples in `groups`.
+    """Each task's voters: a reference episode a view, the samples in `groups`, or both.
 
-    A task that shows nothing cannot be looked at in other ways: its samples vote.
+    A task that shows nothing cannot be looked at in other ways: its samples vote. Where the memory
+    votes alone there are none.
     """
-    if self.c.vote.voters == "samples":
-      return [[(IDENTITY, t) for t in group] for group in groups]
-    if self.c.vote.voters != "views":
-      raise ValueError(f"vote.voters {self.c.vote.voters!r} must be 'views' or 'samples'")
+    named = self.c.vote.voters
+    if not named or not set(named) <= set(VOTERS):
+      raise ValueError(f"vote.voters {tuple(named)} must be some of {VOTERS}")
+    sampled = [[(IDENTITY, t) for t in group] for group in groups]
+    if "views" not in named:
+      return sampled if "samples" in named else [[] for _ in groups]
     views = [views_for(task.kind) if task.images or task.videos else () for task in tasks]
     pairs = [(task, view) for task, seen in zip(tasks, views, strict=True) for view in seen]
     generate = self.policy.sampler.bind(
@@ -226,15 +236,17 @@ class Answerer:
     )
     played = iter(self._play([task for task, _ in pairs], generate, [view for _, view in pairs]))
     looked = [[(view, next(played)) for view in seen] for seen in views]
-    return [
-      voted or [(IDENTITY, t) for t in group] for voted, group in zip(looked, groups, strict=True)
-    ]
+    if "samples" in named:
+      return [[*voted, *own] for voted, own in zip(looked, sampled, strict=True)]
+    return [voted or own for voted, own in zip(looked, sampled, strict=True)]
 
   def _remembered(self, task: Task, key: np.ndarray) -> list[Ballot]:
     """The nearest experiences of the kind vote with their similarity times their confidence."""
     c = self.c.memory
-    if not c.weight:
+    if "memory" not in self.c.vote.voters:
       return []
+    if not c.weight > 0:
+      raise ValueError(f"memory.weight {c.weight} must be positive where the memory votes")
     near = self.memory.search(key, c.k, exclude=(task.id,))
     return [
       Ballot(
@@ -260,17 +272,18 @@ class Probe:
   """The original domain, fixed at the start and unlabelled: what must not be forgotten.
 
   `rehearsed` are the reference's own episodes, held by KL in each update; `expected` are its greedy
-  answers to `canary`, which what is published has to keep giving.
+  answers to `canary`, which what is published has to keep giving, by the rule `verifier`.
   """
 
   rehearsed: tuple[Trajectory, ...]
   canary: tuple[Task, ...]
   expected: tuple[str | None, ...]
+  verifier: str
 
   def agreement(self, played: Sequence[Trajectory]) -> float:
     """The share of canary answers that mean what the reference's did."""
     same = [
-      t.answer is not None and equal(t.answer, e)
+      alike(t.answer, e, verifier=self.verifier)
       for t, e in zip(played, self.expected, strict=True)
       if e is not None
     ]
@@ -286,7 +299,10 @@ def make_probe(c: Any, policy: sampler.Policy, tasks: Sequence[Task]) -> Probe:
   played = agent.play(canary, generate=greedy, run=policy.tools.run, limits=limits)
   rehearsed = agent.play(others, generate=sampled, run=policy.tools.run, limits=limits)
   return Probe(
-    rehearsed=tuple(rehearsed), canary=tuple(canary), expected=tuple(t.answer for t in played)
+    rehearsed=tuple(rehearsed),
+    canary=tuple(canary),
+    expected=tuple(t.answer for t in played),
+    verifier=c.vote.verifier,
   )
 
 
@@ -311,6 +327,7 @@ class Learner:
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
     self.average = policy.params
     self.kl = AdaptiveKl(coef=c.kl.coef, target=c.kl.target, horizon=c.kl.horizon)
+    self.reward = PseudoReward(**o.reward)
     self.applied = self.refused = 0
     self.unpublished = 0  # Updates applied since what is served now.
     self.learned: str | None = None  # The id of the last experience read.
@@ -358,18 +375,21 @@ class Learner:
 
   def update(self, taken: Sequence[Experience]) -> dict[str, float]:
     """One step on what was sampled, towards what was voted; refused if it leaves the KL guard."""
-    c = self.c.learn
-    targets = np.array(
-      [[rewards.agreement(t, e.vote.answer) for t in e.trajectories] for e in taken], np.float32
+    c, verifier = self.c.learn, self.c.vote.verifier
+    taken = [self._drawn(experience, i) for i, experience in enumerate(taken)]
+    agreed = np.stack([self._agreed(e) for e in taken])
+    earned = np.array(
+      [pseudo_rewards(e.trajectories, e.vote, self.reward, verifier=verifier) for e in taken],
+      np.float32,
     )
     lengths = batch.sampled_tokens([e.trajectories for e in taken])
-    pushes = advantages.advantages(targets, lengths, adv_estimator=c.adv_estimator)
-    kept = advantages.keep_groups(targets)
-    measured = {"agreement": float(targets.mean()), "zero_variance": 1.0 - float(kept.mean())}
-    if targets.all():
+    pushes = advantages.advantages(earned, lengths, adv_estimator=c.adv_estimator)
+    kept = advantages.keep_groups(earned)
+    measured = {"agreement": float(agreed.mean()), "zero_variance": 1.0 - float(kept.mean())}
+    if agreed.all() and not kept.any():
       self.refused += 1  # Nothing to learn.
       return measured
-    rows = [*self._pushing(taken, targets, pushes), *self._rehearsing()]
+    rows = [*self._pushing(taken, earned, pushes), *self._rehearsing()]
     packed = sharding.put_rows(self._pack(rows), self.policy.model.mesh)
     packed = packed.replace(ref_logps=self.logps(self.policy.params, packed.inputs))
     proposed, update = self.step(self.state, packed, jnp.float32(self.kl.coef))
@@ -418,25 +438,44 @@ class Learner:
     self.published.publish(version, self.average)
     return {"canary": score, "policy_version": float(version)}
 
+  def _drawn(self, experience: Experience, i: int) -> Experience:
+    """The `i`-th of an update, with as many of its samples as learn, drawn by chance.
+
+    More may vote than learn: TTRL has 64 votes and trains on 32. It keeps the first ones.
+    """
+    n, samples = self.c.learn.samples, experience.trajectories
+    if not 0 < n < len(samples):
+      return experience
+    rng = np.random.default_rng((self.c.seed, self.updates, 1 + i))
+    kept = sorted(rng.choice(len(samples), size=n, replace=False).tolist())
+    return dataclasses.replace(experience, trajectories=tuple(samples[k] for k in kept))
+
+  def _agreed(self, experience: Experience) -> Float32[np.ndarray, " G"]:
+    """How right each sample's answer is if the voted one is."""
+    target, verifier = experience.vote.answer, self.c.vote.verifier
+    right = [rewards.agreement(t, target, verifier=verifier) for t in experience.trajectories]
+    return np.array(right, np.float32)
+
   def _pushing(
     self,
     taken: Sequence[Experience],
-    targets: Float32[np.ndarray, "Q G"],
+    earned: Float32[np.ndarray, "Q G"],
     pushes: Float32[np.ndarray, "Q G"],
   ) -> list[Weighted]:
     """What these experiences teach: their most telling samples, and corrections of these."""
     c, rows = self.c.learn, []
     for experience in taken:
       self.taught = self.taught.update({experience.vote.answer: 1.0})
-    for experience, target_G, push_G in zip(taken, targets, pushes, strict=True):
+    for experience, earned_G, push_G in zip(taken, earned, pushes, strict=True):
       # What is asked most must not teach most: a skewed stream would make a skewed policy.
       weight = self.taught.balance(experience.vote.answer)
-      chosen = advantages.contrast(target_G, c.contrast)
+      chosen = advantages.contrast(earned_G, c.contrast)
       samples = [experience.trajectories[i] for i in chosen]
       # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
       for i, sample in zip(chosen, samples, strict=True):
         rows.append((batch.trajectory_row(sample), weight * float(push_G[i]), 1.0))
-      push = weight * c.correction_weight * (1.0 - float(target_G.mean()))
+      wrong = 1.0 - float(self._agreed(experience).mean())
+      push = weight * c.correction_weight * wrong * self.reward.trusts(experience.vote)
       rows += [(row, push, 0.0) for row in self._corrections(samples, experience.vote)]
     return rows
 

@@ -88,6 +88,47 @@ def test_samples_vote_where_there_is_nothing_to_look_at(answerer, config):
   assert [b.answer for b in read.vote.ballots] == [t.answer for t in read.trajectories]
 
 
+def voting_by(answerer, **changes):
+  """The same answerer under another `vote` config."""
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.vote.update(changes)
+  return dataclasses.replace(answerer, c=c.lock())
+
+
+@pytest.mark.parametrize(
+  ("voters", "heard"),
+  [
+    (("samples",), ["samples"]),
+    (("views", "samples"), ["views", "samples"]),
+    (("memory",), ["memory"]),
+    (("samples", "memory"), ["samples", "memory"]),
+  ],
+)
+def test_votes_are_of_views_samples_and_memory_as_asked(answerer, config, policy, voters, heard):
+  task = unlabelled("a")
+  (first,), _ = answerer([task], jax.random.key(0), START)
+  answerer.memory.add(dataclasses.replace(experience(policy, task, {0}, id="twin"), key=first.key))
+  (got,), _ = voting_by(answerer, voters=voters)([task], jax.random.key(0), START)
+  cast = {"views": [v.name for v in VIEWS], "samples": ["identity"] * config.samples}
+  cast["memory"] = ["memory"]
+  assert [b.view for b in got.vote.ballots] == [name for part in heard for name in cast[part]]
+  if voters == ("memory",):  # It was believed 0.9, and there is nobody else to be believed.
+    assert (got.vote.answer, got.vote.confidence) == ("1", 1.0)
+
+
+def test_wrong_voters_and_rules_are_named(answerer):
+  tasks = [unlabelled("a")]
+  for voters in ((), ("views", "neighbours")):
+    with pytest.raises(ValueError, match="vote.voters .* must be some of"):
+      voting_by(answerer, voters=voters)(tasks, jax.random.key(0), START)
+  with pytest.raises(ValueError, match="vote.rule 'plurality' must be one of"):
+    voting_by(answerer, rule="plurality")(tasks, jax.random.key(0), START)
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.memory.weight = 0.0
+  with pytest.raises(ValueError, match="memory.weight 0.0 must be positive"):
+    dataclasses.replace(answerer, c=c)._remembered(tasks[0], np.zeros(1))
+
+
 def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy):
   """Published weights that never stop writing change the samples, and no ballot."""
   tasks = [unlabelled("a")]
@@ -258,6 +299,49 @@ def test_an_experience_teaches_its_most_telling_samples(policy, learner):
   for (row, _, held), sample in zip(rows, (e.trajectories[2], e.trajectories[3]), strict=True):
     assert held == 1.0
     np.testing.assert_array_equal(row.tokens, ttrl.batch.trajectory_row(sample).tokens)
+
+
+def test_more_vote_than_learn_and_chance_decides_who(policy, learner):
+  learn = learner(learn__samples=2)
+  e = experience(policy, unlabelled("a"), {0})
+  drawn = [[e.trajectories.index(t) for t in learn._drawn(e, i).trajectories] for i in range(20)]
+  assert all(len(set(kept)) == 2 and kept == sorted(kept) for kept in drawn)
+  assert {i for kept in drawn for i in kept} == {0, 1, 2, 3}  # Not the first two.
+  assert drawn == [
+    [e.trajectories.index(t) for t in learn._drawn(e, i).trajectories] for i in range(20)
+  ]
+  assert learner(learn__samples=0)._drawn(e, 0) is learner(learn__samples=9)._drawn(e, 0) is e
+
+
+def test_samples_earn_by_the_rule_and_are_chosen_by_it(policy, learner, monkeypatch):
+  """Votes of 2/3 for "1" and 1/3 for "2": soft frequencies pay both, agreement only one."""
+  e = experience(policy, unlabelled("a"), {0})
+  e = dataclasses.replace(e, vote=dataclasses.replace(e.vote, counts={"1": 2 / 3, "2": 1 / 3}))
+  learn = learner(learn__reward__rule="soft")
+  seen = []
+
+  def pushing(taken, earned, pushes):
+    seen.append((earned, pushes))
+    raise StopAsyncIteration  # Before anything is computed.
+
+  monkeypatch.setattr(learn, "_pushing", pushing)
+  with pytest.raises(StopAsyncIteration):
+    learn.update([e])
+  earned, pushes = seen[0]
+  # The same entropy is taken from all: 1/3 lies between the two. Dr. GRPO: less the mean.
+  np.testing.assert_allclose(earned[0, 0] - earned[0, 1:], 1 / 3, rtol=1e-6)
+  np.testing.assert_allclose(pushes[0], [1 / 4, -1 / 12, -1 / 12, -1 / 12], rtol=1e-5)
+
+
+def test_what_scrl_does_not_trust_is_shown_to_nobody(policy, learner, monkeypatch):
+  """It learns from negatives where no answer leads: the winner must not be taught by the way."""
+  learn = learner(learn__reward__rule="scrl", learn__contrast=1)
+  shown = lambda samples, vote: [ttrl.batch.trajectory_row(samples[0])]
+  monkeypatch.setattr(learn, "_corrections", shown)
+  e = experience(policy, unlabelled("a"), {0})
+  weak = dataclasses.replace(e, vote=dataclasses.replace(e.vote, share=0.3))
+  (_, (_, taught, _), *_), (_, (_, untaught, _)) = pushing(learn, e), pushing(learn, weak)
+  assert taught > 0.0 and untaught == 0.0
 
 
 def test_an_answer_voted_often_pushes_less_each_time(policy, learner):

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,23 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float32, PRNGKeyArray
+from jaxtyping import Bool, Float32, PRNGKeyArray
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
-from pixelis_jax.algo import advantages, rewards, voting
-from pixelis_jax.algo.information import Information
+from pixelis_jax.algo import advantages, pace, rewards, voting
+from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.algo.pseudo_rewards import PseudoReward, pseudo_rewards
 from pixelis_jax.algo.verifiers import alike
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
+from pixelis_jax.history import History, Voter
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
-from pixelis_jax.tools.views import IDENTITY, View, views_for
-from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
+from pixelis_jax.tools.views import IDENTITY, views_for
+from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote, content_key
 
-Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, its weight in the KL.
 VOTERS = ("views", "samples", "memory")
 
@@ -91,75 +91,6 @@ class Inbox:
       return taken or None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class History:
-  """What the requests so far say, without labels: which answers come up, whose answers tell."""
-
-  prior: voting.AnswerPrior
-  views: Information
-
-  @classmethod
-  def start(cls, c: Any) -> "History":
-    """Before any request."""
-    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
-
-  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]]) -> "History":
-    """After these requests, as far as it concerns what each view tells."""
-    views = self.views
-    for task, voted in zip(tasks, voters, strict=True):
-      views = views.update(task.kind, [(v.name, t.answer, entropy(t)) for v, t in voted])
-    return dataclasses.replace(self, views=views)
-
-  def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
-    """One task's voters, weighed by how sure each is here and by how much its view tells anywhere.
-
-    Args:
-      voted: the task's voters.
-      c: fields view_temperature and entropy_temperature, in nats.
-    """
-    tells = self.views.weights([view.name for view, _ in voted], temperature=c.view_temperature)
-    sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
-    return [
-      Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name)
-      for view, t in voted
-    ]
-
-  def vote(self, voted: Sequence[Voter], remembered: Sequence[Ballot], c: Any) -> Vote:
-    """What the voters and the memory's ballots come to.
-
-    Its confidence is the rule's times how far the voters are to be believed: those who agree on
-    what they cannot see teach nothing. `trust_half` 0 believes all; so is a memory that votes
-    alone, as each of its ballots weighs what its vote was believed.
-
-    Args:
-      voted: the task's voters.
-      remembered: ballots of similar experiences.
-      c: fields rule, verifier and trust_half, and those of `ballots`.
-    """
-    if c.rule not in voting.RULES:
-      raise ValueError(f"vote.rule {c.rule!r} must be one of {list(voting.RULES)}")
-    cast = voting.clustered([*self.ballots(voted, c), *remembered], verifier=c.verifier)
-    vote = voting.RULES[c.rule](cast, self.prior)
-    if not (c.trust_half and voted):
-      return vote
-    trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
-    return dataclasses.replace(vote, confidence=vote.confidence * trust)
-
-  def voted(self, voted: Sequence[Voter]) -> "History":
-    """After one request, as far as it concerns which answers come up."""
-    ballots = [Ballot(answer=t.answer, weight=1.0, view=view.name) for view, t in voted]
-    return dataclasses.replace(self, prior=self.prior.update(voting.majority(ballots).counts))
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain values that `from_dict` takes back; JSON can hold them."""
-    return {"prior": self.prior.to_dict(), "views": self.views.to_dict()}
-
-  @classmethod
-  def from_dict(cls, values: dict[str, Any]) -> "History":
-    prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
-    return cls(prior=prior, views=views)
-
-
 @dataclasses.dataclass(frozen=True)
 class Answerer:
   """The serving path. `reference` casts the votes; it never learns, so no vote can chase itself."""
@@ -168,6 +99,7 @@ class Answerer:
   policy: sampler.Policy  # Its parameters are the reference.
   published: Published
   memory: Memory
+  calibration: Calibration | None = None  # From how far votes are believed to how often they hold.
 
   def __call__(
     self,
@@ -193,6 +125,7 @@ class Answerer:
     experiences = []
     for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
       vote = history.vote(voted, self._remembered(task, vector), self.c.vote)
+      vote = self._guarded(self._calibrated(vote), task, vector)
       history = history.voted(voted)
       experiences.append(
         Experience(
@@ -240,6 +173,23 @@ class Answerer:
       return [[*voted, *own] for voted, own in zip(looked, sampled, strict=True)]
     return [voted or own for voted, own in zip(looked, sampled, strict=True)]
 
+  def _calibrated(self, vote: Vote) -> Vote:
+    if self.calibration is None:
+      return vote
+    raw = vote.confidence
+    return dataclasses.replace(vote, confidence=self.calibration(raw), uncalibrated=raw)
+
+  def _guarded(self, vote: Vote, task: Task, key: np.ndarray) -> Vote:
+    """Less believed where earlier visits to this question, or one as near, had other answers."""
+    c = self.c.guard
+    if not c.weight:
+      return vote
+    near = self.memory.search(key, c.visits, exclude=(task.id,))
+    alike = [n for n in near if n.similarity >= c.similarity and n.kind == task.kind]
+    voted = {n.id: n.answer for n in alike if n.answer is not None}
+    before = [voted[id] for id in self.memory.in_order(voted)]
+    return voting.guarded(vote, before, weight=c.weight, verifier=self.c.vote.verifier)
+
   def _remembered(self, task: Task, key: np.ndarray) -> list[Ballot]:
     """The nearest experiences of the kind vote with their similarity times their confidence."""
     c = self.c.memory
@@ -260,11 +210,6 @@ class Answerer:
       for n in near
       if n.kind == task.kind and n.answer is not None
     ]
-
-
-def entropy(trajectory: Trajectory) -> float:
-  """How unsure the answer is: nats over the last turn."""
-  return float(trajectory.steps[-1].completion.entropies.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +271,10 @@ class Learner:
     self.logps = learner.make_logps(model)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
     self.average = policy.params
-    self.kl = AdaptiveKl(coef=c.kl.coef, target=c.kl.target, horizon=c.kl.horizon)
+    held = {"target": c.kl.target, "tolerance": c.kl.tolerance, "horizon": c.kl.horizon}
+    self.kl = AdaptiveKl(coef=c.kl.coef, **held)
+    self.throttle = pace.Throttle(o.per_minute)
+    self.lessons: Counter[str] = Counter()  # By question; only where their number has a limit.
     self.reward = PseudoReward(**o.reward)
     self.applied = self.refused = 0
     self.unpublished = 0  # Updates applied since what is served now.
@@ -341,6 +289,7 @@ class Learner:
       self.applied, self.refused = extra["applied"], extra["refused"]
       self.learned = extra["learned"]
       self.taught = voting.AnswerPrior(**extra["taught"])
+      self.lessons = Counter(extra["lessons"])
       published.publish(self.updates, self.average)
     self.stable = (self.state, self.average)  # What is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates)
@@ -357,6 +306,7 @@ class Learner:
   def run(self, inbox: Inbox) -> None:
     """Learns until the inbox is closed and empty."""
     while (taken := inbox.take(self.c.learn.requests)) is not None:
+      self.throttle.start()
       started = time.monotonic()
       measured = self.update(taken)
       self.learned = taken[-1].id
@@ -386,13 +336,19 @@ class Learner:
     pushes = advantages.advantages(earned, lengths, adv_estimator=c.adv_estimator)
     kept = advantages.keep_groups(earned)
     measured = {"agreement": float(agreed.mean()), "zero_variance": 1.0 - float(kept.mean())}
-    if agreed.all() and not kept.any():
+    fresh = self._fresh(taken)
+    if (agreed.all() and not kept.any()) or not fresh.any():
       self.refused += 1  # Nothing to learn.
       return measured
-    rows = [*self._pushing(taken, earned, pushes), *self._rehearsing()]
+    rows = [*self._pushing(taken, earned, pushes, fresh), *self._rehearsing()]
     packed = sharding.put_rows(self._pack(rows), self.policy.model.mesh)
     packed = packed.replace(ref_logps=self.logps(self.policy.params, packed.inputs))
     proposed, update = self.step(self.state, packed, jnp.float32(self.kl.coef))
+    sure = [experience.vote.confidence for experience in taken]
+    share = pace.rate_share(sure, rule=c.lr_rule, lr=c.lr, lr_min=c.lr_min)
+    if share < 1.0:  # AdamW's step is linear in its rate: a part of the rate is a part of the way.
+      nearer = _average(self.state.params, proposed.params, 1.0 - share)
+      proposed = proposed.replace(params=nearer)
     after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), packed))
     before = float(update["kl"])
     self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
@@ -431,6 +387,7 @@ class Learner:
       "refused": self.refused,
       "learned": self.learned,
       "taught": self.taught.to_dict(),
+      "lessons": dict(self.lessons),
     }
     version = self.updates
     self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
@@ -450,6 +407,16 @@ class Learner:
     kept = sorted(rng.choice(len(samples), size=n, replace=False).tolist())
     return dataclasses.replace(experience, trajectories=tuple(samples[k] for k in kept))
 
+  def _fresh(self, taken: Sequence[Experience]) -> Bool[np.ndarray, " Q"]:
+    """Which of these questions have taught less often than `learn.per_question`; 0 is no limit."""
+    most = self.c.learn.per_question
+    fresh = np.ones(len(taken), bool)
+    for i, experience in enumerate(taken if most else ()):
+      question = asked(experience)
+      fresh[i] = self.lessons[question] < most
+      self.lessons[question] += int(fresh[i])
+    return fresh
+
   def _agreed(self, experience: Experience) -> Float32[np.ndarray, " G"]:
     """How right each sample's answer is if the voted one is."""
     target, verifier = experience.vote.answer, self.c.vote.verifier
@@ -461,14 +428,18 @@ class Learner:
     taken: Sequence[Experience],
     earned: Float32[np.ndarray, "Q G"],
     pushes: Float32[np.ndarray, "Q G"],
+    fresh: Bool[np.ndarray, " Q"],
   ) -> list[Weighted]:
-    """What these experiences teach: their most telling samples, and corrections of these."""
+    """What these experiences teach: their most telling samples, and corrections of these.
+
+    Those that are not `fresh` push nowhere; they stay in because an update has one shape.
+    """
     c, rows = self.c.learn, []
     for experience in taken:
       self.taught = self.taught.update({experience.vote.answer: 1.0})
-    for experience, earned_G, push_G in zip(taken, earned, pushes, strict=True):
+    for experience, earned_G, push_G, may in zip(taken, earned, pushes, fresh, strict=True):
       # What is asked most must not teach most: a skewed stream would make a skewed policy.
-      weight = self.taught.balance(experience.vote.answer)
+      weight = self.taught.balance(experience.vote.answer) * bool(may)
       chosen = advantages.contrast(earned_G, c.contrast)
       samples = [experience.trajectories[i] for i in chosen]
       # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
@@ -533,6 +504,13 @@ class Learner:
       blocks=self.policy.model.blocks,
       kl_weights=np.array(held, np.float32),
     )
+
+
+def asked(experience: Experience) -> str:
+  """One name for all visits to a question: of its words and of what they were shown with."""
+  first = experience.trajectories[0]
+  shown = [patches.key for patches in first.steps[0].completion.context.images]
+  return content_key(first.task.question, *shown)
 
 
 _average = jax.jit(learner.ema)

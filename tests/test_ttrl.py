@@ -10,6 +10,8 @@ import pytest
 
 from configs import demo
 from pixelis_jax import sampler, sharding, ttrl
+from pixelis_jax.algo.calibration import Calibration
+from pixelis_jax.algo.pace import Throttle
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Box, Experience, Status, Step, Trajectory, Vote
@@ -116,13 +118,11 @@ def test_votes_are_of_views_samples_and_memory_as_asked(answerer, config, policy
     assert (got.vote.answer, got.vote.confidence) == ("1", 1.0)
 
 
-def test_wrong_voters_and_rules_are_named(answerer):
+def test_wrong_voters_are_named(answerer):
   tasks = [unlabelled("a")]
   for voters in ((), ("views", "neighbours")):
     with pytest.raises(ValueError, match="vote.voters .* must be some of"):
       voting_by(answerer, voters=voters)(tasks, jax.random.key(0), START)
-  with pytest.raises(ValueError, match="vote.rule 'plurality' must be one of"):
-    voting_by(answerer, rule="plurality")(tasks, jax.random.key(0), START)
   c = answerer.c.copy_and_resolve_references().unlock()
   c.memory.weight = 0.0
   with pytest.raises(ValueError, match="memory.weight 0.0 must be positive"):
@@ -191,6 +191,47 @@ def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, co
   np.testing.assert_allclose(ballots[0].weight, config.memory.weight * 0.5, rtol=1e-5)
   answerer.memory.add(dataclasses.replace(twin, id="a"))
   assert [b.source for b in answerer._remembered(task, first[0].key)] == ["twin"]  # Not itself.
+
+
+def test_a_calibrated_vote_says_how_often_such_votes_hold(answerer):
+  (raw,), _ = voting_by(answerer, trust_half=0.0)([unlabelled("a")], jax.random.key(0), START)
+  half = Calibration(confidence=(0.0, 1.0), right=(0.25, 0.75))
+  calibrated = dataclasses.replace(voting_by(answerer, trust_half=0.0), calibration=half)
+  (got,), _ = calibrated([unlabelled("a")], jax.random.key(0), START)
+  assert raw.vote.uncalibrated is None and got.vote.uncalibrated == raw.vote.confidence
+  assert got.vote.confidence == pytest.approx(0.25 + raw.vote.confidence / 2)
+  assert (got.vote.share, got.vote.answer) == (raw.vote.share, raw.vote.answer)
+
+
+def test_only_visits_to_the_same_question_can_flip_it(answerer, policy):
+  """Stored 2, 1, 2 in that order; another question, kind or an unanswered visit is no visit."""
+  task = unlabelled("a")
+  e = experience(policy, task, {0})
+  answered = lambda id, answer, e=e: dataclasses.replace(
+    e, id=id, vote=dataclasses.replace(e.vote, answer=answer)
+  )
+  far = np.roll(e.key, 1)
+  near = 0.9 * e.key + np.float32(np.sqrt(1 - 0.9**2)) * far
+  other = experience(policy, dataclasses.replace(task, kind="other"), {0})
+  for visit in (
+    answered("z", "2"),
+    dataclasses.replace(answered("near", "3"), key=near),
+    answered("y", "1"),
+    answered("other", "4", other),
+    answered("none", None),
+    answered("x", "2"),
+  ):
+    answerer.memory.add(visit)
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.guard.weight = 1.0
+  guarding = dataclasses.replace(answerer, c=c)
+  vote = dataclasses.replace(e.vote, answer="2")
+  # 2, 1, 2, 2: two changes of three. By names, or nearest first, it would be another order.
+  assert guarding._guarded(vote, task, e.key).confidence == pytest.approx(0.9 / 3)
+  assert guarding._guarded(vote, dataclasses.replace(task, id="x"), e.key).confidence == (
+    pytest.approx(0.9 * (1 - 2 / 2))  # Not itself: 2, 1, 2.
+  )
+  assert answerer._guarded(vote, task, e.key) == vote  # Off.
 
 
 @pytest.fixture
@@ -285,7 +326,8 @@ def pushing(learn, *experiences):
   """(row, advantage, KL weight) of the experiences, one group a row of rewards."""
   targets = np.array([[float(t.answer == "1") for t in e.trajectories] for e in experiences])
   targets = targets.astype(np.float32)
-  return learn._pushing(experiences, targets, targets - targets.mean(1, keepdims=True))
+  pushes = targets - targets.mean(1, keepdims=True)
+  return learn._pushing(experiences, targets, pushes, learn._fresh(experiences))
 
 
 def test_an_experience_teaches_its_most_telling_samples(policy, learner):
@@ -320,7 +362,7 @@ def test_samples_earn_by_the_rule_and_are_chosen_by_it(policy, learner, monkeypa
   learn = learner(learn__reward__rule="soft")
   seen = []
 
-  def pushing(taken, earned, pushes):
+  def pushing(taken, earned, pushes, fresh):
     seen.append((earned, pushes))
     raise StopAsyncIteration  # Before anything is computed.
 
@@ -391,6 +433,49 @@ def test_only_what_is_not_frozen_learns(policy, learner):
   assert max_difference(learn.state.params["visual"], policy.params["visual"]) > 0.0
 
 
+def test_a_question_teaches_so_often_and_no_more(policy, learner):
+  """The limit is of a question, whatever its id; another picture is another question."""
+  learn = learner(learn__per_question=2, learn__contrast=1)
+  twice = [experience(policy, unlabelled("a"), {0}), experience(policy, unlabelled("b"), {0})]
+  other = experience(policy, unlabelled("c", seed=1), {0})
+  assert ttrl.asked(twice[0]) == ttrl.asked(twice[1]) != ttrl.asked(other)
+  pushes = [push for _, push, _ in pushing(learn, *twice, twice[0], other)]
+  assert [push > 0 for push in pushes] == [True, True, False, True]
+  measured = learn.update(twice)  # Neither may teach again: nothing is computed.
+  assert (learn.applied, learn.refused) == (0, 1) and "kl" not in measured
+  assert list(learner()._fresh([*twice, *twice])) == [True] * 4
+
+
+def test_sure_votes_move_the_policy_less(policy, learner):
+  """Adam's step is linear in its rate: with confidence 0.9 a tenth of the way, from one state."""
+  learn, moved = learner(), []
+  state, kl = learn.state, learn.kl
+  for learn.c.learn.lr_rule in ("fixed", "confidence"):
+    learn.state, learn.kl = state, kl
+    learn.update([experience(policy, unlabelled("a"), {0})])
+    moved.append(max_difference(learn.state.params, policy.params))
+  # float32 of parameters near 1 rounds at 6e-8; the first step's rate is 1e-4 / 8.
+  assert moved[1] == pytest.approx(0.1 * moved[0], abs=1.3e-7)
+
+
+def test_updates_wait_their_turn(policy, learner):
+  learn, now, slept = learner(), [0.0], []
+
+  def sleep(seconds):
+    slept.append(seconds)
+    now[0] += seconds
+
+  learn.throttle = Throttle(1, clock=lambda: now[0], sleep=sleep)
+  inbox = ttrl.Inbox()
+  for i in range(6):  # Three updates of two, all of which agree: nothing is computed.
+    inbox.put(experience(policy, unlabelled("a"), {0, 1, 2, 3}, id=str(i)))
+  inbox.close()
+  learn.c.learn.publish_every = 100
+  learn.publish = lambda: {}
+  learn.run(inbox)
+  assert slept == [60.0, 60.0] and learn.refused == 3
+
+
 def test_a_group_that_agrees_teaches_nothing(policy, learner):
   learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0, 1, 2, 3})])
@@ -422,13 +507,13 @@ def test_the_canary_rolls_back_what_hurts(policy, probe, learner):
 def test_a_restarted_learner_serves_what_was_last_published(policy, learner):
   learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0})])
-  learn.learned = "a"
+  learn.learned, learn.lessons["q"] = "a", 3
   learn.publish()
   learn.update([experience(policy, unlabelled("b", seed=1), {0}, id="b")])  # Never published.
   learn.checkpoints.close()
   again = learner()
   version, served = again.published.latest()
-  assert (version, again.learned, again.applied) == (1, "a", 1)
+  assert (version, again.learned, again.applied, again.lessons) == (1, "a", 1, {"q": 3})
   assert max_difference(served, learn.published.latest()[1]) == 0.0
   assert max_difference(again.state.params, learn.stable[0].params) == 0.0
 

@@ -12,6 +12,7 @@ Memory neighbours are ballots too: `source` is the experience's id, `weight` com
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -182,6 +183,28 @@ def gate(vote: Vote, *, confidence: float, margin: float, votes: int = 1) -> boo
   sure = vote.confidence >= confidence and vote.margin >= margin
   heard = sum(map(len, answers.cluster([ballot.answer for ballot in vote.ballots]).values()))
   return vote.answer is not None and vote.margin > 0 and sure and heard >= votes
+
+
+def guarded(vote: Vote, before: Sequence[str], *, weight: float, verifier: str) -> Vote:
+  """The vote, believed less where a question's answer flips from visit to visit.
+
+  What flips is not known, and learning from each visit would only undo the last one's lesson:
+  TTRL-Guard (https://arxiv.org/abs/2605.19444), which halves such rewards.
+
+  Args:
+    vote: of this visit.
+    before: what was voted at earlier visits to this question or one like it, oldest first.
+    weight: in [0, 1]: with 1 an answer that changed at each visit is not believed at all.
+    verifier: by which two answers are one.
+  """
+  if not 0 <= weight <= 1:
+    raise ValueError(f"guard.weight {weight} must lie in [0, 1]")
+  if vote.answer is None or not before:
+    return vote
+  visits = itertools.pairwise([*before, vote.answer])
+  flips = sum(not verifiers.alike(a, b, verifier=verifier) for a, b in visits)
+  kept = 1.0 - weight * flips / len(before)
+  return dataclasses.replace(vote, confidence=vote.confidence * kept)
 
 
 def entropy_weight(entropy: float, *, temperature: float) -> float:

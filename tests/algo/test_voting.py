@@ -315,3 +315,31 @@ def test_ballots_without_a_cluster_are_for_nobody():
   vote = voting.entropy_weighted(voting.clustered(table, verifier="iou_50"))
   # 9/10 of the area is shared; words are no box: 2 of 5.
   assert (vote.answer, vote.share) == ("0, 0, 10, 10", 0.4)
+
+
+@pytest.mark.parametrize(
+  ("before", "weight", "kept"),
+  [
+    ((), 1.0, 1.0),  # The first visit.
+    (("1",), 1.0, 1.0),
+    (("2",), 1.0, 0.0),  # It changed at the only visit before.
+    (("2",), 0.5, 0.5),
+    (("2", "1", "2"), 1.0, 0.0),
+    (("2", "2", "1.0"), 1.0, 2 / 3),  # 2, 2, 1, 1: one change of three.
+  ],
+)
+def test_what_flips_from_visit_to_visit_is_believed_less(before, weight, kept):
+  vote = voting.majority(heads(**{"1": 3, "2": 1}))
+  guarded = voting.guarded(vote, before, weight=weight, verifier="equal")
+  assert guarded.confidence == pytest.approx(0.75 * kept)
+  assert (guarded.answer, guarded.share, guarded.margin) == ("1", 0.75, 0.5)
+
+
+def test_the_guard_knows_what_counts_as_a_change():
+  vote = voting.majority(heads(**{"100": 2}))
+  assert voting.guarded(vote, ["103"], weight=1.0, verifier="relaxed").confidence == 1.0
+  assert voting.guarded(vote, ["103"], weight=1.0, verifier="equal").confidence == 0.0
+  nobody = voting.majority([])
+  assert voting.guarded(nobody, ["1"], weight=1.0, verifier="equal") == nobody
+  with pytest.raises(ValueError, match="guard.weight 2.0"):
+    voting.guarded(vote, ["1"], weight=2.0, verifier="equal")

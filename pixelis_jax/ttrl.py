@@ -185,8 +185,8 @@ class Answerer:
     if not c.weight:
       return vote
     near = self.memory.search(key, c.visits, exclude=(task.id,))
-    alike = [n for n in near if n.similarity >= c.similarity and n.kind == task.kind]
-    voted = {n.id: n.answer for n in alike if n.answer is not None}
+    same = [n for n in near if n.similarity >= c.similarity and n.kind == task.kind]
+    voted = {n.id: n.answer for n in same if n.answer is not None}
     before = [voted[id] for id in self.memory.in_order(voted)]
     return voting.guarded(vote, before, weight=c.weight, verifier=self.c.vote.verifier)
 

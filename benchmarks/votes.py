@@ -3,14 +3,19 @@
     python benchmarks/votes.py --streams dim blur rotate dim-skewed --n 384 --out runs/votes
 
 The unlearned policy of configs/demo.py answers each stream's requests once a view (greedy) and
-`samples` times (at its temperature). Labels are read by this script only. The memory, empty at
-first in the demo too, does not vote here. Prints a table with 95% Wilson intervals; the same
-rows go to OUT/votes.json with the command, commit and device.
+`samples` times (at its temperature); every rule is then a function over these same ballots. Labels
+are read by this script only. The memory, empty at first in the demo too, does not vote here.
+Three tables: votes that are right, in percent with 95% Wilson intervals; the expected calibration
+error of their confidence; and of a question's right and wrong samples, paired, how often the right
+one earns more by a pseudo-reward (half of the ties): 50 is chance. The same rows go to
+OUT/votes.json with the command, commit and device.
 """
 
 import argparse
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,76 +24,128 @@ from record import record  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, sampler, ttrl
-from pixelis_jax.algo import voting
+from pixelis_jax.algo import pseudo_rewards, voting
 from pixelis_jax.algo.answers import equal
+from pixelis_jax.algo.calibration import ece
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.metrics import interval
 from pixelis_jax.online import passes
-from pixelis_jax.types import Ballot, Task
+from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 GATED = "informed views, gated"
+TAUGHT = ("majority of samples (TTRL)", "informed views")  # Votes that samples are paid by.
 
 
-def answers(c: Any, answer: ttrl.Answerer, tasks: list[Task]) -> dict[str, list[str | None]]:
-  """Each rule's and each view's answer to each request; None where there is none, or refused."""
-  history = ttrl.History.start(c.vote)
+def votes(c: Any, group: Sequence[Trajectory], views, history: ttrl.History) -> dict[str, Vote]:
+  """Each rule's vote on one request."""
   blind = c.vote.copy_and_resolve_references().unlock()
   blind.view_temperature = math.inf
-  found: dict[str, list[str | None]] = {}
+  own = [Ballot(answer=t.answer, weight=1.0, view="identity") for t in group]
+  plain, weighed = history.ballots(views, blind), history.ballots(views, c.vote)
+  return {
+    "majority of samples (TTRL)": voting.majority(own),
+    "majority of views": voting.majority(plain),
+    "views divided by answer frequency": voting.prior_divided(plain, history.prior),
+    "views weighed by entropy": voting.entropy_weighted(plain),
+    "informed views": history.vote(views, (), c.vote),
+    "informed views, weighted": voting.weighted(weighed),
+    "informed views, confidence": voting.confident(weighed),
+    "informed views, ensemble": voting.ensemble(weighed),
+  }
+
+
+def played(c: Any, answer: ttrl.Answerer, tasks: Sequence[Task]):
+  """(task, samples, votes by rule, answers by view) of each request, in the stream's order."""
+  history = ttrl.History.start(c.vote)
   for at in range(0, len(tasks), c.arrivals):
-    arrived = [drop_labels(task) for task in tasks[at : at + c.arrivals]]
+    asked = tasks[at : at + c.arrivals]
+    arrived = [drop_labels(task) for task in asked]
     samples = answer.sample(arrived, answer.policy.params, jax.random.key(at), 0)
     voted = answer.voters(arrived, samples)
     history = history.heard(arrived, voted)
-    for group, views in zip(samples, voted, strict=True):
-      own = [Ballot(answer=t.answer, weight=1.0, view="identity") for t in group]
-      plain, informed = history.ballots(views, blind), history.vote(views, (), c.vote)
-      for name, vote in {
-        "majority of samples (TTRL)": voting.majority(own),
-        "majority of views": voting.majority(plain),
-        "views divided by answer frequency": voting.prior_divided(plain, history.prior),
-        "views weighed by entropy": voting.entropy_weighted(plain),
-        "informed views": informed,
-        GATED: informed if passes(informed, c) else None,
-      }.items():
-        found.setdefault(name, []).append(None if vote is None else vote.answer)
-      for view, trajectory in views:
-        found.setdefault(view.name, []).append(trajectory.answer)
+    for task, group, views in zip(asked, samples, voted, strict=True):
+      yield task, group, votes(c, group, views, history), {v.name: t.answer for v, t in views}
       history = history.voted(views)
-  return found
 
 
 def rows(stream: str, n: int) -> list[dict]:
-  """One row a rule and a view: how often it is right, of those that passed where it is gated."""
+  """One row a rule, a view and a pseudo-reward; of the votes that passed where they are gated."""
   c = demo.get_config(stream).copy_and_resolve_references().unlock()
   c.stream.n = n
   policy = sampler.load_policy(c.model)
-  tasks = evaluate.scenes(c.stream)
   answer = ttrl.Answerer(c, policy, ttrl.Published(0, policy.params), None)
-  made = []
-  for name, said in answers(c, answer, tasks).items():
-    pairs = [(a, t.answer) for a, t in zip(said, tasks, strict=True)]
-    heard = [(a, truth) for a, truth in pairs if name != GATED or a is not None]
-    right = sum(a is not None and equal(a, truth) for a, truth in heard)
-    low, high = interval(right, max(len(heard), 1))
-    made.append(
-      {"stream": stream, "voter": name, "n": len(heard), "of": n}
-      | {"right": right / max(len(heard), 1), "low": low, "high": high}
-    )
-  return made
+  outcomes: dict[str, list[tuple[bool, float | None]]] = {}
+  leads: dict[str, list[float]] = {}
+  for task, group, cast, seen in played(c, answer, evaluate.scenes(c.stream)):
+    right = lambda said, task=task: said is not None and equal(said, task.answer)
+    for name, vote in cast.items():
+      outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
+    gated = outcomes.setdefault(GATED, [])
+    if passes(cast["informed views"], c):
+      gated.append(outcomes["informed views"][-1])
+    for name, said in seen.items():
+      outcomes.setdefault(name, []).append((right(said), None))
+    truth = [right(t.answer) for t in group]
+    for by, rule in itertools.product(TAUGHT, pseudo_rewards.RULES):
+      if cast[by].answer is not None:
+        reward = pseudo_rewards.PseudoReward(rule=rule)
+        earned = pseudo_rewards.pseudo_rewards(group, cast[by], reward)
+        leads.setdefault(f"{rule}, {by}", []).extend(pairs(earned, truth))
+  made = [vote_row(stream, name, found, n) for name, found in outcomes.items()]
+  return made + [
+    {"stream": stream, "reward": name, "pairs": len(found), "ranked": sum(found) / len(found)}
+    for name, found in leads.items()
+    if found
+  ]
 
 
-def table(rows: list[dict]) -> str:
-  """Markdown: a row a voter, a column a stream; percent right."""
-  streams = list(dict.fromkeys(row["stream"] for row in rows))
-  lines = [f"| voter | {' | '.join(streams)} |", "|---" * (len(streams) + 1) + "|"]
-  for voter in dict.fromkeys(row["voter"] for row in rows):
-    cells = []
-    for row in (row for row in rows if row["voter"] == voter):
-      span = f"{100 * row['right']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
-      cells.append(span if row["n"] == row["of"] else f"{span}, n {row['n']}")
-    lines.append(f"| {voter} | {' | '.join(cells)} |")
+def vote_row(stream: str, name: str, found: list[tuple[bool, float | None]], of: int) -> dict:
+  """How often a voter was right, and the calibration error of its confidence where it has one."""
+  right = [won for won, _ in found]
+  low, high = interval(sum(right), max(len(right), 1))
+  sure = [confidence for _, confidence in found if confidence is not None]
+  return {
+    "stream": stream,
+    "voter": name,
+    "n": len(found),
+    "of": of,
+    "right": sum(right) / max(len(right), 1),
+    "low": low,
+    "high": high,
+    "ece": ece(sure, right) if sure else None,
+  }
+
+
+def pairs(earned: Sequence[float], truth: Sequence[bool]) -> list[float]:
+  """Of each right with each wrong sample: 1 if the right one earned more, 1/2 for as much."""
+  right = [e for e, won in zip(earned, truth, strict=True) if won]
+  wrong = [e for e, won in zip(earned, truth, strict=True) if not won]
+  return [float(a > b) + 0.5 * (a == b) for a, b in itertools.product(right, wrong)]
+
+
+def grid(title: str, cells: dict[tuple[str, str], str]) -> str:
+  """Markdown: a row for each first key, a column for each second."""
+  across, down = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
+  lines = [f"| {title} | {' | '.join(across)} |", "|---" * (len(across) + 1) + "|"]
+  lines += [f"| {d} | {' | '.join(cells.get((d, a), '-') for a in across)} |" for d in down]
   return "\n".join(lines)
+
+
+def tables(rows: list[dict]) -> str:
+  """Percent right, calibration errors, and pairs that are ranked right in percent."""
+  right, errors, ranked = {}, {}, {}
+  for row in rows:
+    if "reward" in row:
+      text = f"{100 * row['ranked']:.1f}, n {row['pairs']}"
+      ranked[row["reward"], row["stream"]] = text
+      continue
+    at = row["voter"], row["stream"]
+    span = f"{100 * row['right']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    right[at] = span if row["n"] == row["of"] else f"{span}, n {row['n']}"
+    if row["ece"] is not None:
+      errors[at] = f"{row['ece']:.3f}"
+  titled = {"voter": right, "calibration error": errors, "pseudo-reward": ranked}
+  return "\n\n".join(grid(title, cells) for title, cells in titled.items())
 
 
 def main() -> None:
@@ -98,7 +155,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("runs/votes"))
   args = parser.parse_args()
   found = [row for stream in args.streams for row in rows(stream, args.n)]
-  print(table(found))
+  print(tables(found))
   print(json.dumps(record(args.out, "votes", {"rows": found})))
 
 

@@ -133,6 +133,15 @@ def objective(tokens: float = 1024.0) -> ConfigDict:
   return c
 
 
+def pseudo_reward() -> ConfigDict:
+  """algo.pseudo_rewards.PseudoReward: what samples earn by a vote; defaults are the papers'."""
+  c = ConfigDict()
+  c.rule = "agreement"  # TTRL's; or soft (TTRV), scrl, evol.
+  c.entropy = 0.75  # Of soft.
+  c.share, c.margin, c.rare, c.uncertainty = 0.375, 0.125, 0.125, 0.1  # Of scrl.
+  return c
+
+
 def mesh() -> ConfigDict:
   """sharding.make_mesh; data -1 takes what the others leave."""
   c = ConfigDict()

@@ -42,24 +42,36 @@ def get_config(arg: str = "") -> ConfigDict:
   c.samples = 6
   c.temperature = 1.0
   c.vote = ConfigDict()
-  c.vote.voters = "views"  # The reference, once a view; "samples": the policy's own samples.
+  # Who votes, in any combination: "views" (the reference, once a view), "samples" (the policy's
+  # own), "memory" (what was voted on similar requests).
+  c.vote.voters = ("views", "memory")
   c.vote.rule = "entropy_weighted"
+  c.vote.verifier = "equal"  # Of algo.verifiers: which answers count as one.
   c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
   c.vote.view_temperature = 0.1  # Nats that a view tells less than the best where it weighs 1/e.
   c.vote.trust_half = 0.1  # Nats: voters whose best tells this little are half believed; 0: fully.
   c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
-  c.gate = ConfigDict({"confidence": 0.5, "margin": 0.3})
+  c.gate = ConfigDict({"confidence": 0.5, "margin": 0.3, "votes": 1})  # Ballots with an answer.
+  # Where votes on the same question, or one as similar, differ from visit to visit, a vote is
+  # believed less: by up to `weight`; 0: not. `visits` are looked for among the nearest entries.
+  c.guard = ConfigDict({"weight": 0.0, "similarity": 0.999, "visits": 8})
+  c.calibration = ConfigDict()
+  c.calibration.method = "none"  # Or isotonic, platt: how often votes are right on these questions,
+  # which have labels, and are none of the stream's.
+  c.calibration.tasks = common.questions("stream", "none", n=384, seed=5000)
   c.memory = ConfigDict()
   c.memory.backend = "auto"
   c.memory.capacity = 100_000
   c.memory.embedding_size = 0  # 0: keys from the model; else requests bring vectors this long.
   c.memory.k = 8
-  c.memory.weight = 0.25
+  c.memory.weight = 0.25  # Of a neighbour with the same key that was fully believed.
   c.memory.bandwidth = 0.05
   c.learn = ConfigDict()
   c.learn.mesh = common.mesh()  # Of the devices behind those of `mesh`; data 0: the same one.
   c.learn.mesh.data = 0
   c.learn.requests = 12  # Experiences an update.
+  c.learn.samples = 0  # Of an experience, drawn by chance, that learn; the others vote; 0: all.
+  c.learn.reward = common.pseudo_reward()
   c.learn.contrast = 2  # Samples an experience that enter an update: of the best and the worst.
   c.learn.corrections = 1  # Of these samples, shown with the voted answer also.
   c.learn.correction_weight = 3.0  # Of their advantage: the share of samples that disagree.
@@ -68,7 +80,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.rows_multiple = 32
   c.learn.freeze = ("text",)  # What is seen has changed, not what is asked and said of it.
   c.learn.lr = 1e-4
-  c.learn.warmup = 8  # Updates until then.
+  c.learn.lr_rule = "fixed"  # Or "confidence": clip(lr (1 - c), lr_min, lr), c that of the votes.
+  c.learn.lr_min = 1e-6
+  c.learn.warmup = 8  # Updates until lr.
+  c.learn.per_minute = 0  # Updates in any minute, the others wait; 0: as many as come.
+  c.learn.per_question = 0  # Visits to one question that teach; 0: all.
   c.learn.b1, c.learn.b2 = 0.9, 0.99
   c.learn.mu_dtype = "float32"
   c.learn.weight_decay = 0.0
@@ -78,7 +94,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.adv_estimator = "dr_grpo"
   c.learn.publish_every = 4
   c.learn.ema = 0.8  # 0.999 over 6,000 updates, scaled to a run of about 30.
-  c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "horizon": 5.0, "limit": 0.5})
+  # Within `tolerance` of the target the coefficient stays; beyond the limit an update is refused.
+  c.kl = ConfigDict({"coef": 0.1, "target": 0.05, "tolerance": 0.0, "horizon": 5.0, "limit": 0.5})
   c.probe = ConfigDict()
   c.probe.tasks = common.questions("stream", "none", n=384, seed=4000)
   c.probe.canary = 96  # Of the probe's tasks; the others are rehearsed.
@@ -91,13 +108,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
     c.learn.rows_multiple = 8
+    c.calibration.tasks.n = 8
   if arg in OWN:
     common.own(c, tools=arg == "own")
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1
-    c.learn.lr, c.learn.patch_scale = 1e-6, 1.0
+    c.learn.lr, c.learn.lr_min, c.learn.patch_scale = 1e-6, 1e-8, 1.0
   if arg == "text":
     c.learn.freeze, c.baseline = (), False  # It would be the same.
-    c.vote.voters, c.vote.rule = "samples", "majority"
+    c.vote.voters, c.vote.rule = ("samples", "memory"), "majority"
     # The entropy of a turn is that of its reasoning: it does not say how sure the answer is. And a
     # voted answer behind the reasoning of another teaches to contradict oneself.
     c.vote.trust_half, c.learn.corrections = 0.0, 0

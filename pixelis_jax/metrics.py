@@ -80,7 +80,7 @@ METRICS: dict[str, str] = {
   "rollout_rejected": "Share of sequences left out because the sampler was too far off, 0 to 1.",
   "staleness": "Updates since the policy that played the rollouts; 0 where it is the newest.",
   "zero_variance": "Share of groups dropped because all their rewards were equal, 0 to 1.",
-  "vote_confidence": "Vote share times how far the voters are believed, mean over the requests.",
+  "vote_confidence": "How far the votes are believed, calibrated where the config says so, mean.",
   "vote_share": "Weight share of the winning answer, mean over the requests, 0 to 1.",
   "vote_margin": "Winner's share less the runner-up's, mean over the requests, 0 to 1.",
   "gate_rate": "Share of requests whose vote passed the gate and may be learned from, 0 to 1.",
@@ -337,5 +337,6 @@ def _vote_line(vote: Vote) -> dict:
     "confidence": float(vote.confidence),
     "share": float(vote.share),
     "margin": float(vote.margin),
+    "uncalibrated": None if vote.uncalibrated is None else float(vote.uncalibrated),
     "counts": {answer: float(share) for answer, share in vote.counts.items()},
   }

@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,14 +23,21 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from pixelis_jax import agent, evaluate, learner, program, runs, sampler, sharding
-from pixelis_jax.algo import voting
+from pixelis_jax.algo import calibration, verifiers, voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.data.video import Budget
 from pixelis_jax.memory.store import Memory
-from pixelis_jax.metrics import METRICS_FILE, Metrics, TrajectoryLog, interval, read_lines
+from pixelis_jax.metrics import (
+  METRICS_FILE,
+  TRAJECTORIES_FILE,
+  Metrics,
+  TrajectoryLog,
+  interval,
+  read_lines,
+)
 from pixelis_jax.ttrl import Answerer, History, Inbox, Learner, Probe, Published, make_probe
-from pixelis_jax.types import Experience, Vote
+from pixelis_jax.types import Experience, Task, Vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,7 @@ def run(
   probe: Probe,
   workdir: Path,
   on_answers: Callable[[int, dict[str, float]], None],
+  calibrated: calibration.Calibration | None = None,
 ) -> Outcome:
   """Answers the whole stream and learns from it meanwhile; continues where the workdir stopped.
 
@@ -59,6 +68,7 @@ def run(
     learning: the same on the devices that learn; on several these must be devices of their own.
     stream: unlabelled, the same requests in the same order when a run is continued.
     on_answers: called with (requests answered so far, signals that need no label).
+    calibrated: what is known of how often such votes are right.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   apart = learning is not policy
@@ -69,7 +79,7 @@ def run(
     start = {"next": 0, "history": History.start(c.vote).to_dict()}
     state = memory.get_state("stream") or start
     learn = Learner(c, learning, published, probe, workdir)
-    answer = Answerer(c, policy, published, memory)
+    answer = Answerer(c, policy, published, memory, calibrated)
     inbox = Inbox()
     _refill(inbox, memory, learn.learned, policy, c)
     history = History.from_dict(state["history"])
@@ -179,9 +189,62 @@ def meshes(c: Any) -> tuple[Mesh, Mesh]:
   return answering, answering
 
 
+def calibrate(c: Any, policy: sampler.Policy) -> calibration.Calibration:
+  """How often votes are right on `c.calibration.tasks`, which are answered as the stream will be.
+
+  Their labels are compared with votes that are over. They are no requests of the stream, whose own
+  labels nothing reads before the end.
+  """
+  how = c.calibration
+  calibration.check(how.method)
+  tasks, history = evaluate.tasks(how.tasks, policy), History.start(c.vote)
+  votes: list[Vote] = []
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    Memory(
+      Path(folder) / "memory.sqlite",
+      dim=2 * policy.model.config.text.width,
+      backend=c.memory.backend,
+    ) as memory,
+  ):
+    answer = Answerer(c, policy, Published(0, policy.params), memory)
+    for at in range(0, len(tasks), c.arrivals):
+      arrived = [drop_labels(task) for task in tasks[at : at + c.arrivals]]
+      key = jax.random.fold_in(jax.random.key(c.seed), at)
+      experiences, history = answer(arrived, key, history)
+      memory.add_all(experiences)
+      votes += [experience.vote for experience in experiences]
+  right = [_right(v.answer, t, c) for v, t in zip(votes, tasks, strict=True)]
+  return calibration.fit([vote.confidence for vote in votes], right, method=how.method)
+
+
+def _right(voted: str | None, task: Task, c: Any) -> bool:
+  return verifiers.alike(voted, task.answer, verifier=c.vote.verifier)
+
+
+def _reliability(c: Any, workdir: Path) -> dict[str, float | None]:
+  """How often the stream's votes were right, and how far from that their confidence was.
+
+  Errors are `calibration.ece`, before calibration and after; None where there was none. A stream
+  from a file has no labels. Read from the log when all is over.
+  """
+  names = ("label_accuracy", "ece_before", "ece_after")
+  if c.requests:
+    return dict.fromkeys(names)
+  lines = read_lines(workdir / TRAJECTORIES_FILE)
+  votes = {line["id"]: line["vote"] for line in lines if line["tag"] == "stream"}
+  asked = [task for task in evaluate.scenes(c.stream) if task.id in votes]
+  right = [_right(votes[task.id]["answer"], task, c) for task in asked]
+  used = [votes[task.id]["confidence"] for task in asked]
+  raw = [votes[task.id]["uncalibrated"] for task in asked]
+  done = c.calibration.method != calibration.NONE
+  before, after = calibration.ece(raw if done else used, right), calibration.ece(used, right)
+  return dict(zip(names, (float(np.mean(right)), before, after if done else None), strict=True))
+
+
 def passes(vote: Vote, c: Any) -> bool:
   """Whether the policy may learn from this vote."""
-  return voting.gate(vote, confidence=c.gate.confidence, margin=c.gate.margin)
+  return voting.gate(vote, **c.gate)
 
 
 def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -> None:
@@ -261,10 +324,11 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     "answer_p50_s": float(np.percentile(outcome.latencies, 50)),
     "answer_p95_s": float(np.percentile(outcome.latencies, 95)),
     "update_p50_s": float(np.median(outcome.learning)) if outcome.learning else None,
+    **_reliability(c, workdir),
   }
   if c.baseline:
     plain = c.copy_and_resolve_references()
-    plain.vote.voters, plain.vote.rule, plain.memory.weight = "samples", "majority", 0.0
+    plain.vote.voters, plain.vote.rule = ("samples",), "majority"
     rival = _watched(plain, policy, learned, stream, probe, workdir / "majority", "majority")
     result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
   (workdir / "result.json").write_text(json.dumps(result, indent=2))
@@ -294,13 +358,18 @@ def table(result: dict[str, Any]) -> str:
     f"updates applied {result['updates_applied']}, refused {result['updates_refused']}",
     f"answers took {result['answer_p50_s']:.2f} s (median), {result['answer_p95_s']:.2f} s (p95)",
   ]
+  if result["ece_after"] is not None:
+    errors = f"{result['ece_before']:.3f} before calibration, {result['ece_after']:.3f} after"
+    facts.append(f"votes were right {100 * result['label_accuracy']:.1f}%, calibration {errors}")
   if result["update_p50_s"] is not None:
     facts.append(f"updates took {result['update_p50_s']:.2f} s (median), beside the answers")
   return "\n".join([*(f"{a:<34} {b:<24} {d}" for a, b, d in rows), *facts])
 
 
 def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) -> dict[str, float]:
-  """Accuracy of these parameters on both domains, greedy. The only place that reads a label."""
+  """Accuracy of these parameters on both domains, greedy. Beside `_reliability`, which also comes
+  last, and `calibrate` the only place that reads a label.
+  """
   limits = agent.Limits(**c.limits)
   scores = {}
   for name, asked in (("original", original), ("shifted", shifted)):
@@ -314,7 +383,12 @@ def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) 
 
 
 def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) -> Outcome:
-  """`run`, with a progress bar of signals that need no labels."""
+  """`run`, with a progress bar of signals that need no labels; calibrated once, where asked for."""
+  calibrated = None
+  if c.calibration.method != calibration.NONE:
+    workdir.mkdir(parents=True, exist_ok=True)
+    make = lambda: dataclasses.asdict(calibrate(c, policy))
+    calibrated = calibration.Calibration.from_dict(_kept(workdir / "calibration.json", make))
   with tqdm.tqdm(total=len(stream), desc=name, unit="q", smoothing=0.05) as bar:
 
     def on_answers(answered: int, signals: dict[str, float]) -> None:
@@ -322,7 +396,7 @@ def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) 
       bar.set_postfix({k: f"{signals[k]:.3g}" for k in shown if k in signals}, refresh=False)
       bar.update(answered - bar.n)
 
-    return run(c, policy, learning, stream, probe, workdir, on_answers)
+    return run(c, policy, learning, stream, probe, workdir, on_answers, calibrated)
 
 
 def _kept(path: Path, make: Callable[[], dict]) -> dict:

@@ -10,7 +10,7 @@ import functools
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,25 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float32, PRNGKeyArray
+from jaxtyping import Bool, Float32, PRNGKeyArray
 from ml_collections import FrozenConfigDict
 
 from pixelis_jax import agent, batch, learner, sampler, sharding
-from pixelis_jax.algo import advantages, rewards, voting
-from pixelis_jax.algo.answers import equal
-from pixelis_jax.algo.information import Information
+from pixelis_jax.algo import advantages, pace, rewards, voting
+from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.algo.policy_losses import Objective
+from pixelis_jax.algo.pseudo_rewards import PseudoReward, pseudo_rewards
+from pixelis_jax.algo.verifiers import alike
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
+from pixelis_jax.history import History, Voter
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics
 from pixelis_jax.model.policy import Model
-from pixelis_jax.tools.views import IDENTITY, View, views_for
-from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
+from pixelis_jax.tools.views import IDENTITY, views_for
+from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote, content_key
 
-Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, its weight in the KL.
+VOTERS = ("views", "samples", "memory")
 
 
 class Published:
@@ -92,71 +94,6 @@ class Inbox:
       return taken or None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class History:
-  """What the requests so far say, without labels: which answers come up, whose answers tell."""
-
-  prior: voting.AnswerPrior
-  views: Information
-
-  @classmethod
-  def start(cls, c: Any) -> "History":
-    """Before any request."""
-    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
-
-  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]]) -> "History":
-    """After these requests, as far as it concerns what each view tells."""
-    views = self.views
-    for task, voted in zip(tasks, voters, strict=True):
-      views = views.update(task.kind, [(v.name, t.answer, entropy(t)) for v, t in voted])
-    return dataclasses.replace(self, views=views)
-
-  def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
-    """One task's voters, weighed by how sure each is here and by how much its view tells anywhere.
-
-    Args:
-      voted: the task's voters.
-      c: fields view_temperature and entropy_temperature, in nats.
-    """
-    tells = self.views.weights([view.name for view, _ in voted], temperature=c.view_temperature)
-    sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
-    return [
-      Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name)
-      for view, t in voted
-    ]
-
-  def vote(self, voted: Sequence[Voter], remembered: Sequence[Ballot], c: Any) -> Vote:
-    """What the voters and the memory's ballots come to.
-
-    Its confidence is its share times how far the voters are to be believed: those who agree on what
-    they cannot see teach nothing. `trust_half` 0 believes all.
-
-    Args:
-      voted: the task's voters.
-      remembered: ballots of similar experiences.
-      c: fields rule and trust_half, and those of `ballots`.
-    """
-    vote = voting.RULES[c.rule]([*self.ballots(voted, c), *remembered], self.prior)
-    if not c.trust_half:
-      return vote
-    trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
-    return dataclasses.replace(vote, confidence=vote.share * trust)
-
-  def voted(self, voted: Sequence[Voter]) -> "History":
-    """After one request, as far as it concerns which answers come up."""
-    ballots = [Ballot(answer=t.answer, weight=1.0, view=view.name) for view, t in voted]
-    return dataclasses.replace(self, prior=self.prior.update(voting.majority(ballots).counts))
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain values that `from_dict` takes back; JSON can hold them."""
-    return {"prior": self.prior.to_dict(), "views": self.views.to_dict()}
-
-  @classmethod
-  def from_dict(cls, values: dict[str, Any]) -> "History":
-    prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
-    return cls(prior=prior, views=views)
-
-
 @dataclasses.dataclass(frozen=True)
 class Answerer:
   """The serving path. `reference` casts the votes; it never learns, so no vote can chase itself."""
@@ -165,6 +102,7 @@ class Answerer:
   policy: sampler.Policy  # Its parameters are the reference.
   published: Published
   memory: Memory
+  calibration: Calibration | None = None  # From how far votes are believed to how often they hold.
 
   def __call__(
     self,
@@ -184,11 +122,13 @@ class Answerer:
     groups = self.sample(tasks, params, key, version)
     voters = self.voters(tasks, groups)
     if keys is None:
-      keys = sampler.embed(self.policy, tasks, [group[0][1].steps for group in voters])
+      seen = [[*(t for _, t in v), *g][0].steps for v, g in zip(voters, groups, strict=True)]
+      keys = sampler.embed(self.policy, tasks, seen)
     history = history.heard(tasks, voters)
     experiences = []
     for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
       vote = history.vote(voted, self._remembered(task, vector), self.c.vote)
+      vote = self._guarded(self._calibrated(vote), task, vector)
       history = history.voted(voted)
       experiences.append(
         Experience(
@@ -214,14 +154,17 @@ class Answerer:
   def voters(
     self, tasks: Sequence[Task], groups: Sequence[Sequence[Trajectory]]
   ) -> list[list[Voter]]:
-    """Each task's voters: a reference episode a view, or the samples in `groups`.
+    """Each task's voters: a reference episode a view, the samples in `groups`, or both.
 
-    A task that shows nothing cannot be looked at in other ways: its samples vote.
+    A task that shows nothing cannot be looked at in other ways: its samples vote. Where the memory
+    votes alone there are none.
     """
-    if self.c.vote.voters == "samples":
-      return [[(IDENTITY, t) for t in group] for group in groups]
-    if self.c.vote.voters != "views":
-      raise ValueError(f"vote.voters {self.c.vote.voters!r} must be 'views' or 'samples'")
+    named = self.c.vote.voters
+    if not named or not set(named) <= set(VOTERS):
+      raise ValueError(f"vote.voters {tuple(named)} must be some of {VOTERS}")
+    sampled = [[(IDENTITY, t) for t in group] for group in groups]
+    if "views" not in named:
+      return sampled if "samples" in named else [[] for _ in groups]
     views = [views_for(task.kind) if task.images or task.videos else () for task in tasks]
     pairs = [(task, view) for task, seen in zip(tasks, views, strict=True) for view in seen]
     generate = self.policy.sampler.bind(
@@ -229,15 +172,34 @@ class Answerer:
     )
     played = iter(self._play([task for task, _ in pairs], generate, [view for _, view in pairs]))
     looked = [[(view, next(played)) for view in seen] for seen in views]
-    return [
-      voted or [(IDENTITY, t) for t in group] for voted, group in zip(looked, groups, strict=True)
-    ]
+    if "samples" in named:
+      return [[*voted, *own] for voted, own in zip(looked, sampled, strict=True)]
+    return [voted or own for voted, own in zip(looked, sampled, strict=True)]
+
+  def _calibrated(self, vote: Vote) -> Vote:
+    if self.calibration is None:
+      return vote
+    raw = vote.confidence
+    return dataclasses.replace(vote, confidence=self.calibration(raw), uncalibrated=raw)
+
+  def _guarded(self, vote: Vote, task: Task, key: np.ndarray) -> Vote:
+    """Less believed where earlier visits to this question, or one as near, had other answers."""
+    c = self.c.guard
+    if not c.weight:
+      return vote
+    near = self.memory.search(key, c.visits, exclude=(task.id,))
+    same = [n for n in near if n.similarity >= c.similarity and n.kind == task.kind]
+    voted = {n.id: n.answer for n in same if n.answer is not None}
+    before = [voted[id] for id in self.memory.in_order(voted)]
+    return voting.guarded(vote, before, weight=c.weight, verifier=self.c.vote.verifier)
 
   def _remembered(self, task: Task, key: np.ndarray) -> list[Ballot]:
     """The nearest experiences of the kind vote with their similarity times their confidence."""
     c = self.c.memory
-    if not c.weight:
+    if "memory" not in self.c.vote.voters:
       return []
+    if not c.weight > 0:
+      raise ValueError(f"memory.weight {c.weight} must be positive where the memory votes")
     near = self.memory.search(key, c.k, exclude=(task.id,))
     return [
       Ballot(
@@ -253,27 +215,23 @@ class Answerer:
     ]
 
 
-def entropy(trajectory: Trajectory) -> float:
-  """How unsure the answer is: nats over the last turn."""
-  return float(trajectory.steps[-1].completion.entropies.sum())
-
-
 @dataclasses.dataclass(frozen=True)
 class Probe:
   """The original domain, fixed at the start and unlabelled: what must not be forgotten.
 
   `rehearsed` are the reference's own episodes, held by KL in each update; `expected` are its greedy
-  answers to `canary`, which what is published has to keep giving.
+  answers to `canary`, which what is published has to keep giving, by the rule `verifier`.
   """
 
   rehearsed: tuple[Trajectory, ...]
   canary: tuple[Task, ...]
   expected: tuple[str | None, ...]
+  verifier: str
 
   def agreement(self, played: Sequence[Trajectory]) -> float:
     """The share of canary answers that mean what the reference's did."""
     same = [
-      t.answer is not None and equal(t.answer, e)
+      alike(t.answer, e, verifier=self.verifier)
       for t, e in zip(played, self.expected, strict=True)
       if e is not None
     ]
@@ -289,7 +247,10 @@ def make_probe(c: Any, policy: sampler.Policy, tasks: Sequence[Task]) -> Probe:
   played = agent.play(canary, generate=greedy, run=policy.tools.run, limits=limits)
   rehearsed = agent.play(others, generate=sampled, run=policy.tools.run, limits=limits)
   return Probe(
-    rehearsed=tuple(rehearsed), canary=tuple(canary), expected=tuple(t.answer for t in played)
+    rehearsed=tuple(rehearsed),
+    canary=tuple(canary),
+    expected=tuple(t.answer for t in played),
+    verifier=c.vote.verifier,
   )
 
 
@@ -309,7 +270,11 @@ class Learner:
     self.logps = learner.make_logps(model)
     self.state = learner.init_state(policy.params, tx, seed=c.seed)
     self.average = policy.params
-    self.kl = AdaptiveKl(coef=c.kl.coef, target=c.kl.target, horizon=c.kl.horizon)
+    held = {"target": c.kl.target, "tolerance": c.kl.tolerance, "horizon": c.kl.horizon}
+    self.kl = AdaptiveKl(coef=c.kl.coef, **held)
+    self.throttle = pace.Throttle(c.learn.per_minute)
+    self.lessons: Counter[str] = Counter()  # By question; only where their number has a limit.
+    self.reward = PseudoReward(**c.learn.reward)
     self.applied = self.refused = 0
     self.unpublished = 0  # Updates applied since what is served now.
     self.learned: str | None = None  # The id of the last experience read.
@@ -323,6 +288,7 @@ class Learner:
       self.applied, self.refused = extra["applied"], extra["refused"]
       self.learned = extra["learned"]
       self.taught = voting.AnswerPrior(**extra["taught"])
+      self.lessons = Counter(extra["lessons"])
       published.publish(self.updates, self.average)
     self.stable = (self.state, self.average)  # What is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates)
@@ -339,6 +305,7 @@ class Learner:
   def run(self, inbox: Inbox) -> None:
     """Learns until the inbox is closed and empty."""
     while (taken := inbox.take(self.c.learn.requests)) is not None:
+      self.throttle.start()
       started = time.monotonic()
       measured = self.update(taken)
       self.learned = taken[-1].id
@@ -357,21 +324,30 @@ class Learner:
 
   def update(self, taken: Sequence[Experience]) -> dict[str, float]:
     """One step on what was sampled, towards what was voted; refused if it leaves the KL guard."""
-    c = self.c.learn
-    targets = np.array(
-      [[rewards.agreement(t, e.vote.answer) for t in e.trajectories] for e in taken], np.float32
+    c, verifier = self.c.learn, self.c.vote.verifier
+    taken = [self._drawn(experience, i) for i, experience in enumerate(taken)]
+    agreed = np.stack([self._agreed(e) for e in taken])
+    earned = np.array(
+      [pseudo_rewards(e.trajectories, e.vote, self.reward, verifier=verifier) for e in taken],
+      np.float32,
     )
     lengths = batch.sampled_tokens([e.trajectories for e in taken])
-    pushes = advantages.advantages(targets, lengths, adv_estimator=c.adv_estimator)
-    kept = advantages.keep_groups(targets)
-    measured = {"agreement": float(targets.mean()), "zero_variance": 1.0 - float(kept.mean())}
-    if targets.all():
+    pushes = advantages.advantages(earned, lengths, adv_estimator=c.adv_estimator)
+    kept = advantages.keep_groups(earned)
+    measured = {"agreement": float(agreed.mean()), "zero_variance": 1.0 - float(kept.mean())}
+    fresh = self._fresh(taken)
+    if (agreed.all() and not kept.any()) or not fresh.any():
       self.refused += 1  # Nothing to learn.
       return measured
-    rows = [*self._pushing(taken, targets, pushes), *self._rehearsing()]
+    rows = [*self._pushing(taken, earned, pushes, fresh), *self._rehearsing()]
     packed = sharding.put_rows(self._pack(rows), self.policy.model.mesh)
     packed = packed.replace(ref_logps=self.logps(self.policy.params, packed.inputs))
     proposed, update = self.step(self.state, packed, jnp.float32(self.kl.coef))
+    sure = [experience.vote.confidence for experience in taken]
+    share = pace.rate_share(sure, rule=c.lr_rule, lr=c.lr, lr_min=c.lr_min)
+    if share < 1.0:  # AdamW's step is linear in its rate: a part of the rate is a part of the way.
+      nearer = _average(self.state.params, proposed.params, 1.0 - share)
+      proposed = proposed.replace(params=nearer)
     after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), packed))
     before = float(update["kl"])
     self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
@@ -410,6 +386,7 @@ class Learner:
       "refused": self.refused,
       "learned": self.learned,
       "taught": self.taught.to_dict(),
+      "lessons": dict(self.lessons),
     }
     version = self.updates
     self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
@@ -417,25 +394,58 @@ class Learner:
     self.published.publish(version, self.average)
     return {"canary": score, "policy_version": float(version)}
 
+  def _drawn(self, experience: Experience, i: int) -> Experience:
+    """The `i`-th of an update, with as many of its samples as learn, drawn by chance.
+
+    More may vote than learn: TTRL has 64 votes and trains on 32. It keeps the first ones.
+    """
+    n, samples = self.c.learn.samples, experience.trajectories
+    if not 0 < n < len(samples):
+      return experience
+    rng = np.random.default_rng((self.c.seed, self.updates, 1 + i))
+    kept = sorted(rng.choice(len(samples), size=n, replace=False).tolist())
+    return dataclasses.replace(experience, trajectories=tuple(samples[k] for k in kept))
+
+  def _fresh(self, taken: Sequence[Experience]) -> Bool[np.ndarray, " Q"]:
+    """Which of these questions have taught less often than `learn.per_question`; 0 is no limit."""
+    most = self.c.learn.per_question
+    fresh = np.ones(len(taken), bool)
+    for i, experience in enumerate(taken if most else ()):
+      question = asked(experience)
+      fresh[i] = self.lessons[question] < most
+      self.lessons[question] += int(fresh[i])
+    return fresh
+
+  def _agreed(self, experience: Experience) -> Float32[np.ndarray, " G"]:
+    """How right each sample's answer is if the voted one is."""
+    target, verifier = experience.vote.answer, self.c.vote.verifier
+    right = [rewards.agreement(t, target, verifier=verifier) for t in experience.trajectories]
+    return np.array(right, np.float32)
+
   def _pushing(
     self,
     taken: Sequence[Experience],
-    targets: Float32[np.ndarray, "Q G"],
+    earned: Float32[np.ndarray, "Q G"],
     pushes: Float32[np.ndarray, "Q G"],
+    fresh: Bool[np.ndarray, " Q"],
   ) -> list[Weighted]:
-    """What these experiences teach: their most telling samples, and corrections of these."""
+    """What these experiences teach: their most telling samples, and corrections of these.
+
+    Those that are not `fresh` push nowhere; they stay in because an update has one shape.
+    """
     c, rows = self.c.learn, []
     for experience in taken:
       self.taught = self.taught.update({experience.vote.answer: 1.0})
-    for experience, target_G, push_G in zip(taken, targets, pushes, strict=True):
+    for experience, earned_G, push_G, may in zip(taken, earned, pushes, fresh, strict=True):
       # What is asked most must not teach most: a skewed stream would make a skewed policy.
-      weight = self.taught.balance(experience.vote.answer)
-      chosen = advantages.contrast(target_G, c.contrast)
+      weight = self.taught.balance(experience.vote.answer) * bool(may)
+      chosen = advantages.contrast(earned_G, c.contrast)
       samples = [experience.trajectories[i] for i in chosen]
       # Unanimous groups stay in, though all they do is be held by the KL: an update has one shape.
       for i, sample in zip(chosen, samples, strict=True):
         rows.append((batch.trajectory_row(sample), weight * float(push_G[i]), 1.0))
-      push = weight * c.correction_weight * (1.0 - float(target_G.mean()))
+      wrong = 1.0 - float(self._agreed(experience).mean())
+      push = weight * c.correction_weight * wrong * self.reward.trusts(experience.vote)
       rows += [(row, push, 0.0) for row in self._corrections(samples, experience.vote)]
     return rows
 
@@ -504,6 +514,13 @@ def _make_step(
   tx = learner.adamw(c, rate, freeze=c.freeze)
   loss = learner.frozen(learner.grpo_loss(model, Objective(**c.loss)), c.freeze)
   return learner.make_step(loss, tx, donate=False), tx
+
+
+def asked(experience: Experience) -> str:
+  """One name for all visits to a question: of its words and of what they were shown with."""
+  first = experience.trajectories[0]
+  shown = [patches.key for patches in first.steps[0].completion.context.images]
+  return content_key(first.task.question, *shown)
 
 
 _average = jax.jit(learner.ema)

@@ -294,8 +294,9 @@ class Ballot:
 class Vote:
   """The consensus; `counts` are the shares of weight of each canonical answer.
 
-  `share` and `margin` of the winner, in [0, 1], say how far the voters agree; `confidence`, at most
-  the share, how far they are to be believed.
+  `share` and `margin` of the winner, in [0, 1], say how far the voters agree; `confidence` how far
+  they are to be believed: at most the share, or where that was calibrated how often such votes are
+  right. `uncalibrated` is what it was before; None: it was not calibrated.
   """
 
   answer: str | None
@@ -304,6 +305,7 @@ class Vote:
   margin: float
   counts: Mapping[str, float]
   ballots: tuple[Ballot, ...]
+  uncalibrated: float | None = None
 
 
 @value

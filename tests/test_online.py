@@ -14,6 +14,7 @@ from PIL import Image
 
 from configs import demo
 from pixelis_jax import online
+from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
 from tests import fakes
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 KEYS = (
   "shift seed n shifted_before shifted_after original_before original_after majority_after"
   " tool_calls_per_question updates_applied updates_refused answer_p50_s answer_p95_s update_p50_s"
+  " label_accuracy ece_before ece_after"
 ).split()
 
 
@@ -31,6 +33,7 @@ def config(model_config):
   c = demo.get_config("debug").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed = model_config.path, 0
   c.limits.turns, c.baseline, c.memory.backend = 2, False, "exact"
+  c.calibration.method = "platt"
   return c.lock()
 
 
@@ -49,10 +52,42 @@ def test_a_run_leaves_what_the_readme_says(finished, config):
   streamed = [x for x in lines if x["tag"] == "stream"]
   assert len(streamed) == config.stream.n * config.samples
   assert all(x["truth"] is None and x["vote"] is not None for x in streamed)
+  found = Calibration.from_dict(json.loads((workdir / "calibration.json").read_text()))
+  votes = [x["vote"] for x in streamed]
+  assert all(v["confidence"] == pytest.approx(found(v["uncalibrated"])) for v in votes)
   scored = [x for x in lines if x["tag"] == "shifted_after"]
   assert len(scored) == config.shifted.n and all(x["truth"] for x in scored)
   assert all((workdir / path).exists() for x in lines for path in x["images"])
   assert list((workdir / "tensorboard").iterdir())
+
+
+def test_what_votes_were_worth_is_read_when_all_is_over(config, tmp_path):
+  """Of four requests two were answered, one of them right; a line a sample, a vote a request."""
+  asked = online.evaluate.scenes(config.stream)
+  line = lambda i, answer, **vote: {
+    "id": asked[i].id,
+    "tag": "stream",
+    "vote": {"answer": answer, "confidence": 0.45, "uncalibrated": 0.85, **vote},
+  }
+  lines = [line(0, asked[0].answer), line(0, asked[0].answer), line(1, None, confidence=0.55)]
+  lines.append({**line(2, "wrong"), "tag": "shifted_after"})
+  (tmp_path / "trajectories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+  # Before: 1 of 2 right at 0.85. After: one right at 0.45, in another bin one wrong at 0.55.
+  got = online._reliability(config, tmp_path)
+  assert got == pytest.approx({"label_accuracy": 0.5, "ece_before": 0.35, "ece_after": 0.55})
+  c = config.copy_and_resolve_references().unlock()
+  c.calibration.method = "none"
+  got = online._reliability(c, tmp_path)
+  assert (got["ece_before"], got["ece_after"]) == (pytest.approx(0.55), None)
+  c.requests = "some.jsonl"  # Nobody knows the answers.
+  assert set(online._reliability(c, tmp_path).values()) == {None}
+
+
+def test_an_unknown_calibration_is_named_before_anything_is_played(config, policy):
+  c = config.copy_and_resolve_references().unlock()
+  c.calibration.method = "beta"
+  with pytest.raises(ValueError, match="calibration.method 'beta' must be one of"):
+    online.calibrate(c, policy)
 
 
 def test_a_finished_run_is_not_run_again(finished, config, capsys):
@@ -160,6 +195,7 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command = [sys.executable, "-m", "pixelis_jax.online", "--config=configs/demo.py:debug"]
   command += [f"--workdir={workdir}", f"--config.model.path={config.model.path}"]
   command += ["--config.model.random_seed=0", "--config.baseline=False"]
+  command += ["--config.calibration.method=platt"]
   command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
   again = config.copy_and_resolve_references().unlock()  # The same, in this process.

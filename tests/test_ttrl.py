@@ -10,6 +10,8 @@ import pytest
 
 from configs import demo
 from pixelis_jax import sampler, sharding, ttrl
+from pixelis_jax.algo.calibration import Calibration
+from pixelis_jax.algo.pace import Throttle
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Box, Experience, Status, Step, Trajectory, Vote
@@ -88,6 +90,45 @@ def test_samples_vote_where_there_is_nothing_to_look_at(answerer, config):
   assert [b.answer for b in read.vote.ballots] == [t.answer for t in read.trajectories]
 
 
+def voting_by(answerer, **changes):
+  """The same answerer under another `vote` config."""
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.vote.update(changes)
+  return dataclasses.replace(answerer, c=c.lock())
+
+
+@pytest.mark.parametrize(
+  ("voters", "heard"),
+  [
+    (("samples",), ["samples"]),
+    (("views", "samples"), ["views", "samples"]),
+    (("memory",), ["memory"]),
+    (("samples", "memory"), ["samples", "memory"]),
+  ],
+)
+def test_votes_are_of_views_samples_and_memory_as_asked(answerer, config, policy, voters, heard):
+  task = unlabelled("a")
+  (first,), _ = answerer([task], jax.random.key(0), START)
+  answerer.memory.add(dataclasses.replace(experience(policy, task, {0}, id="twin"), key=first.key))
+  (got,), _ = voting_by(answerer, voters=voters)([task], jax.random.key(0), START)
+  cast = {"views": [v.name for v in VIEWS], "samples": ["identity"] * config.samples}
+  cast["memory"] = ["memory"]
+  assert [b.view for b in got.vote.ballots] == [name for part in heard for name in cast[part]]
+  if voters == ("memory",):  # It was believed 0.9, and there is nobody else to be believed.
+    assert (got.vote.answer, got.vote.confidence) == ("1", 1.0)
+
+
+def test_wrong_voters_are_named(answerer):
+  tasks = [unlabelled("a")]
+  for voters in ((), ("views", "neighbours")):
+    with pytest.raises(ValueError, match="vote.voters .* must be some of"):
+      voting_by(answerer, voters=voters)(tasks, jax.random.key(0), START)
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.memory.weight = 0.0
+  with pytest.raises(ValueError, match="memory.weight 0.0 must be positive"):
+    dataclasses.replace(answerer, c=c)._remembered(tasks[0], np.zeros(1))
+
+
 def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy):
   """Published weights that never stop writing change the samples, and no ballot."""
   tasks = [unlabelled("a")]
@@ -150,6 +191,47 @@ def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, co
   np.testing.assert_allclose(ballots[0].weight, config.memory.weight * 0.5, rtol=1e-5)
   answerer.memory.add(dataclasses.replace(twin, id="a"))
   assert [b.source for b in answerer._remembered(task, first[0].key)] == ["twin"]  # Not itself.
+
+
+def test_a_calibrated_vote_says_how_often_such_votes_hold(answerer):
+  (raw,), _ = voting_by(answerer, trust_half=0.0)([unlabelled("a")], jax.random.key(0), START)
+  half = Calibration(confidence=(0.0, 1.0), right=(0.25, 0.75))
+  calibrated = dataclasses.replace(voting_by(answerer, trust_half=0.0), calibration=half)
+  (got,), _ = calibrated([unlabelled("a")], jax.random.key(0), START)
+  assert raw.vote.uncalibrated is None and got.vote.uncalibrated == raw.vote.confidence
+  assert got.vote.confidence == pytest.approx(0.25 + raw.vote.confidence / 2)
+  assert (got.vote.share, got.vote.answer) == (raw.vote.share, raw.vote.answer)
+
+
+def test_only_visits_to_the_same_question_can_flip_it(answerer, policy):
+  """Stored 2, 1, 2 in that order; another question, kind or an unanswered visit is no visit."""
+  task = unlabelled("a")
+  e = experience(policy, task, {0})
+  answered = lambda id, answer, e=e: dataclasses.replace(
+    e, id=id, vote=dataclasses.replace(e.vote, answer=answer)
+  )
+  far = np.roll(e.key, 1)
+  near = 0.9 * e.key + np.float32(np.sqrt(1 - 0.9**2)) * far
+  other = experience(policy, dataclasses.replace(task, kind="other"), {0})
+  for visit in (
+    answered("z", "2"),
+    dataclasses.replace(answered("near", "3"), key=near),
+    answered("y", "1"),
+    answered("other", "4", other),
+    answered("none", None),
+    answered("x", "2"),
+  ):
+    answerer.memory.add(visit)
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.guard.weight = 1.0
+  guarding = dataclasses.replace(answerer, c=c)
+  vote = dataclasses.replace(e.vote, answer="2")
+  # 2, 1, 2, 2: two changes of three. By names, or nearest first, it would be another order.
+  assert guarding._guarded(vote, task, e.key).confidence == pytest.approx(0.9 / 3)
+  assert guarding._guarded(vote, dataclasses.replace(task, id="x"), e.key).confidence == (
+    pytest.approx(0.9 * (1 - 2 / 2))  # Not itself: 2, 1, 2.
+  )
+  assert answerer._guarded(vote, task, e.key) == vote  # Off.
 
 
 @pytest.fixture
@@ -244,7 +326,8 @@ def pushing(learn, *experiences):
   """(row, advantage, KL weight) of the experiences, one group a row of rewards."""
   targets = np.array([[float(t.answer == "1") for t in e.trajectories] for e in experiences])
   targets = targets.astype(np.float32)
-  return learn._pushing(experiences, targets, targets - targets.mean(1, keepdims=True))
+  pushes = targets - targets.mean(1, keepdims=True)
+  return learn._pushing(experiences, targets, pushes, learn._fresh(experiences))
 
 
 def test_an_experience_teaches_its_most_telling_samples(policy, learner):
@@ -258,6 +341,49 @@ def test_an_experience_teaches_its_most_telling_samples(policy, learner):
   for (row, _, held), sample in zip(rows, (e.trajectories[2], e.trajectories[3]), strict=True):
     assert held == 1.0
     np.testing.assert_array_equal(row.tokens, ttrl.batch.trajectory_row(sample).tokens)
+
+
+def test_more_vote_than_learn_and_chance_decides_who(policy, learner):
+  learn = learner(learn__samples=2)
+  e = experience(policy, unlabelled("a"), {0})
+  drawn = [[e.trajectories.index(t) for t in learn._drawn(e, i).trajectories] for i in range(20)]
+  assert all(len(set(kept)) == 2 and kept == sorted(kept) for kept in drawn)
+  assert {i for kept in drawn for i in kept} == {0, 1, 2, 3}  # Not the first two.
+  assert drawn == [
+    [e.trajectories.index(t) for t in learn._drawn(e, i).trajectories] for i in range(20)
+  ]
+  assert learner(learn__samples=0)._drawn(e, 0) is learner(learn__samples=9)._drawn(e, 0) is e
+
+
+def test_samples_earn_by_the_rule_and_are_chosen_by_it(policy, learner, monkeypatch):
+  """Votes of 2/3 for "1" and 1/3 for "2": soft frequencies pay both, agreement only one."""
+  e = experience(policy, unlabelled("a"), {0})
+  e = dataclasses.replace(e, vote=dataclasses.replace(e.vote, counts={"1": 2 / 3, "2": 1 / 3}))
+  learn = learner(learn__reward__rule="soft")
+  seen = []
+
+  def pushing(taken, earned, pushes, fresh):
+    seen.append((earned, pushes))
+    raise StopAsyncIteration  # Before anything is computed.
+
+  monkeypatch.setattr(learn, "_pushing", pushing)
+  with pytest.raises(StopAsyncIteration):
+    learn.update([e])
+  earned, pushes = seen[0]
+  # The same entropy is taken from all: 1/3 lies between the two. Dr. GRPO: less the mean.
+  np.testing.assert_allclose(earned[0, 0] - earned[0, 1:], 1 / 3, rtol=1e-6)
+  np.testing.assert_allclose(pushes[0], [1 / 4, -1 / 12, -1 / 12, -1 / 12], rtol=1e-5)
+
+
+def test_what_scrl_does_not_trust_is_shown_to_nobody(policy, learner, monkeypatch):
+  """It learns from negatives where no answer leads: the winner must not be taught by the way."""
+  learn = learner(learn__reward__rule="scrl", learn__contrast=1)
+  shown = lambda samples, vote: [ttrl.batch.trajectory_row(samples[0])]
+  monkeypatch.setattr(learn, "_corrections", shown)
+  e = experience(policy, unlabelled("a"), {0})
+  weak = dataclasses.replace(e, vote=dataclasses.replace(e.vote, share=0.3))
+  (_, (_, taught, _), *_), (_, (_, untaught, _)) = pushing(learn, e), pushing(learn, weak)
+  assert taught > 0.0 and untaught == 0.0
 
 
 def test_an_answer_voted_often_pushes_less_each_time(policy, learner):
@@ -307,6 +433,49 @@ def test_only_what_is_not_frozen_learns(policy, learner):
   assert max_difference(learn.state.params["visual"], policy.params["visual"]) > 0.0
 
 
+def test_a_question_teaches_so_often_and_no_more(policy, learner):
+  """The limit is of a question, whatever its id; another picture is another question."""
+  learn = learner(learn__per_question=2, learn__contrast=1)
+  twice = [experience(policy, unlabelled("a"), {0}), experience(policy, unlabelled("b"), {0})]
+  other = experience(policy, unlabelled("c", seed=1), {0})
+  assert ttrl.asked(twice[0]) == ttrl.asked(twice[1]) != ttrl.asked(other)
+  pushes = [push for _, push, _ in pushing(learn, *twice, twice[0], other)]
+  assert [push > 0 for push in pushes] == [True, True, False, True]
+  measured = learn.update(twice)  # Neither may teach again: nothing is computed.
+  assert (learn.applied, learn.refused) == (0, 1) and "kl" not in measured
+  assert list(learner()._fresh([*twice, *twice])) == [True] * 4
+
+
+def test_sure_votes_move_the_policy_less(policy, learner):
+  """Adam's step is linear in its rate: with confidence 0.9 a tenth of the way, from one state."""
+  learn, moved = learner(), []
+  state, kl = learn.state, learn.kl
+  for learn.c.learn.lr_rule in ("fixed", "confidence"):
+    learn.state, learn.kl = state, kl
+    learn.update([experience(policy, unlabelled("a"), {0})])
+    moved.append(max_difference(learn.state.params, policy.params))
+  # float32 of parameters near 1 rounds at 6e-8; the first step's rate is 1e-4 / 8.
+  assert moved[1] == pytest.approx(0.1 * moved[0], abs=1.3e-7)
+
+
+def test_updates_wait_their_turn(policy, learner):
+  learn, now, slept = learner(), [0.0], []
+
+  def sleep(seconds):
+    slept.append(seconds)
+    now[0] += seconds
+
+  learn.throttle = Throttle(1, clock=lambda: now[0], sleep=sleep)
+  inbox = ttrl.Inbox()
+  for i in range(6):  # Three updates of two, all of which agree: nothing is computed.
+    inbox.put(experience(policy, unlabelled("a"), {0, 1, 2, 3}, id=str(i)))
+  inbox.close()
+  learn.c.learn.publish_every = 100
+  learn.publish = lambda: {}
+  learn.run(inbox)
+  assert slept == [60.0, 60.0] and learn.refused == 3
+
+
 def test_a_group_that_agrees_teaches_nothing(policy, learner):
   learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0, 1, 2, 3})])
@@ -338,13 +507,13 @@ def test_the_canary_rolls_back_what_hurts(policy, probe, learner):
 def test_a_restarted_learner_serves_what_was_last_published(policy, learner):
   learn = learner()
   learn.update([experience(policy, unlabelled("a"), {0})])
-  learn.learned = "a"
+  learn.learned, learn.lessons["q"] = "a", 3
   learn.publish()
   learn.update([experience(policy, unlabelled("b", seed=1), {0}, id="b")])  # Never published.
   learn.checkpoints.close()
   again = learner()
   version, served = again.published.latest()
-  assert (version, again.learned, again.applied) == (1, "a", 1)
+  assert (version, again.learned, again.applied, again.lessons) == (1, "a", 1, {"q": 3})
   assert max_difference(served, learn.published.latest()[1]) == 0.0
   assert max_difference(again.state.params, learn.stable[0].params) == 0.0
 

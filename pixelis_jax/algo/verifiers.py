@@ -15,6 +15,7 @@ from pixelis_jax.types import Box
 CLOSE, FAR = 0.05, 0.20  # Reason-RFT's tolerances, parts of the truth.
 RELAXED = 0.05  # ChartQA's, a part of the truth.
 ANLS = 0.5  # Similarity below which ANLS gives nothing.
+ALIKE = 0.5  # What an answer must earn against another to be of one mind with it.
 
 _LETTERED = re.compile(r"\s*(?:\(([A-Ja-j])\)|([A-Ja-j])[).:])\s*(\S.*)", re.DOTALL)
 _CHANGE = re.compile(r"(\w+)\(\s*(\w+)\s*,\s*'?(\w+)'?\s*\)")
@@ -22,11 +23,58 @@ _CHANGE = re.compile(r"(\w+)\(\s*(\w+)\s*,\s*'?(\w+)'?\s*\)")
 
 def verify(answer: str | None, target: str, *, verifier: str) -> float:
   """How right the answer is; no answer is 0. ValueError for a name that is not in `VERIFIERS`."""
-  if verifier not in VERIFIERS:
-    raise ValueError(f"verifier {verifier!r} must be one of {list(VERIFIERS)}")
+  rule = _rule(verifier)
   if answer is None or not answers.canonical(answer):
     return 0.0
-  return VERIFIERS[verifier](answer, target)
+  return rule(answer, target)
+
+
+def alike(a: str | None, b: str | None, *, verifier: str) -> bool:
+  """Whether two answers are equal, or one earns at least 1/2 where the other is the target."""
+  if answers.equal(a, b):
+    return True
+  if verifier == "equal" or not (_is_target(a, verifier) and _is_target(b, verifier)):
+    return False
+  return max(verify(a, b, verifier=verifier), verify(b, a, verifier=verifier)) >= ALIKE
+
+
+def cluster(
+  texts: Sequence[str | None], weights: Sequence[float], *, verifier: str
+) -> dict[str, list[int]]:
+  """Indices by the canonical answer that speaks for them; as `answers.cluster` where it is `equal`.
+
+  Other rules are no equivalence: of 1.00, 1.04 and 1.08 each is within 5% of the next only. So the
+  answer of most weight gathers all that are like it, then of those left the next, whatever the
+  order of the texts; equally heavy ones go alphabetically. What cannot be a target, such as words
+  where boxes are compared, is in no cluster.
+  """
+  groups = answers.cluster(texts)
+  if verifier == "equal":
+    return groups
+  heavy = {a: math.fsum(weights[i] for i in members) for a, members in groups.items()}
+  found: dict[str, list[int]] = {}
+  for answer in sorted(groups, key=lambda a: (-heavy[a], a)):
+    if _is_target(answer, verifier):
+      leader = next((a for a in found if alike(answer, a, verifier=verifier)), answer)
+      found.setdefault(leader, []).extend(groups[answer])
+  return found
+
+
+def _is_target(answer: str | None, verifier: str) -> bool:
+  if answer is None or not answers.canonical(answer):
+    return False
+  rule = _rule(verifier)
+  try:
+    rule(answer, answer)
+  except ValueError:  # The policy wrote what no answer can be held against: that is data.
+    return False
+  return True
+
+
+def _rule(verifier: str) -> Callable[[str, str], float]:
+  if verifier not in VERIFIERS:
+    raise ValueError(f"verifier {verifier!r} must be one of {list(VERIFIERS)}")
+  return VERIFIERS[verifier]
 
 
 def equal(answer: str, target: str) -> float:

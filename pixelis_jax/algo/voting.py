@@ -3,21 +3,28 @@
 Ballots are grouped by what they mean (`answers.canonical`), so "1/2" and "0.5" do not split a vote.
 A ballot without an answer counts in every share's denominator and can never win. `Vote.share` is
 the winner's part of all the weight, `Vote.margin` that minus the runner-up's. `Vote.confidence` is
-the share, unless the caller knows a reason to lower it. A tie has margin 0 and goes to the
-alphabetically first answer, so that it is the same everywhere; `gate` refuses it.
+the share, unless the rule or the caller knows a reason to lower it. It never falls when a voter
+changes to the winner's side. A tie has margin 0 and goes to the alphabetically first answer, so
+that it is the same everywhere; `gate` refuses it.
 
 Memory neighbours are ballots too: `source` is the experience's id, `weight` comes from
 `similarity_weight`.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from pixelis_jax.algo import answers
+import numpy as np
+
+from pixelis_jax.algo import answers, verifiers
 from pixelis_jax.types import Ballot, Vote
 
 TIE = 1e-9  # Shares closer than this differ by rounding only.
+# Of the voters that agree, by heads: how far a weighted vote is believed; straight lines between.
+AGREEING, BELIEVED = (0.0, 0.3, 0.7, 1.0), (0.5, 0.6, 0.8, 1.0)
+SURE = 0.5  # Of the heaviest ballot's weight: what a voter needs to be heard by `confident`.
 FORGET = 1e-4  # Weight under which an answer is dropped: open vocabularies must not grow for ever.
 
 
@@ -98,6 +105,41 @@ def entropy_weighted(ballots: Sequence[Ballot]) -> Vote:
   return _vote(ballots, [ballot.weight for ballot in ballots])
 
 
+def weighted(ballots: Sequence[Ballot]) -> Vote:
+  """Shares of weight; the winner is believed the more, the more voters agree by heads.
+
+  The torch project's rule, whose factor fell between 1/6 and 2/6 of agreeing voters, so that one
+  heavy voter against many light ones passed for agreement. Here it rises throughout.
+  """
+  return _believed(entropy_weighted(ballots))
+
+
+def confident(ballots: Sequence[Ballot]) -> Vote:
+  """As `weighted`, by the squares of the weights, of voters at least half as heavy as the heaviest.
+
+  The torch project's "confidence". Weights have no scale of their own here, so the threshold is
+  relative: its own left nobody where all were unsure.
+  """
+  heaviest = max((ballot.weight for ballot in ballots), default=0.0)
+  heard = [ballot for ballot in ballots if ballot.weight >= SURE * heaviest]
+  vote = _believed(_vote(heard, [ballot.weight**2 for ballot in heard]))
+  return dataclasses.replace(vote, ballots=tuple(ballots))
+
+
+def ensemble(ballots: Sequence[Ballot]) -> Vote:
+  """The mean of `majority`, `weighted` and `confident`: of their shares, and of their confidence.
+
+  A rule that has another winner adds no confidence. The torch project raised it by a fifth where
+  all three agree; they count the same ballots, so that is no evidence.
+  """
+  votes = [rule(ballots) for rule in (majority, weighted, confident)]
+  named = sorted({answer for vote in votes for answer in vote.counts})
+  mean = lambda values: math.fsum(values) / len(votes)
+  vote = _decided({a: mean(v.counts.get(a, 0.0) for v in votes) for a in named}, ballots)
+  sure = mean(v.confidence for v in votes if v.answer == vote.answer)
+  return dataclasses.replace(vote, confidence=min(sure, vote.share))
+
+
 def entropy_weighted_prior_divided(ballots: Sequence[Ballot], prior: AnswerPrior) -> Vote:
   """Weights as in `entropy_weighted`, each answer's sum divided as in `prior_divided`."""
   return _vote(ballots, _divided(ballots, [ballot.weight for ballot in ballots], prior))
@@ -109,19 +151,60 @@ RULES: dict[str, Callable[[Sequence[Ballot], AnswerPrior], Vote]] = {
   "prior_divided": prior_divided,
   "entropy_weighted": lambda ballots, prior: entropy_weighted(ballots),
   "entropy_weighted_prior_divided": entropy_weighted_prior_divided,
+  "weighted": lambda ballots, prior: weighted(ballots),
+  "confidence": lambda ballots, prior: confident(ballots),
+  "ensemble": lambda ballots, prior: ensemble(ballots),
 }
 
 
-def gate(vote: Vote, *, confidence: float, margin: float) -> bool:
+def clustered(ballots: Sequence[Ballot], *, verifier: str) -> list[Ballot]:
+  """The ballots, each for the answer that speaks for its cluster (`verifiers.cluster`).
+
+  Rules tell answers apart by meaning; this comes before them where almost the same counts as the
+  same. Ballots in no cluster are for None. Nothing changes where the verifier is `equal`.
+  """
+  if verifier == "equal":
+    return list(ballots)
+  said, weights = [b.answer for b in ballots], [b.weight for b in ballots]
+  found = verifiers.cluster(said, weights, verifier=verifier)
+  meant = {i: answer for answer, members in found.items() for i in members}
+  return [dataclasses.replace(b, answer=meant.get(i)) for i, b in enumerate(ballots)]
+
+
+def gate(vote: Vote, *, confidence: float, margin: float, votes: int = 1) -> bool:
   """Whether a vote may be learned from: an answer, sure enough, by enough of a margin, and no tie.
 
-  Both thresholds lie in [0, 1]. SCRL (https://arxiv.org/abs/2603.19880) trusts share 0.375 and
+  Both thresholds lie in [0, 1]; `votes` is how many ballots must have an answer at all, which
+  matters where only a memory votes. SCRL (https://arxiv.org/abs/2603.19880) trusts share 0.375 and
   margin 0.125.
   """
   if not (0 <= confidence <= 1 and 0 <= margin <= 1):
     raise ValueError(f"confidence {confidence} and margin {margin} must lie in [0, 1]")
   sure = vote.confidence >= confidence and vote.margin >= margin
-  return vote.answer is not None and vote.margin > 0 and sure
+  heard = sum(map(len, answers.cluster([ballot.answer for ballot in vote.ballots]).values()))
+  return vote.answer is not None and vote.margin > 0 and sure and heard >= votes
+
+
+def guarded(vote: Vote, before: Sequence[str], *, weight: float, verifier: str) -> Vote:
+  """The vote, believed less where a question's answer flips from visit to visit.
+
+  What flips is not known, and learning from each visit would only undo the last one's lesson:
+  TTRL-Guard (https://arxiv.org/abs/2605.19444), which halves such rewards.
+
+  Args:
+    vote: of this visit.
+    before: what was voted at earlier visits to this question or one like it, oldest first.
+    weight: in [0, 1]: with 1 an answer that changed at each visit is not believed at all.
+    verifier: by which two answers are one.
+  """
+  if not 0 <= weight <= 1:
+    raise ValueError(f"guard.weight {weight} must lie in [0, 1]")
+  if vote.answer is None or not before:
+    return vote
+  visits = itertools.pairwise([*before, vote.answer])
+  flips = sum(not verifiers.alike(a, b, verifier=verifier) for a, b in visits)
+  kept = 1.0 - weight * flips / len(before)
+  return dataclasses.replace(vote, confidence=vote.confidence * kept)
 
 
 def entropy_weight(entropy: float, *, temperature: float) -> float:
@@ -168,6 +251,10 @@ def _vote(ballots: Sequence[Ballot], weights: Sequence[float]) -> Vote:
   shares = {
     a: math.fsum(weights[i] for i in members) / (total or 1.0) for a, members in groups.items()
   }
+  return _decided(shares, ballots)
+
+
+def _decided(shares: Mapping[str, float], ballots: Sequence[Ballot]) -> Vote:
   counts = dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
   top = max(counts.values(), default=0.0)
   if top <= 0:
@@ -184,3 +271,10 @@ def _vote(ballots: Sequence[Ballot], weights: Sequence[float]) -> Vote:
     counts=counts,
     ballots=tuple(ballots),
   )
+
+
+def _believed(vote: Vote) -> Vote:
+  """A vote with less confidence where few voters, by heads, are for its winner."""
+  heads = majority(vote.ballots).counts.get(vote.answer, 0.0)
+  factor = float(np.interp(heads, AGREEING, BELIEVED))
+  return dataclasses.replace(vote, confidence=vote.share * factor)

@@ -196,6 +196,7 @@ def _vote_to_json(vote: Vote) -> dict:
     "confidence": float(vote.confidence),
     "share": float(vote.share),
     "margin": float(vote.margin),
+    "uncalibrated": None if vote.uncalibrated is None else float(vote.uncalibrated),
     "counts": {answer: float(share) for answer, share in vote.counts.items()},
     "ballots": [[b.answer, float(b.weight), b.view, b.source] for b in vote.ballots],
   }
@@ -212,4 +213,5 @@ def _vote_from_json(entry: Mapping) -> Vote:
       Ballot(answer=a, weight=w, view=view, source=source)
       for a, w, view, source in entry["ballots"]
     ),
+    uncalibrated=entry.get("uncalibrated"),  # Not in records of votes before there were any.
   )

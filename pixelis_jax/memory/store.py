@@ -109,6 +109,11 @@ class Memory:
     with self._lock:
       return list(self._seq_of)
 
+  def in_order(self, ids: Collection[str]) -> list[str]:
+    """Those of these ids that are here, oldest first."""
+    with self._lock:
+      return sorted((id for id in ids if id in self._seq_of), key=self._seq_of.__getitem__)
+
   def __enter__(self) -> "Memory":
     return self
 

@@ -43,6 +43,15 @@ def test_it_drives_a_process_to_its_target():
   assert 0.02 / controller.coef == pytest.approx(0.05, rel=1e-3)
 
 
+def test_nothing_changes_near_the_target():
+  """The torch project's band: 0.05 within 0.01."""
+  controller = AdaptiveKl(coef=1.0, target=0.05, tolerance=0.01, horizon=10.0)
+  assert controller.update(0.0599) == controller.update(0.0401) == controller
+  # Outside, the whole error counts, held at 0.2; without a band 0.055 would move it already.
+  assert controller.update(0.061).coef == pytest.approx(1.02)
+  assert controller.update(0.039).coef == pytest.approx(0.98)
+
+
 def test_it_survives_a_checkpoint():
   controller = AdaptiveKl(coef=0.1).update(0.2)
   assert AdaptiveKl(**dataclasses.asdict(controller)) == controller
@@ -61,6 +70,8 @@ def test_a_kl_that_is_not_finite_is_refused(measured):
     dict(coef=20.0),
     dict(coef=0.1, target=0.0),
     dict(coef=0.1, horizon=0.5),
+    dict(coef=0.1, tolerance=-0.01),
+    dict(coef=0.1, target=0.05, tolerance=0.05),
   ],
 )
 def test_wrong_constants_are_refused(wrong):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pixelis_jax.algo.verifiers import VERIFIERS, verify
+from pixelis_jax.algo.verifiers import VERIFIERS, alike, cluster, verify
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,41 @@ def test_what_we_get_wrong_is_named():
     verify("[0, 0, 1, 1]", "cat", verifier="iou")
   with pytest.raises(ValueError, match="target 'cat' must be changes such as"):
     verify("cat", "cat", verifier="trance")
+
+
+def test_clusters_are_led_by_what_weighs_most_whatever_the_order():
+  """Each is within 5% of the next only: who leads decides who is gathered."""
+  texts, weights = ["100", "104", "108", "104.0"], [1.0, 1.0, 1.5, 1.0]
+  # 104 weighs 2 and is like both others. Led by the first text, or by 108, there would be two.
+  assert cluster(texts, weights, verifier="relaxed") == {"104": [1, 3, 2, 0]}
+  back = cluster(texts[::-1], weights[::-1], verifier="relaxed")
+  assert {a: sorted(3 - i for i in members) for a, members in back.items()} == {"104": [0, 1, 2, 3]}
+  # With equal weights 100 comes first, and 108 is more than 5% away.
+  assert cluster(texts[:3], [1.0] * 3, verifier="relaxed") == {"100": [0, 1], "108": [2]}
+
+
+def test_what_cannot_be_a_target_is_in_no_cluster():
+  texts = ["0, 0, 10, 10", "a cat", None, "", "(0, 0, 10, 9)"]
+  assert cluster(texts, [1.0] * 5, verifier="iou_50") == {"0, 0, 10, 10": [0, 4]}
+  assert list(cluster(texts, [1.0] * 5, verifier="equal").values()) == [[0], [1], [4]]
+  with pytest.raises(ValueError, match="'iou_51' must be one of"):
+    cluster(texts, [1.0] * 5, verifier="iou_51")
+
+
+@pytest.mark.parametrize(
+  ("verifier", "a", "b", "same"),
+  [
+    ("equal", "0.5", "1/2", True),
+    ("equal", "100", "103", False),
+    ("relaxed", "100", "103", True),
+    ("choice", "red circle", "(B) red circle", True),  # One way round only.
+    ("choice", "(B) red circle", "red circle", True),
+    ("iou_50", "a cat", "a dog", False),  # Neither is a box.
+    ("iou_50", "cat", "Cat", True),  # But both mean the same.
+    ("iou_50", "0, 0, 1, 1", "a cat", False),
+    ("relaxed", None, "1", False),
+    ("relaxed", None, None, False),
+  ],
+)
+def test_alike_goes_either_way(verifier, a, b, same):
+  assert alike(a, b, verifier=verifier) is same

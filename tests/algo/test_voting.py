@@ -86,7 +86,22 @@ class TestEveryRule:
     again = rule(shuffler.sample(table, len(table)), state)
     assert (again.answer, again.margin) == (vote.answer, pytest.approx(vote.margin, abs=1e-9))
     assert math.fsum(vote.counts.values()) <= 1 + 1e-9
-    assert 0 <= vote.margin <= vote.share == vote.confidence <= 1 + 1e-9
+    assert 0 <= vote.margin <= vote.share <= 1 + 1e-9
+    assert 0 <= vote.confidence <= vote.share
+
+  @settings(deadline=None, max_examples=50)
+  @given(TABLES.filter(bool), st.data())
+  def test_confidence_never_falls_as_agreement_grows(self, rule, table, data):
+    """A voter changes to the winner's side. The torch project's rule lost 0.1 by it."""
+    state = prior({"1": 3.0, "cat": 1.0})
+    before = rule(table, state)
+    if before.answer is None:
+      return
+    i = data.draw(st.integers(0, len(table) - 1))
+    table[i] = dataclasses.replace(table[i], answer=before.answer)
+    after = rule(table, state)
+    assert after.confidence >= before.confidence - 1e-9
+    assert after.answer == before.answer
 
 
 def test_dividing_by_the_prior_changes_the_winner_of_a_collapsed_stream():
@@ -238,3 +253,93 @@ def test_a_memory_neighbour_is_a_ballot():
   vote = voting.entropy_weighted(table)
   assert (vote.answer, vote.share) == ("b", pytest.approx(0.6))
   assert [b.source for b in vote.ballots] == ["self", "self", "experience-3"]
+
+
+def test_weighted_votes_are_believed_by_heads_too():
+  """The torch project's defect: 1 of 6 voters agreed with itself, and 0.711 of it was believed."""
+  stale = voting.weighted(ballots(("cat", 1.0), *[("dog", 0.001)] * 5))
+  # By weight "cat" has 1 / 1.005. One voter of six, 1/6: 0.5 + 0.1 * (1/6) / 0.3 = 0.5556.
+  assert stale.answer == "cat"
+  assert stale.confidence == pytest.approx(1 / 1.005 * (0.5 + 1 / 18))
+  assert not voting.gate(stale, confidence=0.7, margin=0.0)
+  # Its other figures stand: 5 of 6 equal voters 5/6 * (0.8 + 0.2 * (5/6 - 0.7) / 0.3) = 0.741,
+  # 4 of 6 4/6 * (0.6 + 0.2 * (4/6 - 0.3) / 0.4) = 0.522.
+  assert voting.weighted(heads(a=5, b=1)).confidence == pytest.approx(0.7407, abs=1e-4)
+  assert voting.weighted(heads(a=4, b=2)).confidence == pytest.approx(0.5222, abs=1e-4)
+
+
+def test_unanimous_weights_are_no_more_than_sure():
+  """Summed in floating point their shares may exceed 1: the torch project then raised an error."""
+  table = ballots(*[("a", 0.1 * i) for i in range(1, 12)])
+  for rule in (voting.weighted, voting.confident, voting.ensemble):
+    assert rule(table).confidence == 1.0
+
+
+def test_confident_hears_the_sure_voters_only():
+  vote = voting.confident(ballots(("a", 2.0), ("b", 1.0), ("b", 0.9), ("b", 0.9)))
+  # Below 1 nobody is heard. By squares 4 to 1; one of two heads: 0.6 + 0.2 * 0.2 / 0.4 = 0.7.
+  assert (vote.answer, vote.share, vote.margin) == ("a", 0.8, pytest.approx(0.6))
+  assert vote.confidence == pytest.approx(0.8 * 0.7)
+  assert len(vote.ballots) == 4
+  assert voting.weighted(vote.ballots).answer == "b"
+
+
+def test_an_ensemble_is_the_mean_of_three():
+  table = ballots(("a", 2.0), ("b", 1.0), ("b", 1.0))
+  # majority: b 2/3 of 3. weighted: a tie of 2 to 2, for "a". confident: all heard, 4 to 2.
+  vote = voting.ensemble(table)
+  assert vote.counts == pytest.approx({"a": (1 / 3 + 1 / 2 + 2 / 3) / 3, "b": 0.5})
+  assert vote.margin == 0.0  # Both have 1/2.
+  # "a" leads by the alphabet; majority is not for it. One of three heads: 0.6 + 0.2/0.4 * 1/30.
+  believed = 0.6 + 0.5 * (1 / 3 - 0.3)
+  assert vote.confidence == pytest.approx((0.5 + 2 / 3) * believed / 3)
+
+
+def test_a_vote_needs_ballots_with_answers():
+  vote = voting.majority(heads(a=2, none=5))
+  assert voting.gate(vote, confidence=0.0, margin=0.0, votes=2)
+  assert not voting.gate(vote, confidence=0.0, margin=0.0, votes=3)
+
+
+def test_almost_the_same_can_count_as_the_same():
+  table = ballots(("9", 1.0), ("9", 1.0), ("9", 1.0), ("100", 1.0), ("100", 1.0), ("103", 1.5))
+  assert voting.majority(voting.clustered(table, verifier="equal")).answer == "9"
+  near = voting.majority(voting.clustered(table, verifier="relaxed"))
+  # Three of each: a tie, which 9 or 100 would not have had by strings.
+  assert near.counts == {"100": 0.5, "9": 0.5}
+  assert voting.entropy_weighted(voting.clustered(table, verifier="relaxed")).answer == "100"
+
+
+def test_ballots_without_a_cluster_are_for_nobody():
+  table = ballots(("[0, 0, 10, 10]", 1.0), ("[0, 0, 10, 9]", 1.0), ("a cat", 3.0))
+  vote = voting.entropy_weighted(voting.clustered(table, verifier="iou_50"))
+  # 9/10 of the area is shared; words are no box: 2 of 5.
+  assert (vote.answer, vote.share) == ("0, 0, 10, 10", 0.4)
+
+
+@pytest.mark.parametrize(
+  ("before", "weight", "kept"),
+  [
+    ((), 1.0, 1.0),  # The first visit.
+    (("1",), 1.0, 1.0),
+    (("2",), 1.0, 0.0),  # It changed at the only visit before.
+    (("2",), 0.5, 0.5),
+    (("2", "1", "2"), 1.0, 0.0),
+    (("2", "2", "1.0"), 1.0, 2 / 3),  # 2, 2, 1, 1: one change of three.
+  ],
+)
+def test_what_flips_from_visit_to_visit_is_believed_less(before, weight, kept):
+  vote = voting.majority(heads(**{"1": 3, "2": 1}))
+  guarded = voting.guarded(vote, before, weight=weight, verifier="equal")
+  assert guarded.confidence == pytest.approx(0.75 * kept)
+  assert (guarded.answer, guarded.share, guarded.margin) == ("1", 0.75, 0.5)
+
+
+def test_the_guard_knows_what_counts_as_a_change():
+  vote = voting.majority(heads(**{"100": 2}))
+  assert voting.guarded(vote, ["103"], weight=1.0, verifier="relaxed").confidence == 1.0
+  assert voting.guarded(vote, ["103"], weight=1.0, verifier="equal").confidence == 0.0
+  nobody = voting.majority([])
+  assert voting.guarded(nobody, ["1"], weight=1.0, verifier="equal") == nobody
+  with pytest.raises(ValueError, match="guard.weight 2.0"):
+    voting.guarded(vote, ["1"], weight=2.0, verifier="equal")

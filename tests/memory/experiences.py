@@ -114,7 +114,13 @@ def experience(
     Ballot(answer=None, weight=0.1, view="rotate+10", source="r0"),
   )
   vote = Vote(
-    answer=answer, confidence=confidence, share=2 / 3, margin=1 / 3, counts=counts, ballots=ballots
+    answer=answer,
+    confidence=confidence,
+    share=2 / 3,
+    margin=1 / 3,
+    counts=counts,
+    ballots=ballots,
+    uncalibrated=0.625 if seed % 2 else None,
   )
   return Experience(
     id=id,

@@ -59,6 +59,7 @@ def test_reopening_restores_records_vectors_and_state(tmp_path, backend):
   with opened(tmp_path, backend=backend) as memory:
     assert [(n.id, n.similarity) for n in memory.search(unit(DIM, 77), 20)] == before
     assert memory.ids() == [e.id for e in added]
+    assert memory.in_order([added[1].id, "never", added[0].id]) == [added[0].id, added[1].id]
     assert memory.get_state("stream") == {"position": 20}
     assert plain(memory.get("r7", process)) == plain(added[7])
     memory.set_state("stream", {"position": 21})

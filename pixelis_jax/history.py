@@ -1,0 +1,86 @@
+"""What requests so far say of the next one's vote: which answers come up, whose answers tell."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from pixelis_jax.algo import voting
+from pixelis_jax.algo.information import Information
+from pixelis_jax.tools.views import View
+from pixelis_jax.types import Ballot, Task, Trajectory, Vote
+
+Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+  """What the requests so far say, without labels: which answers come up, whose answers tell."""
+
+  prior: voting.AnswerPrior
+  views: Information
+
+  @classmethod
+  def start(cls, c: Any) -> "History":
+    """Before any request."""
+    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
+
+  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]]) -> "History":
+    """After these requests, as far as it concerns what each view tells."""
+    views = self.views
+    for task, voted in zip(tasks, voters, strict=True):
+      views = views.update(task.kind, [(v.name, t.answer, entropy(t)) for v, t in voted])
+    return dataclasses.replace(self, views=views)
+
+  def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
+    """One task's voters, weighed by how sure each is here and by how much its view tells anywhere.
+
+    Args:
+      voted: the task's voters.
+      c: fields view_temperature and entropy_temperature, in nats.
+    """
+    tells = self.views.weights([view.name for view, _ in voted], temperature=c.view_temperature)
+    sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
+    return [
+      Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name)
+      for view, t in voted
+    ]
+
+  def vote(self, voted: Sequence[Voter], remembered: Sequence[Ballot], c: Any) -> Vote:
+    """What the voters and the memory's ballots come to.
+
+    Its confidence is the rule's times how far the voters are to be believed: those who agree on
+    what they cannot see teach nothing. `trust_half` 0 believes all; so is a memory that votes
+    alone, as each of its ballots weighs what its vote was believed.
+
+    Args:
+      voted: the task's voters.
+      remembered: ballots of similar experiences.
+      c: fields rule, verifier and trust_half, and those of `ballots`.
+    """
+    if c.rule not in voting.RULES:
+      raise ValueError(f"vote.rule {c.rule!r} must be one of {list(voting.RULES)}")
+    cast = voting.clustered([*self.ballots(voted, c), *remembered], verifier=c.verifier)
+    vote = voting.RULES[c.rule](cast, self.prior)
+    if not (c.trust_half and voted):
+      return vote
+    trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
+    return dataclasses.replace(vote, confidence=vote.confidence * trust)
+
+  def voted(self, voted: Sequence[Voter]) -> "History":
+    """After one request, as far as it concerns which answers come up."""
+    ballots = [Ballot(answer=t.answer, weight=1.0, view=view.name) for view, t in voted]
+    return dataclasses.replace(self, prior=self.prior.update(voting.majority(ballots).counts))
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values that `from_dict` takes back; JSON can hold them."""
+    return {"prior": self.prior.to_dict(), "views": self.views.to_dict()}
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> "History":
+    prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
+    return cls(prior=prior, views=views)
+
+
+def entropy(trajectory: Trajectory) -> float:
+  """How unsure the answer is: nats over the last turn."""
+  return float(trajectory.steps[-1].completion.entropies.sum())

@@ -1,0 +1,84 @@
+"""Votes of scripted voters: who is believed, what is one answer, what is left for the next."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from configs import demo
+from pixelis_jax.history import History, Voter, entropy
+from pixelis_jax.tools.views import VIEWS
+from pixelis_jax.types import Ballot, Status, Step, Trajectory
+from tests import fakes
+
+C = demo.get_config().vote
+START = History.start(C)
+
+
+def voter(view: int, answer: str | None, *, nats: float = 0.0) -> Voter:
+  """The view of this number, whose last turn was so unsure in all."""
+  said = fakes.completion("ab")
+  said = dataclasses.replace(said, entropies=np.array([nats, 0.0], np.float32))
+  steps = (Step(completion=fakes.completion("a call")), Step(completion=said))
+  task = fakes.task("t", answer=None)
+  return VIEWS[view], Trajectory(task=task, steps=steps, status=Status.ANSWERED, answer=answer)
+
+
+def by(**changes):
+  """The demo's `vote` config with other values; all voters are believed."""
+  c = C.copy_and_resolve_references().unlock()
+  c.update({"trust_half": 0.0, **changes})
+  return c.lock()
+
+
+def test_unsure_voters_weigh_less():
+  assert entropy(voter(0, "1", nats=0.75)[1]) == 0.75
+  ballots = START.ballots([voter(0, "1"), voter(1, "2", nats=0.5)], C)
+  # exp(-0.5 / 0.5), the temperature of the config; before any request views weigh the same.
+  assert ballots[1].weight / ballots[0].weight == pytest.approx(np.exp(-1))
+  assert [b.view for b in ballots] == [VIEWS[0].name, VIEWS[1].name]
+
+
+def test_the_rule_and_the_verifier_are_the_configs():
+  voted = [voter(0, "100"), voter(1, "103"), voter(2, "9"), voter(3, "9"), voter(4, "101")]
+  assert START.vote(voted, (), by()).answer == "9"
+  vote = START.vote(voted, (), by(verifier="relaxed"))
+  # Three of five are within 5% of 100, which is the first of equally heavy answers.
+  assert (vote.answer, vote.share) == ("100", pytest.approx(0.6))
+  # Heads 0.6: 0.6 + 0.2 * (0.6 - 0.3) / 0.4 = 0.75 of the share is believed.
+  weighted = START.vote(voted, (), by(verifier="relaxed", rule="weighted"))
+  assert weighted.confidence == pytest.approx(0.6 * 0.75)
+
+
+def test_trust_in_the_voters_scales_what_the_rule_believes():
+  """Views that told something before; a rule's own doubt must survive that."""
+  history = START
+  for i in range(32):
+    history = history.heard([fakes.task("t", answer=None)], [[voter(0, str(i % 8))]])
+  voted = [voter(0, "1"), voter(0, "1"), voter(0, "2")]
+  trust = history.views.trust([VIEWS[0].name], half=0.1)
+  assert 0.9 < trust < 1.0
+  believed = history.vote(voted, (), by(rule="weighted")).confidence
+  assert history.vote(voted, (), by(rule="weighted", trust_half=0.1)).confidence == pytest.approx(
+    believed * trust
+  )
+  assert START.vote(voted, (), by(trust_half=0.1)).confidence == 0.0  # Nothing is known of them.
+
+
+def test_a_memory_alone_is_believed_by_its_ballots():
+  remembered = [Ballot(answer="7", weight=0.2, view="memory", source="e")]
+  assert START.vote([], remembered, C).confidence == 1.0
+  assert START.vote([], (), C).answer is None
+
+
+def test_what_was_voted_is_expected_next_time():
+  history = START.voted([voter(0, "1"), voter(1, "1"), voter(2, None)])
+  # Two of three ballots, whatever their weights; the one without an answer expects nothing.
+  assert history.prior.counts == pytest.approx({"1": 2 / 3})
+  assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
+def test_an_unknown_rule_is_named():
+  with pytest.raises(ValueError, match="vote.rule 'plurality' must be one of"):
+    START.vote([voter(0, "1")], (), by(rule="plurality"))

@@ -34,6 +34,16 @@ def get_config(arg: str = "") -> ConfigDict:
   c.batch = 32
   c.see_steps = 900  # First steps, in which the tower alone learns what images show.
   c.max_row = 384
+  # Of a dataset in data.file: algo.data_curriculum.Settings, which says what each field is.
+  c.curriculum = ConfigDict()
+  c.curriculum.enable = False
+  c.curriculum.simple = (1.0, 0.7, 0.4, 0.2, 0.2)  # Shares of what is read, stage by stage.
+  c.curriculum.medium = (0.0, 0.3, 0.4, 0.4, 0.3)
+  c.curriculum.hard = (0.0, 0.0, 0.2, 0.4, 0.5)
+  c.curriculum.target, c.curriculum.tolerance = 0.7, 0.05
+  c.curriculum.window, c.curriculum.patience = 3, 2
+  c.curriculum.min_steps, c.curriculum.max_steps = 500, 2000
+  c.curriculum.cooldown, c.curriculum.backoff = 400, 2.0
   c.packed = False  # Several conversations a row: pays where attention is not the cost.
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.

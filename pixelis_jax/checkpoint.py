@@ -151,6 +151,10 @@ class Checkpoints:
     """The newest complete step, None if there is none."""
     return self._manager().latest_step() if self.directory.is_dir() else None
 
+  def steps(self) -> list[int]:
+    """The complete ones, rising."""
+    return sorted(self._manager().all_steps()) if self.directory.is_dir() else []
+
   def wait(self) -> None:
     """Until a background save is complete on disk; raises what it raised."""
     if self._opened is not None:

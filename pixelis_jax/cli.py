@@ -1,4 +1,4 @@
-"""The command line: ask, score, tools, doctor, plan, view, export, convert, ranks, requests.
+"""The command line: ask, score, tools, doctor, plan, view, masks, export, convert, ranks, requests.
 
 Imports wait until a command needs them, so that `pixelis --help` answers at once. A user's mistake
 is one line on stderr and exit code 2.
@@ -103,6 +103,15 @@ def parser() -> argparse.ArgumentParser:
 
   p = command("view", view, "Write report.html of a run and print its path.")
   p.add_argument("workdir", type=Path)
+
+  p = command("masks", masks, "Draw a record of a dataset, token by token: what SFT teaches of it.")
+  p.add_argument("dataset", type=Path, metavar="DIR", help="that data/build.py built")
+  p.add_argument("--record", default=0, type=int, metavar="N", help="from 0 (default: 0)")
+  p.add_argument("--out", required=True, type=Path, metavar="FILE.png")
+  about = "Hugging Face directory (default: the one the dataset was built with)"
+  p.add_argument("--model", type=Path, metavar="DIR", help=about)
+  about = "that its prompt offers, comma-separated (default: those that the dataset calls)"
+  p.add_argument("--tools", metavar="NAMES", help=about)
 
   p = command("export", export, "Write a run's model as a Hugging Face directory.")
   p.add_argument("workdir", type=Path, help="of sft, rft or online, running or ended")
@@ -428,6 +437,22 @@ def view(args: argparse.Namespace) -> int:
 
   _directory(args.workdir)
   print(write_report(args.workdir))
+  return 0
+
+
+def masks(args: argparse.Namespace) -> int:
+  """Prints the line that is above the picture."""
+  from PIL import Image
+
+  from pixelis_jax.serve import tokens
+
+  if args.model is not None:
+    _directory(args.model)
+  names = None if args.tools is None else tuple(filter(None, args.tools.split(",")))
+  row, chat, about = tokens.masks(args.dataset, args.record, model=args.model, tools=names)
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(tokens.draw(tokens.layout(row, chat), about)).save(args.out)
+  print(f"{args.out}: {about}")
   return 0
 
 

@@ -263,14 +263,18 @@ class HeldOut:
     step = self._kept.latest_step()
     self.best = 0.0 if step is None else float(self._kept.extra(step)["accuracy"])
 
-  def ask(self, step: int, params: Params, trained: Any, metrics: Metrics) -> None:
-    """Logs and prints how they are answered; keeps what was trained if never so well before."""
+  def ask(self, step: int, params: Params, trained: Any, metrics: Metrics) -> Result:
+    """Logs and prints how they are answered; keeps what was trained if never so well before.
+
+    The numbers are the same in all processes.
+    """
     result = greedy(self._policy, params, self._tasks, limits=self._limits)
     metrics.log(step, measured(result))
     program.say(f"step {step}: {table({'tools': result})}")
     if result.accuracy > self.best:
       self.best = result.accuracy
       self._kept.save(step, {"params": trained}, {"accuracy": result.accuracy})
+    return result
 
   def close(self) -> None:
     """Waits until the best is on disk."""

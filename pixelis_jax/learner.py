@@ -66,6 +66,17 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
   return state.replace(step=whole(state.step), rng=whole(state.rng), opt_state=moments)
 
 
+def rewound(state: TrainState, then: TrainState, tx: optax.GradientTransformation) -> TrainState:
+  """The state with the parameters and moments of an earlier one.
+
+  Steps go on, those that the rate is a function of, too.
+  """
+  now, old = state.opt_state, then.opt_state
+  moment = optax.tree_map_params(tx, lambda _: True, now, transform_non_params=lambda _: False)
+  opt_state = jax.tree.map(lambda m, now, old: old if m else now, moment, now, old)
+  return state.replace(params=then.params, opt_state=opt_state)
+
+
 def _everywhere(x: Array, mesh: Mesh) -> Array:
   """A host's array or key whole on all devices, other processes' too."""
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -72,7 +72,7 @@ METRICS: dict[str, str] = {
   "ratio_mean": "Mean probability ratio of the trained tokens, new policy to the sampling one.",
   "approx_kl": "k3 estimate of the KL from the sampling policy to the new one, nats a token.",
   "entropy": "Mean entropy of the sampled tokens' distributions, nats.",
-  "stage": "Stage of the reward curriculum: 0 the goal, 1 coherence, 2 all.",
+  "stage": "Stage of the curriculum, from 0; of that of rewards: the goal, coherence, all.",
   "replayed": "Samples of earlier steps in an update, as a share of the new ones.",
   "rollout_kl": "k3 estimate of the KL from sampler to update's first policy, nats a token.",
   "rollout_probs_diff": "Mean difference of a sampled token's probability between these two.",

@@ -30,30 +30,40 @@ from pixelis_jax import (
   sharding,
   timing,
 )
+from pixelis_jax.algo.data_curriculum import DataCurriculum
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
-from pixelis_jax.data import demos
+from pixelis_jax.data import demos, difficulty
 from pixelis_jax.data.built import Dataset
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.streams import shuffled, weighted
 from pixelis_jax.data.tasks import DemoSource, TaskSource
+from pixelis_jax.lessons import Lessons
 from pixelis_jax.metrics import Metrics, due
 from pixelis_jax.model import cost
 from pixelis_jax.model.lora import join
 from pixelis_jax.model.policy import Model
 
 
-def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.DatasetIterator:
-  """Batches of rows for ever, a function of the config alone; each process has its share of each.
+def rows(
+  c: Any, policy: sampler.Policy, blind: sampler.Policy, curriculum: DataCurriculum
+) -> grain.DatasetIterator:
+  """Batches of rows for ever, a function of config and stage; each process has its share of each.
 
   The first `c.data.parts` rows teach the two halves of a demonstration apart, each in short rows:
   where to look (the call), and how to read (the picture alone, answered at once). Later rows are
   whole demonstrations, but for `c.data.direct` of them that answer from the overview, without
   tools. While only the tower learns, all rows hold a whole demonstration's images.
 
-  With `c.data.file` rows are that file's solutions or that dataset's demonstrations alone.
+  With `c.data.file` rows are that file's solutions or that dataset's demonstrations alone; only a
+  dataset can have a curriculum.
   """
+  if c.curriculum.enable and not (c.data.file and Path(c.data.file).is_dir()):
+    raise ValueError(
+      f"curriculum.enable needs a dataset (data/build.py) as data.file, not {c.data.file!r}: "
+      "scenes and files of questions have no difficulties"
+    )
   if c.data.file:
-    return _batches(_of_file(c, policy), c)
+    return _batches(_of_file(c, policy, curriculum), c)
   tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
 
@@ -72,12 +82,17 @@ def rows(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> grain.Dataset
   return _batches(grain.MapDataset.range(c.data.n).repeat().map(row), c)
 
 
-def _of_file(c: Any, policy: sampler.Policy) -> grain.MapDataset:
+def _of_file(c: Any, policy: sampler.Policy, curriculum: DataCurriculum) -> grain.MapDataset:
   """Rows of a dataset that data/build.py built, or of a file of questions."""
   if Path(c.data.file).is_dir():
     built = Dataset.open(c.data.file)
     shown = lambda index: batch.demo_row(built.demo(index, policy.tools), policy.chat)
-    return weighted(built.weights, seed=c.seed).map(shown)
+    if not c.curriculum.enable:
+      return weighted(built.weights, seed=c.seed).map(shown)
+    levels = built.levels()
+    # Of all stages: what a later one lacks is said now.
+    weights = [difficulty.staged(built.weights, levels, shares) for shares in curriculum.stages]
+    return weighted(weights[curriculum.stage], seed=curriculum.seed(c.seed)).map(shown)
   file = QuestionFile.open(c.data.file, sees=policy.sees)
   solved = lambda index: batch.demo_row(file.demo(index), policy.chat)
   return shuffled(file, seed=c.seed).map(solved)
@@ -108,14 +123,14 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   seeing = partial(flops, text=0)  # The decoder is not run.
-  data = rows(c, policy, blind)
+  lessons = Lessons(c.curriculum, partial(rows, c, policy, blind), tx, workdir)
   held_out = evaluate.HeldOut(c, policy, workdir)
 
   runs.keep_config(workdir, c)
   checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep, background=True)
   if restored := checkpoints.restore(state):
     state, extra = restored
-    data.set_state(extra["data"])
+    lessons.restore(extra)
   metrics = Metrics(workdir, resume=int(state.step))
   watch = timing.Stopwatch(mesh, workdir, profile=c.profile)
 
@@ -123,7 +138,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     for i in watch.steps(range(int(state.step), c.optimizer.steps)):
       with watch.part("data"):
         packed = batch.pack_sft(
-          next(data),
+          next(lessons.rows),
           model.config,
           max_tokens=c.max_row,
           multiple_of=blocks,
@@ -142,20 +157,24 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       if due(i, c.log_every, c.optimizer.steps):
         # The devices are waited for first, as a part of the update.
         measured |= watch.read(measured) | {"lr": float(schedule(i)), "filled": filled}
+        measured |= lessons.measured()
         metrics.log(i + 1, measured)
       if due(i, c.eval.every, c.optimizer.steps):
         with watch.part("evaluate"):
           trained = state.params["policy"]
           params = policy.sampler.serve(join(trained, base))
-          held_out.ask(i + 1, params, trained, metrics)
+          result = held_out.ask(i + 1, params, trained, metrics)
+        with watch.part("checkpoint"):
+          state = lessons.heard(i + 1, result.accuracy, state)
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
         with watch.part("checkpoint"):
-          checkpoints.save(i + 1, state, {"data": data.get_state()})
+          checkpoints.save(i + 1, state, lessons.position())
       if stop:
         break
   checkpoints.close()
   held_out.close()
+  lessons.close()
   metrics.close()
   if int(state.step) < c.optimizer.steps:
     program.say(f"stopped by SIGTERM at step {int(state.step)}: the same command goes on")

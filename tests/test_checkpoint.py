@@ -99,7 +99,7 @@ def test_restores_like_abstract_values(tmp_path):
 
 def test_nothing_saved_is_none_and_creates_nothing(tmp_path):
   with Checkpoints(tmp_path / "missing", keep=1) as checkpoints:
-    assert checkpoints.latest_step() is None
+    assert checkpoints.latest_step() is None and checkpoints.steps() == []
     assert checkpoints.restore(train_state()) is None
     checkpoints.wait()
   assert not (tmp_path / "missing").exists()
@@ -109,6 +109,7 @@ def test_keeps_the_last_and_restores_the_latest(tmp_path):
   with Checkpoints(tmp_path, keep=2) as checkpoints:
     for step in (1, 2, 10):
       checkpoints.save(step, {"x": jnp.asarray([step], jnp.int32)}, {"step": step})
+    assert checkpoints.steps() == [2, 10]
     assert checkpoints.latest_step() == 10  # Not 2: steps are numbers, not names.
     like = {"x": jnp.asarray([0], jnp.int32)}
     assert checkpoints.restore(like)[1] == {"step": 10}

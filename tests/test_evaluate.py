@@ -187,7 +187,8 @@ def test_the_best_weights_are_kept_over_a_restart(model_config, policy, tmp_path
     with Metrics(tmp_path, resume=steps.start - 1) as metrics:
       held_out = evaluate.HeldOut(c, policy, tmp_path)
       for step in steps:
-        held_out.ask(step, policy.params, trained(step), metrics)
+        asked = held_out.ask(step, policy.params, trained(step), metrics)
+        assert asked.accuracy <= held_out.best
       held_out.close()
     with Checkpoints(tmp_path / BEST, read_only=True) as kept:
       step = kept.latest_step()

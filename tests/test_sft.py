@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from flax import nnx
 
 from configs import tiny_sft
 from pixelis_jax import sampler, sft
+from pixelis_jax.algo.data_curriculum import DataCurriculum, Settings
+from pixelis_jax.data.difficulty import LEVELS
 from pixelis_jax.model import lora
 from pixelis_jax.model.load import load
 from pixelis_jax.model.peft import load_adapter
@@ -35,6 +38,12 @@ def straight(config, tmp_path_factory):
   """(workdir, final state) of a run from 0 to 4."""
   workdir = tmp_path_factory.mktemp("sft") / "run"
   return workdir, sft.main(config, workdir)
+
+
+def read(c, policy, **where):
+  """The rows of a config, at the beginning of its curriculum or there."""
+  blind = sampler.with_tools(policy.settings, policy.model, policy.params, ())
+  return sft.rows(c, policy, blind, DataCurriculum(settings=Settings(**c.curriculum), **where))
 
 
 def logged(workdir):
@@ -141,14 +150,12 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
   assert max_difference(learned["text"], policy.params["text"]) > 1e-6
 
 
-def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy, model_config):
-  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
-  read = lambda: sft.rows(config, policy, blind)
-  batches = list(itertools.islice(read(), 3))
-  data = read()
+def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy):
+  batches = list(itertools.islice(read(config, policy), 3))
+  data = read(config, policy)
   next(data)
   position = json.loads(json.dumps(data.get_state()))  # What a checkpoint keeps is JSON.
-  other = read()
+  other = read(config, policy)
   other.set_state(position)
   for one, two in zip(batches[1:], other, strict=False):
     for a, b in zip(one, two, strict=True):
@@ -164,23 +171,21 @@ def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy, m
     ({"parts": 64, "look": 0.0}, False, True, 1),  # Only how to read the crop.
   ],
 )
-def test_kinds_of_rows(config, policy, model_config, settings, calls, answers, images):
-  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
+def test_kinds_of_rows(config, policy, settings, calls, answers, images):
   c = config.copy_and_resolve_references().unlock()
   c.data.update(settings)
   c.see_steps = 0
-  for row in next(sft.rows(c, policy, blind)):
+  for row in next(read(c, policy)):
     said = policy.chat.decode(row.tokens[row.loss_mask])
     assert ("zoom_in" in said, r"\boxed{" in said, len(row.images)) == (calls, answers, images)
     # Who is to call is told of the tool; who isn't, is not.
     assert ("zoom_in" in policy.chat.decode(row.tokens[~row.loss_mask])) == calls
 
 
-def test_while_only_the_tower_learns_rows_hold_all_images(config, policy, model_config):
-  blind = sampler.with_tools(model_config, policy.model, policy.params, ())
+def test_while_only_the_tower_learns_rows_hold_all_images(config, policy):
   c = config.copy_and_resolve_references().unlock()
   c.data.parts, c.data.look, c.see_steps = 64, 0.0, 1
-  rows = sft.rows(c, policy, blind)
+  rows = read(c, policy)
   for images in (2, 1):  # The first step, then parts: reading only.
     assert [len(row.images) for row in next(rows)] == [images] * c.batch
 
@@ -207,7 +212,7 @@ def test_rows_of_a_dataset_teach_its_supervised_turns(config, policy, model_conf
   blind = sampler.with_tools(model_config, policy.model, policy.params, ())
   c = config.copy_and_resolve_references().unlock()
   c.data.file = str(built(tmp_path, n=8).folder)
-  rows = [row for rows in itertools.islice(sft.rows(c, policy, blind), 2) for row in rows]
+  rows = [row for rows in itertools.islice(read(c, policy), 2) for row in rows]
   # Eight rows of four a step: each record once. A correction shows its scene and two looks, and
   # teaches one call; were its wrong look taught too, it would teach two.
   assert sorted(len(row.images) for row in rows) == [2] * 4 + [3] * 4
@@ -215,4 +220,130 @@ def test_rows_of_a_dataset_teach_its_supervised_turns(config, policy, model_conf
     said = policy.chat.decode(row.tokens[row.loss_mask])
     assert (said.count("zoom_in"), said.count(r"\boxed{")) == (1, 1)
   with pytest.raises(ValueError, match=r"calls \['zoom_in'\], model.tools has \[\]"):
-    next(sft.rows(c, blind, blind))
+    next(read(c, blind))
+
+
+def key(row):
+  """What tells a record's row from others'."""
+  return row.tokens.tobytes(), tuple(image.key for image in row.images)
+
+
+def test_hard_negatives_come_as_often_as_they_weigh(config, policy, tmp_path):
+  """Traps of which something is supervised weigh 4; one that is wrong at once is never read."""
+  sorts = {"golden": 0.5, "trap": 0.5}
+  dataset = built(tmp_path, n=12, kinds={"color": 1}, sorts=sorts, hard_negative_weight=4.0)
+  c = config.copy_and_resolve_references().unlock()
+  c.data.file, c.batch = str(dataset.folder), 32
+  tools = ("zoom_in", "get_properties")
+  sees = sampler.with_tools(policy.settings, policy.model, policy.params, tools)
+  demos = [dataset.demo(i, sees.tools) for i in range(12)]
+  number = {key(sft.batch.demo_row(demo, sees.chat)): i for i, demo in enumerate(demos)}
+  drawn = [number[key(row)] for rows in itertools.islice(read(c, sees), 3) for row in rows]
+  weights = np.array([4.0 if demo.turns[-1].supervised is False else 1.0 for demo in demos])
+  taught = np.array([any(turn.supervised for turn in demo.turns) for demo in demos])
+  assert len(drawn) == 96 and 2 <= ((weights == 4) & taught).sum() < 6  # Some traps are idle.
+  assert set(drawn) == set(np.flatnonzero(taught).tolist())
+  # A share p of n independent draws has a deviation of (p (1 - p) / n) ** 0.5; ours take turns, and
+  # have less. Were all weights equal, the share would be farther off than four deviations.
+  share = 4.0 * ((weights == 4) & taught).sum() / (weights * taught).sum()
+  deviation = np.sqrt(share * (1 - share) / len(drawn))
+  assert abs(np.mean(weights[drawn] == 4) - share) <= 4 * deviation
+  assert abs(np.mean(weights[taught] == 4) - share) > 4 * deviation
+  # And so each record by itself.
+  counts = np.bincount(drawn, minlength=12)
+  expected = 96 * weights * taught / (weights * taught).sum()
+  assert (np.abs(counts - expected) <= 4 * np.sqrt(expected)).all()
+
+
+@pytest.fixture(scope="module")
+def staged(config, policy, tmp_path_factory):
+  """(config, level by `key`) of two stages, simple and the rest, that one evaluation ends.
+
+  Batches are of different records, and so as large as those of the run on scenes.
+  """
+  folder = tmp_path_factory.mktemp("staged")
+  c = config.copy_and_resolve_references().unlock()
+  dataset = built(folder, n=18, sorts={"golden": 1})  # 7 simple, 6 medium, 5 hard.
+  c.data.file, c.see_steps, c.eval.every = str(dataset.folder), 0, 1
+  c.curriculum.update(enable=True, simple=(1.0, 0.0), medium=(0.0, 0.5), hard=(0.0, 0.5))
+  c.curriculum.update(window=1, patience=1, min_steps=1, max_steps=0, cooldown=0)
+  demos = [dataset.demo(i, policy.tools) for i in range(18)]
+  keys = [key(sft.batch.demo_row(demo, policy.chat)) for demo in demos]
+  return c.lock(), {key: LEVELS[i] for key, i in zip(keys, dataset.levels(), strict=True)}
+
+
+def scripted(monkeypatch, c, workdir):
+  """A run whose evaluations promote after step 1 and roll back after step 3.
+
+  (its state, of each step the rows, and the weights before and after the evaluation.)
+  """
+  accuracies, steps, weights = {1: 0.8, 2: 0.8, 3: 0.5, 4: 0.5}, [], []
+  pack, heard = sft.batch.pack_sft, sft.Lessons.heard
+
+  def packed(rows, *args, **kwargs):
+    steps.append([key(row) for row in rows])
+    return pack(rows, *args, **kwargs)
+
+  def told(self, step, accuracy, state):
+    before = jax.device_get(state.params)
+    state = heard(self, step, accuracy, state)
+    weights.append((before, jax.device_get(state.params)))
+    return state
+
+  answered = lambda self, step, *rest: SimpleNamespace(accuracy=accuracies[step])
+  with monkeypatch.context() as patch:
+    patch.setattr(sft.batch, "pack_sft", packed)
+    patch.setattr(sft.evaluate.HeldOut, "ask", answered)
+    patch.setattr(sft.Lessons, "heard", told)
+    return sft.main(c, workdir), steps, weights
+
+
+def test_a_curriculum_decides_what_is_read_and_resumes_bit_for_bit(
+  staged, policy, tmp_path, monkeypatch
+):
+  c, level = staged
+  state, steps, weights = scripted(monkeypatch, c, tmp_path / "run")
+  assert [{level[row] for row in rows} for rows in steps] == [
+    {"simple"},
+    {"medium", "hard"},
+    {"medium", "hard"},
+    {"simple"},
+  ]
+  assert [line["stage"] for line in logged(tmp_path / "run")] == [0, 1, 1, 0]
+  (promoted, _), _, (fallen, back), _ = weights
+  assert max_difference(back, promoted) == 0.0 and max_difference(fallen, promoted) > 1e-5
+  killed = tmp_path / "killed"
+  shutil.copytree(tmp_path / "run", killed)
+  shutil.rmtree(killed / "checkpoints" / "4")  # In the second stage, before it is rolled back.
+  resumed, again, _ = scripted(monkeypatch, c, killed)
+  assert again == steps[2:]
+  assert max_difference(resumed.params, state.params) == 0.0
+  assert logged(killed) == logged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["", "questions.jsonl"])
+def test_what_has_no_difficulty_has_no_curriculum(staged, policy, file):
+  c = staged[0].copy_and_resolve_references().unlock()
+  c.data.file = file
+  with pytest.raises(ValueError, match=f"needs a dataset .* not '{file}': scenes and files"):
+    read(c, policy)
+
+
+def test_a_level_that_a_later_stage_lacks_is_missed_at_once(staged, policy, tmp_path):
+  c = staged[0].copy_and_resolve_references().unlock()
+  c.data.file = str(built(tmp_path, n=1).folder)
+  # One record alone is of middling difficulty.
+  c.curriculum.update(simple=(0.0, 0.0), medium=(1.0, 0.5), hard=(0.0, 0.5))
+  with pytest.raises(ValueError, match="no record is hard, of {'simple': 0, 'medium': 1"):
+    read(c, policy)
+
+
+def test_a_stage_mixes_its_levels(staged, policy):
+  c, level = staged
+  c = c.copy_and_resolve_references().unlock()
+  c.curriculum.update(medium=(0.0, 0.25), hard=(0.0, 0.75))
+  mixed = [
+    level[key(row)] for rows in itertools.islice(read(c, policy, stage=1), 2) for row in rows
+  ]
+  # 2 of 8 where 6 of 11 records are medium: by records it were 4 of each, were none simple.
+  assert sorted(mixed) == ["hard"] * 6 + ["medium"] * 2

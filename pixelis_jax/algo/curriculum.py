@@ -6,10 +6,11 @@ at the latest after so many steps; what has not had its turn weighs nothing.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+Curriculum = TypeVar("Curriculum")
 STAGES = ("goal", "coherence", "full")
 # What weighs nothing yet.
 LATER = {
@@ -57,8 +58,25 @@ class Settings:
       )
 
 
+class Resumable:
+  """A dataclass of `settings`, which a run is given anew, and of plain fields, which it saves."""
+
+  __slots__ = ()
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values that `from_dict` takes back; JSON can hold them."""
+    fields = [f.name for f in dataclasses.fields(self) if f.name != "settings"]
+    return {name: getattr(self, name) for name in fields}
+
+  @classmethod
+  def from_dict(cls: type[Curriculum], settings: Any, values: Mapping[str, Any]) -> Curriculum:
+    """Where a run was; lists, as JSON gives them, are read as tuples."""
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(settings=settings, **plain)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RewardCurriculum:
+class RewardCurriculum(Resumable):
   """Where a run is. `task` and `coherence` are the last steps' means, `checked` averages of these.
 
   `flat` counts the checks in a row at which coherence no longer improved.
@@ -114,14 +132,3 @@ class RewardCurriculum:
       return task > c.goal_success or self.steps >= c.goal_steps
     combined = (task + float(np.mean(self.coherence))) / 2
     return combined > c.combined or self.flat >= c.patience or self.steps >= c.coherence_steps
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain values that `from_dict` takes back; JSON can hold them."""
-    fields = [f.name for f in dataclasses.fields(self) if f.name != "settings"]
-    return {name: getattr(self, name) for name in fields}
-
-  @classmethod
-  def from_dict(cls, settings: Settings, values: Mapping[str, Any]) -> "RewardCurriculum":
-    """Where a run was; lists, as JSON gives them, are read as tuples."""
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(settings=settings, **plain)

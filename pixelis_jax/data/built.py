@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from pixelis_jax.chat.parse import parse_call
+from pixelis_jax.data import difficulty
 from pixelis_jax.data.examples import Record, decode
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Demo, Task
@@ -32,12 +33,14 @@ class Dataset:
   """Random access to records, in the order of `lines`; pixels are decoded at each access.
 
   `about` is manifest.json. `weights` say how often a record is sampled where others are once; 0 for
-  a trap that is wrong from the beginning, in which there is nothing to imitate.
+  a trap that is wrong from the beginning, in which there is nothing to imitate. `difficulties` are
+  those of data/difficulty.py; None where the dataset was built before it knew them.
   """
 
   folder: Path
   about: Mapping
   weights: Float64[np.ndarray, " N"]
+  difficulties: Float64[np.ndarray, " N"] | None
   source: ArrayRecordDataSource
 
   @classmethod
@@ -57,10 +60,13 @@ class Dataset:
         raise FileNotFoundError(f"{folder} lacks {name}, which {MANIFEST} lists")
       if (size := (folder / name).stat().st_size) != file["bytes"]:
         raise ValueError(f"{folder / name} has {size} bytes; it was built with {file['bytes']}")
+    told = lines(folder)
+    rated = all("difficulty" in line for line in told)
     return cls(
       folder=folder,
       about=about,
-      weights=np.array([_weight(line) for line in lines(folder)], np.float64),
+      weights=np.array([_weight(line) for line in told], np.float64),
+      difficulties=np.array([line["difficulty"] for line in told], np.float64) if rated else None,
       source=ArrayRecordDataSource([str(folder / name) for name in records_of(about)]),
     )
 
@@ -74,6 +80,15 @@ class Dataset:
       return decode(self.source[index])
     except (RuntimeError, ValueError) as e:  # RuntimeError: what array_record says.
       raise ValueError(f"{self.folder}, record {index}: {e}") from e
+
+  def levels(self) -> Int64[np.ndarray, " N"]:
+    """Of each record, an index in `difficulty.LEVELS`. Raises ValueError where none are known."""
+    if self.difficulties is None:
+      raise ValueError(
+        f"{self.folder} was built before records had a difficulty: build it anew, or a dataset of "
+        "which it is a part"
+      )
+    return difficulty.levels(self.difficulties, self.weights)
 
   def demo(self, index: int, toolbox: Toolbox) -> Demo:
     """The demonstration of a record, for a policy with this toolbox.

@@ -1,11 +1,12 @@
 """A record of a dataset for people: a line of JSON, its pictures and films as files beside it.
 
 Its fields are those of a question (data/questions.py), so that evaluation, RFT and the request
-stream read the same file, and sort, weight and turns.
+stream read the same file, and sort, weight, difficulty and turns.
 """
 
 import json
 
+from pixelis_jax.data.difficulty import difficulty
 from pixelis_jax.data.examples import Record
 from pixelis_jax.data.video import TIMES_FILE
 from pixelis_jax.memory.values import Writer, box_to_json, pixels_key
@@ -32,6 +33,7 @@ def line(record: Record, writer: Writer, files: dict[str, bytes]) -> dict:
     "kind": task.kind,
     "sort": record.sort,
     "weight": record.weight,
+    "difficulty": difficulty(record.demo),
     "images": images,
     "videos": [_clip(name, video) for name, video in zip(videos, task.videos, strict=True)],
     "boxes": [box_to_json(box) for box in task.boxes],

@@ -1,9 +1,12 @@
+import json
+
 import grain
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from pixelis_jax.data.built import Dataset, lines, records_of, shown_sizes
+from pixelis_jax.data.difficulty import difficulty
 from pixelis_jax.data.examples import decode
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.tools import Toolbox
@@ -27,6 +30,30 @@ def test_records_are_there_by_number_as_the_lines_say(dataset):
   assert plain(dataset[-1]) == plain(dataset[5])
   with pytest.raises(IndexError):
     dataset[6]
+
+
+def test_every_record_has_a_difficulty_and_a_level(dataset):
+  found = [difficulty(dataset[number].demo) for number in range(6)]
+  assert dataset.difficulties.tolist() == found
+  # A corrected one has a call more and an error: none is of a simpler level than a golden one.
+  golden = np.array([dataset[number].sort == "golden" for number in range(6)])
+  levels = dataset.levels()
+  assert levels[golden].max() <= levels[~golden].min()
+  assert (levels.min(), levels.max()) == (0, 2)
+
+
+def test_a_dataset_from_before_difficulties_says_so(tmp_path):
+  folder = built(tmp_path, n=1).folder
+  (told,) = lines(folder)
+  del told["difficulty"]
+  about, text = json.loads((folder / "manifest.json").read_text()), json.dumps(told) + "\n"
+  (folder / "demos.jsonl").write_text(text)
+  about["files"]["demos.jsonl"]["bytes"] = len(text)
+  (folder / "manifest.json").write_text(json.dumps(about))
+  old = Dataset.open(folder)
+  assert old.difficulties is None and len(old) == 1
+  with pytest.raises(ValueError, match="few was built before records had a difficulty"):
+    old.levels()
 
 
 def test_grain_and_tfds_read_it(dataset):

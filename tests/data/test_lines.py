@@ -24,6 +24,9 @@ def test_a_line_tells_what_was_done():
   files = {}
   told = line(record(), Writer(), files)
   assert (told["sort"], told["weight"], told["answer"]) == ("corrected", 1.2, "7 é")
+  # 2 calls of no tool, evidence of 16 of 120 pixels, a wrong turn, 2 words: 0.3 ln 3 / ln 16 +
+  # 0.25 + 0.2 (log2(7.5) / 2) / 5 + 0.15 + 0.1 * 2 / 40.
+  assert told["difficulty"] == 0.582
   look, failed, last = told["turns"]
   assert [turn["supervised"] for turn in told["turns"]] == [False, True, True]
   assert look["result"] == "shown" and failed["error"] == "box outside" and "result" not in last

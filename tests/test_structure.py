@@ -18,7 +18,7 @@ LEVELS = {
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
   3: ("batch", "weights", "timing"),
   4: ("sampler", "agent", "learner", "data"),
-  5: ("evaluate", "rollouts", "runs", "ttrl"),
+  5: ("evaluate", "rollouts", "runs", "surprise", "ttrl"),
   6: ("sft", "rft", "online"),
   7: ("plan", "cli", "serve"),
 }

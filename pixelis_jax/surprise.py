@@ -11,6 +11,7 @@ from typing import Any, no_type_check
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -39,10 +40,10 @@ def forward_loss(model: ForwardModel) -> learner.Loss:
 
   def loss(params: learner.Params, rows: Transitions) -> tuple[Array, learner.Metrics]:
     weights = rows.weights
-    count = jax.numpy.maximum(weights.sum(), 1.0)
+    count = jnp.maximum(weights.sum(), 1.0)
     errors = weights * model.errors(params, rows.states, rows.actions, rows.following)
-    change = weights * jax.numpy.square(rows.following - rows.states).sum(axis=-1)
-    told = {"square": jax.numpy.square(errors).sum(), "change": change.sum() / count}
+    change = weights * jnp.square(rows.following - rows.states).sum(axis=-1)
+    told = {"square": jnp.square(errors).sum(), "change": change.sum() / count}
     return errors.sum() / count, {"errors": errors, "count": weights.sum(), **told}
 
   return loss

@@ -6,6 +6,8 @@ One step: `group` samples of each of `questions` prompts are played, scored, com
 group, and the policy takes one clipped-surrogate step on the very tokens it sampled. Resumes from
 the workdir bit for bit. With `--config.model.lora.rank=16` only adapters are trained, and the
 reference of the KL is the model without them, which costs no second copy of the weights.
+With `--config.reward.weights.dynamics=0.05` a forward model learns beside the policy what calls
+show (surprise.py), and what it did not expect is paid for.
 """
 
 import contextlib
@@ -51,6 +53,7 @@ from pixelis_jax.surprise import Surprise
 from pixelis_jax.types import Reward, Status, Trajectory
 
 OVER_TURN = (Status.OUT_OF_STEPS, Status.OUT_OF_TOKENS)
+Score = Callable[[Sequence[Trajectory], Sequence[float] | None], list[Reward]]
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
@@ -222,9 +225,6 @@ def play(
       if not any(cluster.agree(len(own) - len(kept[: len(own)]))):
         break
   return [trajectory for group in kept[: len(own)] or groups for trajectory in group]
-
-
-Score = Callable[[Sequence[Trajectory], Sequence[float] | None], list[Reward]]
 
 
 def make_score(c: Any, policy: sampler.Policy) -> Score:

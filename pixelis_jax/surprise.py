@@ -35,8 +35,10 @@ class Transitions:
 
 
 def forward_loss(model: ForwardModel) -> learner.Loss:
-  """The mean error of the transitions, and of each its `errors`; `change` is the mean error of who
-  predicts that calls change nothing."""
+  """The mean error of the transitions; `errors` are those of each.
+
+  `change` is the mean error of a model by which calls change nothing.
+  """
 
   def loss(params: learner.Params, rows: Transitions) -> tuple[Array, learner.Metrics]:
     weights = rows.weights
@@ -87,12 +89,11 @@ class Surprise:
     """
     if self._learned is None:
       return None, {}
-    owners = [n for n, t in enumerate(played) for _ in dynamics.transitions(t)]
     errors, measured = self._learn(played)
-    told = np.array(owners, np.int32)
+    ends = np.cumsum([len(dynamics.transitions(t)) for t in played])
     unit = self._scale.unit if self._scale.count >= self._c.warmup else 0.0
-    mine = lambda n: dynamics.reward(errors[told == n], unit, clip=self._c.clip)
-    return [mine(n) for n in range(len(played))], {**measured, "dynamics_scale": unit}
+    paid = [dynamics.reward(own, unit, clip=self._c.clip) for own in np.split(errors, ends[:-1])]
+    return paid, {**measured, "dynamics_scale": unit}
 
   def beside(self, state: learner.TrainState) -> Any:
     """What a checkpoint holds: the policy's state, and the model's where there is one."""

@@ -3,14 +3,16 @@
     python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=runs/tiny-rft
 
 The argument is a recipe: what "dapo" (https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or
-"gmpo" (2507.20673) learns by, or "deepeyes" (2505.14362) pays for, with all else as it is here.
+"gmpo" (2507.20673) learns by, or "deepeyes" (2505.14362) pays for, with all else as it is here; or
+"dynamics", which pays for what a forward model did not expect (1705.05363) in the place of
+Pixel-Reasoner's curiosity.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 
-RECIPES = ("dapo", "gspo", "gmpo", "deepeyes")
+RECIPES = ("dapo", "gspo", "gmpo", "deepeyes", "dynamics")
 OPTIONS = ("", "debug", *RECIPES)
 
 
@@ -59,6 +61,13 @@ def get_config(arg: str = "") -> ConfigDict:
   c.reward.weights = ConfigDict({"task": 1.0, "format": 0.1, "curiosity": 1.0})
   c.reward.weights.update(dict.fromkeys(("coherence", "tool_cost", "misuse"), 0.0))
   c.reward.weights.update(dict.fromkeys(("tool_bonus", "call_target", "overlong"), 0.0))
+  c.reward.weights.dynamics = 0.0  # 0: no forward model is trained, and no calls are encoded.
+  c.reward.dynamics = ConfigDict()  # Of surprise.Surprise.
+  c.reward.dynamics.hidden = 256  # Width of the forward model's layer.
+  c.reward.dynamics.lr = 1e-3
+  c.reward.dynamics.passes = 4  # Over a step's transitions, an update each.
+  c.reward.dynamics.warmup = 256  # Transitions before any is paid for: then the unit is known.
+  c.reward.dynamics.clip = 5.0  # What a call can earn at most, in root mean square errors.
   c.reward.curriculum = ConfigDict()
   c.reward.curriculum.start = "full"  # "goal" for a curriculum; see algo.curriculum.Settings.
   c.reward.curriculum.check_every, c.reward.curriculum.min_steps = 100, 1000
@@ -77,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.save_every = 6
   c.keep = 2
   c.profile = False  # A profiler's trace of three steps, in `profile` in the workdir.
-  if arg in RECIPES:
+  if arg in RECIPES and arg != "dynamics":
     c.grpo.adv_estimator = "grpo"
   if arg == "dapo":
     c.grpo.filter_groups.enable = True
@@ -92,6 +101,9 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg == "deepeyes":
     c.reward.curiosity = "off"
     c.reward.weights.task, c.reward.weights.format, c.reward.weights.tool_bonus = 0.8, 0.2, 1.2
+  if arg == "dynamics":
+    c.reward.curiosity = "off"
+    c.reward.weights.dynamics = 0.05  # Pixelis' (configs/rft_config.yaml, its last stage).
   if arg == "debug":
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
     c.model.rows_multiple, c.rows_multiple = 1, 1

@@ -476,16 +476,15 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """(state, batch, *rest) -> (state, metrics), jitted; gradients as `accumulated` gives them.
 
-  A step whose loss or gradient is not finite leaves parameters and optimizer as they were and says
-  so in `skipped`; the step counter still advances. With `donate` the old state's buffers are
-  reused: do not touch it.
+  The batch is what the loss takes; to be accumulated in `parts`, one of batch.py. A step whose loss
+  or gradient is not finite leaves parameters and optimizer as they were and says so in `skipped`;
+  the step counter still advances. With `donate` the old state's buffers are reused: do not touch
+  it.
   """
 
   gradients = accumulated(loss, parts, mesh)
 
-  def step(
-    state: TrainState, batch: SftBatch | GrpoBatch, *rest: Any
-  ) -> tuple[TrainState, Metrics]:
+  def step(state: TrainState, batch: Any, *rest: Any) -> tuple[TrainState, Metrics]:
     (value, measured), grads = gradients(state.params, batch, *rest)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)

@@ -6,6 +6,8 @@ One step: `group` samples of each of `questions` prompts are played, scored, com
 group, and the policy takes one clipped-surrogate step on the very tokens it sampled. Resumes from
 the workdir bit for bit. With `--config.model.lora.rank=16` only adapters are trained, and the
 reference of the KL is the model without them, which costs no second copy of the weights.
+With `--config.reward.weights.dynamics=0.05` a forward model learns beside the policy what calls
+show (surprise.py), and what it did not expect is paid for.
 """
 
 import contextlib
@@ -49,9 +51,11 @@ from pixelis_jax.metrics import Metrics, TrajectoryLog, due
 from pixelis_jax.model import cost, lora
 from pixelis_jax.model.policy import Model
 from pixelis_jax.rollouts import Rollouts
+from pixelis_jax.surprise import Surprise
 from pixelis_jax.types import Reward, Status, Trajectory
 
 OVER_TURN = (Status.OUT_OF_STEPS, Status.OUT_OF_TOKENS)
+Score = Callable[[Sequence[Trajectory], Sequence[float] | None], list[Reward]]
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
@@ -64,6 +68,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   step, tx, schedule = make_step(c, model)
   trained, base = learner.parts(model, policy.params)
   compared, score = make_compared(c, policy), make_score(c, policy)
+  surprise = Surprise(c, policy, mesh)
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
@@ -72,8 +77,9 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   runs.keep_config(workdir, c)
   checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep, background=True)
   curriculum = RewardCurriculum.begin(Settings(**c.reward.curriculum))
-  if restored := checkpoints.restore(state):
-    state, extra = restored
+  if restored := checkpoints.restore(surprise.beside(state)):
+    held, extra = restored
+    state = surprise.resumed(held, extra)
     curriculum = RewardCurriculum.from_dict(curriculum.settings, extra["curriculum"])
   metrics = Metrics(workdir, resume=int(state.step))
   trajectories = TrajectoryLog(workdir, resume=int(state.step))
@@ -96,12 +102,15 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
 
       with watch.part("reward"):
         weights = dict(c.reward.weights)
-        scored, rows, pushes, measured = compare(c, score, curriculum.weights(weights), played)
+        surprises, learned = surprise(played)
+        scored, rows, pushes, measured = compare(
+          c, score, curriculum.weights(weights), played, surprises
+        )
         described = cluster.averaged(summary(scored, weights, played))
         coherence = described.get("coherence", 0.0)
         curriculum = curriculum.update(task=described["task"], coherence=coherence)
         again, pushed_again = replayed(c, replay, rows, pushes, i)
-        measured |= cluster.averaged({"replayed": len(again) / len(played)})
+        measured |= learned | cluster.averaged({"replayed": len(again) / len(played)})
         measured["staleness"] = float(i - rollouts.updates(i))
         measured["stage"] = float(STAGES.index(curriculum.stage))
       if any(cluster.agree(len(rows) + len(again))):
@@ -135,7 +144,8 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
         with watch.part("checkpoint"):
-          checkpoints.save(i + 1, state, {"curriculum": curriculum.to_dict()})
+          extra = {"curriculum": curriculum.to_dict(), **surprise.extra()}
+          checkpoints.save(i + 1, surprise.beside(state), extra)
       if stop:
         break
   checkpoints.close()
@@ -219,18 +229,18 @@ def play(
   return [trajectory for group in kept[: len(own)] or groups for trajectory in group]
 
 
-def make_score(c: Any, policy: sampler.Policy) -> Callable[[Sequence[Trajectory]], list[Reward]]:
-  """(samples of one question) -> their rewards.
+def make_score(c: Any, policy: sampler.Policy) -> Score:
+  """(samples of one question, their `Surprise` if it is rewarded) -> their rewards.
 
   For coherence a turn's embedding is the mean of its sampled tokens', by the policy as loaded.
   """
   embedding = policy.params["text"]["embedding"]
   table = cluster.fetched(embedding) if c.reward.weights.coherence else None
 
-  def score(group: Sequence[Trajectory]) -> list[Reward]:
+  def score(group: Sequence[Trajectory], surprises: Sequence[float] | None) -> list[Reward]:
     mean = lambda step: table[step.completion.tokens].mean(axis=0, dtype=np.float32)
     turns = None if table is None else [np.stack([mean(s) for s in t.steps]) for t in group]
-    how = {"frame": policy.tools.shown_size, "embeddings": turns}
+    how = {"frame": policy.tools.shown_size, "embeddings": turns, "surprises": surprises}
     return rewards.score(group, c.reward, target=group[0].task.answer, **how)
 
   return score
@@ -244,9 +254,10 @@ def differ(c: Any, group: Sequence[Trajectory]) -> bool:
 
 def compare(
   c: Any,
-  score: Callable[[Sequence[Trajectory]], list[Reward]],
+  score: Score,
   weights: Mapping[str, float],
   played: Sequence[Trajectory],
+  surprises: Sequence[float] | None = None,
 ) -> tuple[list[Reward], list[batch.Row], Float32[np.ndarray, " N"], dict[str, float]]:
   """(all rewards, the rows that teach something, their advantages, what was measured).
 
@@ -255,7 +266,8 @@ def compare(
   """
   G = c.grpo.group
   groups = [played[at : at + G] for at in range(0, len(played), G)]
-  scored = [reward for group in groups for reward in score(group)]
+  of = lambda n: None if surprises is None else surprises[n * G : (n + 1) * G]
+  scored = [reward for n, group in enumerate(groups) for reward in score(group, of(n))]
   totals_QG = rewards.totals(scored, weights=weights, group=G)
   advantages_QG = advantages.advantages(
     totals_QG, batch.sampled_tokens(groups), adv_estimator=c.grpo.adv_estimator

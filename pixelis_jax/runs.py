@@ -13,8 +13,9 @@ from pixelis_jax.cluster import first
 from pixelis_jax.model import lora
 
 CONFIG = "config.json"
-# Where a checkpoint holds the policy: what online publishes, sft's beside its heads, rft's.
-_PLACES = (("average",), ("params", "policy"), ("params",))
+# Where a checkpoint holds the policy: what online publishes, sft's beside its heads, rft's, and the
+# latter beside a forward model.
+_PLACES = (("average",), ("params", "policy"), ("params",), ("policy", "params"))
 
 
 def keep_config(workdir: Path, c: Any, *, same: bool = False) -> None:

@@ -519,12 +519,16 @@ def _saved(c: Any) -> Path:
 
 
 def embed(
-  policy: Policy, tasks: Sequence[Task], steps: Sequence[Turns]
+  policy: Policy,
+  tasks: Sequence[Task],
+  steps: Sequence[Turns],
+  said: Sequence[str] | None = None,
 ) -> Float32[np.ndarray, "N E"]:
   """Unit keys for the memory, E = 2D: what was looked at last, and what was asked.
 
   Half of the key is the mean vision feature of the last picture the episode was shown, half the
-  mean token embedding of the question; each half is normalised first, so both weigh the same.
+  mean token embedding of the question, or of `said` in its place; each half is normalised first, so
+  both weigh the same. Several processes call it together, each with its own, or none.
   """
   config, params = policy.model.config, policy.params
   shown = []
@@ -539,22 +543,24 @@ def embed(
   if vision is not None:
     features = own_rows(policy.sampler.programs.encode(params, vision)).astype(np.float32)
     features = features.reshape(len(by_block), -1, features.shape[-1])
-  asked = [policy.chat.target(task.question) for task in tasks]
+  questions = [task.question for task in tasks]
+  asked = [policy.chat.target(text) for text in (questions if said is None else said)]
   # The rows that are asked about only: the whole table of a large model is gigabytes.
-  ids = np.concatenate(asked)
-  padded = np.pad(ids, (0, round_up(len(ids), multiple_of=policy.sampler.blocks) - len(ids)))
+  ids = np.concatenate([np.zeros(0, np.int32), *asked])
+  (most,) = agree(len(ids))
+  padded = np.pad(ids, (0, round_up(most, multiple_of=policy.sampler.blocks) - len(ids)))
   rows = own_rows(policy.sampler.programs.embedded(params, policy.sampler.put(padded)))
-  questions = np.split(rows[: len(ids)].astype(np.float32), np.cumsum([len(a) for a in asked])[:-1])
-  keys = []
-  for words, images, block in zip(questions, shown, blocks, strict=True):
-    question = words.mean(axis=0)
+  ends = np.cumsum([len(a) for a in asked])
+  keys = np.zeros((len(tasks), 2 * config.text.width), np.float32)
+  for i, (words, images, block) in enumerate(zip(asked, shown, blocks, strict=True)):
+    question = rows[ends[i] - len(words) : ends[i]].astype(np.float32).mean(axis=0)
     seen = np.zeros_like(question)
     if images:
       n = feature_count(images[0], config.vision)
       start = first[block][images[0].key]
       seen = features[block, start : start + n, : len(question)].mean(0)
-    keys.append(_unit(np.concatenate([_unit(seen), _unit(question)])))
-  return np.stack(keys).astype(np.float32)
+    keys[i] = _unit(np.concatenate([_unit(seen), _unit(question)]))
+  return keys
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

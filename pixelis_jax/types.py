@@ -268,6 +268,7 @@ class Reward:
   task: float = 0.0
   format: float = 0.0
   curiosity: float = 0.0
+  dynamics: float = 0.0
   coherence: float = 0.0
   tool_cost: float = 0.0
   misuse: float = 0.0

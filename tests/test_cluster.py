@@ -59,10 +59,15 @@ def ended(started: list[subprocess.Popen], workdir: Path) -> None:
 
 
 def losses(workdir: Path) -> list[float]:
-  """Of the steps so far; a line that is being written counts when it is whole."""
+  """Of the steps so far."""
+  return logged(workdir, "loss")
+
+
+def logged(workdir: Path, name: str) -> list[float]:
+  """A metric by step; a line that is being written counts when it is whole."""
   path = workdir / "metrics.jsonl"
   whole = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
-  return [line["loss"] for line in map(json.loads, whole) if "loss" in line]
+  return [line[name] for line in map(json.loads, whole) if name in line]
 
 
 def weights(workdir: Path) -> dict[str, np.ndarray]:
@@ -78,6 +83,8 @@ def runs(tmp_path_factory):
   # The embedded model is right too often: groups would not differ.
   arguments += ["--config.grpo.temperature=1.5", "--config.grpo.questions=4"]
   arguments += ["--config.model.rows_multiple=16", "--config.rows_multiple=32"]  # Few programs.
+  # A forward model beside the policy learns from what both processes' calls showed.
+  arguments += ["--config.reward.weights.dynamics=0.05", "--config.reward.dynamics.warmup=1"]
   ended([start("rft", folder / "one", *arguments)], folder / "one")
   ended(together("rft", folder / "two", 2, *arguments, *SPLIT), folder / "two")
   return folder / "one", folder / "two"
@@ -93,6 +100,8 @@ def test_two_processes_train_what_one_trains(runs):
   one, two = runs
   assert len(losses(one)) == 2
   agree(losses(two), losses(one))
+  for name in ("dynamics", "dynamics_error", "dynamics_scale"):
+    agree(logged(two, name), logged(one, name))
   mine, theirs = weights(one), weights(two)
   assert mine.keys() == theirs.keys()
   gaps = np.concatenate([np.abs(mine[name] - theirs[name]).ravel() for name in mine])

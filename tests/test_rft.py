@@ -1,5 +1,6 @@
 """RFT steps on the tokens it sampled; a resumed run is the same run."""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -10,13 +11,14 @@ import pytest
 from flax import nnx
 
 from configs import tiny_rft
-from pixelis_jax import rft
+from pixelis_jax import rft, runs
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.model import lora
 from pixelis_jax.model.load import load
 from pixelis_jax.model.peft import load_adapter
+from pixelis_jax.surprise import Surprise
 from pixelis_jax.types import Reward, Status, Step, ToolCall, ToolResult, Trajectory
-from tests import fakes
+from tests import episodes, fakes
 from tests.episodes import max_difference
 
 flat = nnx.traversals.flatten_mapping
@@ -158,6 +160,51 @@ def test_the_reference_is_the_base_without_adapters(
   rft.main(c, tmp_path / "run")
   assert seen and all(params is seen[0] for params in seen)
   assert max_difference(seen[0], policy.params) == 0.0
+
+
+def looked(trajectory: Trajectory) -> Trajectory:
+  """As if its first turn had been a call: random weights never make one."""
+  first = trajectory.steps[0].completion
+  edge = 2.0 + int(first.tokens[0]) % 30
+  call = ToolCall(name="zoom_in", arguments={"bbox_2d": [0, 0, edge, edge]})
+  steps = (Step(completion=first, call=call, result=episodes.crop(0)), Step(completion=first))
+  return dataclasses.replace(trajectory, steps=steps)
+
+
+class Looking(Surprise):
+  def __call__(self, played):
+    return super().__call__([looked(t) for t in played])
+
+
+def test_a_run_that_is_surprised_resumes_bit_for_bit(config, tmp_path, monkeypatch):
+  """Its forward model and the unit with it; and what it saved beside the policy is no hindrance."""
+
+  def score(group, c, *, surprises, **how):
+    odd = [t.steps[0].completion.tokens[0] % 2 for t in group]
+    return [Reward(task=float(o), dynamics=s) for o, s in zip(odd, surprises, strict=True)]
+
+  monkeypatch.setattr(rft, "Surprise", Looking)
+  monkeypatch.setattr(rft.rewards, "score", score)
+  c = config.copy_and_resolve_references().unlock()
+  c.reward.weights.dynamics, c.reward.dynamics.warmup, c.eval.every = 0.5, 9, 5
+  workdir, killed = tmp_path / "run", tmp_path / "killed"
+  state = rft.main(c, workdir)
+  shutil.copytree(workdir, killed)
+  shutil.rmtree(killed / "checkpoints" / "4")
+  resumed = rft.main(c, killed)
+  assert max_difference(resumed.params, state.params) == 0.0
+  assert logged(killed) == logged(workdir)
+  lines = [line for line in logged(workdir) if "dynamics" in line]
+  # Eight episodes a step: nine are known after the second.
+  assert [line["dynamics"] > 0 for line in lines] == [False, True, True, True]
+  # Sixteen updates: it knows more by then than that calls change nothing, which it began with.
+  first, last = lines[0], lines[-1]
+  assert first["dynamics_error"] == pytest.approx(first["dynamics_change"], rel=1e-6)
+  assert last["dynamics_error"] < 0.8 * last["dynamics_change"]
+  with Checkpoints(workdir / FOLDER) as saved, Checkpoints(killed / FOLDER) as again:
+    assert saved.extra(4) == again.extra(4) and saved.extra(4)["dynamics"]["count"] == 32.0
+  assert runs.save_checkpoint(workdir, tmp_path / "out") == 4
+  assert max_difference(load(tmp_path / "out" / "model")[1], state.params) == 0.0
 
 
 def test_what_is_frozen_stays(config, tmp_path, policy):

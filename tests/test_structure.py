@@ -18,7 +18,7 @@ LEVELS = {
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
   3: ("batch", "history", "weights", "timing"),
   4: ("sampler", "agent", "learner", "data"),
-  5: ("evaluate", "lessons", "rollouts", "runs", "ttrl"),
+  5: ("evaluate", "lessons", "rollouts", "runs", "surprise", "ttrl"),
   6: ("sft", "rft", "online"),
   7: ("plan", "cli", "serve"),
 }

@@ -69,7 +69,7 @@ def test_trajectory_counts_failed_and_malformed_calls():
 def test_reward_total_needs_a_weight_for_every_part():
   reward = Reward(task=1.0, format=0.5, curiosity=2.0, coherence=4.0, tool_cost=3.0)
   weights = {"task": 1.0, "format": 0.2, "curiosity": 0.5, "coherence": 0.25, "tool_cost": -0.1}
-  weights |= dict.fromkeys(("misuse", "tool_bonus", "call_target", "overlong"), 1.0)
+  weights |= dict.fromkeys(("dynamics", "misuse", "tool_bonus", "call_target", "overlong"), 1.0)
   assert reward.total(weights) == pytest.approx(1.0 + 0.1 + 1.0 + 1.0 - 0.3)
   with pytest.raises(KeyError, match="coherence"):
     reward.total({name: w for name, w in weights.items() if name != "coherence"})

@@ -14,8 +14,8 @@ Curriculum = TypeVar("Curriculum")
 STAGES = ("goal", "coherence", "full")
 # What weighs nothing yet.
 LATER = {
-  "goal": ("coherence", "curiosity", "tool_bonus", "call_target"),
-  "coherence": ("curiosity", "tool_bonus", "call_target"),
+  "goal": ("coherence", "curiosity", "dynamics", "tool_bonus", "call_target"),
+  "coherence": ("curiosity", "dynamics", "tool_bonus", "call_target"),
   "full": (),
 }
 

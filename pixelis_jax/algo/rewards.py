@@ -82,6 +82,7 @@ def score(
   target: str | None,
   frame: Callable[[int, int], Size],
   embeddings: Sequence[Float32[np.ndarray, "N D"]] | None = None,
+  surprises: Sequence[float] | None = None,
 ) -> list[Reward]:
   """Rewards of samples of one task.
 
@@ -94,6 +95,7 @@ def score(
       ValueError.
     frame: as for `misuse`.
     embeddings: of each sample's steps, for `coherence`; None to leave them out.
+    surprises: each sample's `dynamics.reward`; None to leave it out.
   """
   if len({trajectory.task.id for trajectory in group}) != 1:
     ids = sorted({trajectory.task.id for trajectory in group})
@@ -105,12 +107,14 @@ def score(
   off = c.curiosity == OFF
   bonus = [0.0] * len(group) if off else curiosity_bonus(group, PRESETS[c.curiosity])
   steps = [None] * len(group) if embeddings is None else embeddings
+  surprises = [0.0] * len(group) if surprises is None else surprises
   right = [agreement(trajectory, target, verifier=c.verifier) for trajectory in group]
   return [
     Reward(
       task=task,
       format=format_reward(trajectory),
       curiosity=extra,
+      dynamics=surprise,
       coherence=coherence(trajectory, embedded),
       tool_cost=tool_cost(trajectory),
       misuse=misuse(trajectory, frame),
@@ -118,7 +122,9 @@ def score(
       call_target=call_target(trajectory, c.call_target),
       overlong=overlong(trajectory, **c.overlong),
     )
-    for trajectory, task, extra, embedded in zip(group, right, bonus, steps, strict=True)
+    for trajectory, task, extra, embedded, surprise in zip(
+      group, right, bonus, steps, surprises, strict=True
+    )
   ]
 
 

@@ -18,6 +18,7 @@ SETTINGS = Settings(
   coherence_steps=40,
 )
 WEIGHTS = {"task": 1.0, "format": 0.1, "coherence": 0.2, "curiosity": 0.5, "tool_bonus": 1.2}
+WEIGHTS |= {"dynamics": 0.05}
 
 
 def after(curriculum, steps, *, task=0.0, coherence=0.0):
@@ -31,9 +32,10 @@ def after(curriculum, steps, *, task=0.0, coherence=0.0):
 def test_what_comes_later_weighs_nothing():
   begun = RewardCurriculum.begin(SETTINGS)
   later = begun.weights(WEIGHTS)
-  assert later == {**WEIGHTS, "coherence": 0.0, "curiosity": 0.0, "tool_bonus": 0.0}
+  paid_last = dict.fromkeys(("curiosity", "dynamics", "tool_bonus"), 0.0)
+  assert later == {**WEIGHTS, "coherence": 0.0, **paid_last}
   second = dataclasses.replace(begun, stage="coherence")
-  assert second.weights(WEIGHTS) == {**WEIGHTS, "curiosity": 0.0, "tool_bonus": 0.0}
+  assert second.weights(WEIGHTS) == {**WEIGHTS, **paid_last}
   assert dataclasses.replace(begun, stage="full").weights(WEIGHTS) == WEIGHTS
 
 

@@ -42,12 +42,13 @@ def played(
   )
 
 
-def score(group, *, target="7", embeddings=None, **settings):
+def score(group, *, target="7", embeddings=None, surprises=None, **settings):
   """Rewards with everything off but what is given; the policy counts source pixels."""
   off = {"curiosity": "off", "verifier": "equal", "call_target": 0}
   c = SimpleNamespace(**off | settings, overlong={"tokens": 99, "buffer": 0})
   frame = lambda height, width: (height, width)
-  return rewards.score(group, c, target=target, frame=frame, embeddings=embeddings)
+  how = {"frame": frame, "embeddings": embeddings, "surprises": surprises}
+  return rewards.score(group, c, target=target, **how)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,9 @@ def test_score_fills_every_part_in_its_own_units():
   turned = np.float32([[1, 0], [0.5, 0.75**0.5], [-0.5, 0.75**0.5]])
   (reward,) = score([played("7", calls=2)], embeddings=[turned])
   assert reward.coherence == pytest.approx(-0.1)
+  # Surprise is what a run's forward model said; without one it is nothing.
+  assert first.dynamics == 0.0
+  assert [r.dynamics for r in score(look, surprises=[0.5, 2.0])] == [0.5, 2.0]
 
 
 def test_looking_is_paid_only_where_it_helped():
@@ -186,7 +190,7 @@ def test_an_unknown_curiosity_names_the_known_ones():
 
 def test_totals_has_a_row_for_each_question():
   weights = dict(task=1.0, format=0.5, curiosity=1.0, coherence=0.0, tool_cost=-0.1)
-  weights |= dict.fromkeys(("misuse", "tool_bonus", "call_target", "overlong"), 0.0)
+  weights |= dict.fromkeys(("dynamics", "misuse", "tool_bonus", "call_target", "overlong"), 0.0)
   parts = [Reward(task=1.0), Reward(format=1.0), Reward(tool_cost=2.0), Reward()]
   table = rewards.totals(parts, weights=weights, group=2)
   assert table.dtype == np.float32

@@ -18,6 +18,12 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.max_tokens = 32  # Sampled tokens a turn.
   c.max_rows = 256  # Episodes decoded together.
   c.rows_multiple = 1  # Rows are padded to multiples of this; see sampler.Sampler.
+  # What tools work with where there is a choice; see tools.Options.
+  c.tool_options = ConfigDict()
+  c.tool_options.tracker = "csrt"  # Or "flow", which is quick, or "template".
+  c.tool_options.segmenter = "grabcut"  # Or a folder with a SAM-family model as ONNX files.
+  c.tool_options.reader = "rapidocr"  # Or "tesseract".
+  c.tool_options.language = ""  # Of text, where a call names none; "" for all known letters.
   # Limits of a call to a costly tool, in a process of its own; see tools.workers.Settings.
   c.workers = ConfigDict({"seconds": 30.0, "gigabytes": 2.0, "processes": 0, "cached": 0.25})
   return c

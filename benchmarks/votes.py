@@ -63,7 +63,7 @@ def rows(stream: str, n: int) -> list[dict]:
   c = demo.get_config(stream).copy_and_resolve_references().unlock()
   c.stream.n = n
   policy = sampler.load_policy(c.model)
-  tasks = evaluate.scenes(c.stream)
+  tasks = evaluate.made(c.stream)
   answer = ttrl.Answerer(c, policy, ttrl.Published(0, policy.params), None)
   made = []
   for name, said in answers(c, answer, tasks).items():

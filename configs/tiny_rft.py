@@ -2,8 +2,9 @@
 
     python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=runs/tiny-rft
 
-The argument is a recipe: what "dapo" (https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or
-"gmpo" (2507.20673) learns by, or "deepeyes" (2505.14362) pays for, with all else as it is here.
+"tools" goes on from configs/tiny_sft.py:tools. Other arguments are a recipe: what "dapo"
+(https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or "gmpo" (2507.20673) learns by, or
+"deepeyes" (2505.14362) pays for, with all else as it is here.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 RECIPES = ("dapo", "gspo", "gmpo", "deepeyes")
-OPTIONS = ("", "debug", *RECIPES)
+OPTIONS = ("", "debug", "tools", "tools-debug", *RECIPES)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -29,9 +30,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.staleness = 0
   c.accumulate = 1  # Parts of an update that are computed one after the other, to save memory.
   c.data = ConfigDict()
-  c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
+  c.data.file = ""  # Labelled questions (data/questions.py) in place of made ones.
   c.data.n = 1_000_000
-  c.data.kinds = ("framed", "beside", "parity")
+  c.data.kinds = ("framed", "beside", "parity")  # Equally often; see data.mixture.KINDS.
   c.grpo = ConfigDict()
   c.grpo.questions = 32
   c.grpo.group = 8
@@ -92,7 +93,11 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg == "deepeyes":
     c.reward.curiosity = "off"
     c.reward.weights.task, c.reward.weights.format, c.reward.weights.tool_bonus = 0.8, 0.2, 1.2
-  if arg == "debug":
+  if arg.startswith("tools"):
+    common.all_tools(c, c.data, c.eval)
+    c.model.path = "runs/tiny-tools-sft/model"
+    c.max_row, c.packed = 1536, True
+  if arg.endswith("debug"):
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
     c.model.rows_multiple, c.rows_multiple = 1, 1
     c.optimizer.steps, c.optimizer.warmup = 4, 1

@@ -136,12 +136,12 @@ def _keys(arrived: Sequence[Request], size: int) -> Float32[np.ndarray, "N E"] |
 
 
 def requests(c: Any, policy: sampler.Policy) -> list[Request]:
-  """The stream: the file `c.requests`, or scenes of `c.stream` without their labels.
+  """The stream: the file `c.requests`, or questions of `c.stream` without their labels.
 
   Prints each refused request and the counts. FileNotFoundError names a file that is not there.
   """
   if not c.requests:
-    return [Request(task=drop_labels(task)) for task in evaluate.scenes(c.stream)]
+    return [Request(task=drop_labels(task)) for task in evaluate.made(c.stream)]
   counts: collections.Counter = collections.Counter()
   stream = list(
     read_requests(

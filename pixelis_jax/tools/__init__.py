@@ -131,6 +131,7 @@ class Toolbox:
     if unknown := [name for name in names if name not in known]:
       raise ValueError(f"tools {unknown} must be among {sorted(known)} for preset {preset!r}")
     self.tools = {known[name].name: known[name] for name in names}
+    self.preset = preset
     self.shown_size, self.shown_frames = shown_size, shown_frames
     self.unit, self.compute, self.options = unit, compute, options
 
@@ -142,6 +143,17 @@ class Toolbox:
       said[read.ANY] = f"those of {self.options.language!r}"
     return [_described(tool.schema, said) for tool in self.tools.values()]
 
+  def sight(self, task: Task, results: Sequence[ToolResult], view: View = IDENTITY) -> Sight:
+    """What a call after these results has to do with."""
+    return Sight(
+      task=task,
+      results=results,
+      shown_size=self.shown_size,
+      shown_frames=self.shown_frames,
+      view=view,
+      compute=self.compute,
+    )
+
   def run(
     self, call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
   ) -> ToolResult:
@@ -152,14 +164,7 @@ class Toolbox:
       view: applied to every picture returned; one view for a whole episode.
     """
     started = time.perf_counter()
-    sight = Sight(
-      task=task,
-      results=results,
-      shown_size=self.shown_size,
-      shown_frames=self.shown_frames,
-      view=view,
-      compute=self.compute,
-    )
+    sight = self.sight(task, results, view)
     tool = self.tools.get(call.name)
     try:
       if tool is None:

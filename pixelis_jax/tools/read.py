@@ -56,7 +56,6 @@ _SCRIPTS = {
   "ja": ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA"),
 }
 READERS = ("rapidocr", "tesseract")
-
 ANY = "all known letters"
 
 READ_TEXT = {
@@ -111,11 +110,7 @@ _reading = threading.Lock()
 
 
 def read_text(
-  arguments: Mapping[str, object],
-  sight: Sight,
-  *,
-  reader: str = "rapidocr",
-  language: str = "",
+  arguments: Mapping[str, object], sight: Sight, *, reader: str = "rapidocr", language: str = ""
 ) -> ToolResult:
   """Lines in reading order, each with its box in the image as shown and the reader's confidence.
 
@@ -125,9 +120,6 @@ def read_text(
   Args:
     reader: one of `READERS`.
     language: a key of `LANGUAGES`, for calls that name none; "" for all known letters.
-
-  Raises:
-    ValueError: as `check_reader`.
   """
   asked = arguments.get("language") or language
   check_reader(reader, asked)

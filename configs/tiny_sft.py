@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
   c.data.file = ""
   c.data.n = 1_000_000  # Tasks before the first repeats.
-  c.data.kinds = ("framed", "beside", "parity")  # Equally often; see data.mixture.KINDS.
+  c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   c.data.parts = 118_400  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.

@@ -4,8 +4,8 @@
   color   "What color is the left spot in the red frame?"                     -> "blue"
   shape   "What shape is in the green frame?"                                 -> "heart"
 
-Shown in 80 x 60, the two of `larger` are 1 to 3 pixels high and differ in shape, and in area by 8
-to 30%: by hardly more than a pixel. The three spots of `color` are 2 to 3 pixels wide
+Shown in 80 x 60, the two of `larger` are 3 or 4 pixels high and differ in shape, and in area by 8
+to 30%: a fraction of a pixel along each side. The three spots of `color` are 2 to 3 pixels wide
 together; the shape of `shape` is 3 pixels high. After ZOOM_IN a policy can point at them.
 """
 
@@ -35,7 +35,6 @@ from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import Box, Task, ToolCall, ToolResult
 
 CANVAS = (480, 640)  # Height and width, as of all sizes here; in pixels.
-WIDE = (960, 1280)  # Where objects are compared: of smaller ones tools count pixels less well.
 GROUP = (132, 176)  # Where the objects are that are compared.
 AREAS = (450.0, 1000.0)  # Pixels of the first of them.
 APART = (1.08, 1.30)  # Ratio of the larger one's area to the smaller one's.
@@ -87,8 +86,8 @@ def compose_larger(rng: np.random.Generator, materials: Materials, id: str) -> P
   else:
     raise ValueError(f"puzzle {id}: no two objects with areas {APART} apart in {TRIES} draws")
   photo = one(rng, materials.photos)
-  canvas = composites.backdrop(rng, photo, WIDE)
-  ((left, top),) = composites.apart(rng, [GROUP], WIDE)
+  canvas = composites.backdrop(rng, photo, CANVAS)
+  ((left, top),) = composites.apart(rng, [GROUP], CANVAS)
   corners = composites.apart(rng, [sprite.alpha.shape for sprite in sprites], GROUP)
   objects = [
     _pasted(canvas, cutout, sprite, left + x, top + y)

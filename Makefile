@@ -7,8 +7,11 @@
 
 SEED ?= 0
 SHIFT ?= blur
+# Of the questions: empty for digits; or such as color+shape, of a MODEL that has learned them.
+KIND ?=
+MODEL ?= assets/tiny-vl
 # Of its own for each setting: a workdir continues what began in it.
-WORKDIR ?= runs/demo-$(SHIFT)-$(SEED)
+WORKDIR ?= runs/demo-$(SHIFT)$(if $(KIND),-$(KIND))-$(SEED)
 TINY ?= runs/tiny
 
 # Compiled programs are kept: what is run again starts at once.
@@ -61,7 +64,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(CACHED) $(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT) --workdir=$(WORKDIR) --config.seed=$(SEED)
+	$(CACHED) $(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT)$(if $(KIND),/$(KIND)) --workdir=$(WORKDIR) --config.seed=$(SEED)$(if $(KIND), --config.model.path=$(MODEL))
 	$(BIN)/pixelis view $(WORKDIR)
 
 lint: $(VENV)/.installed-test

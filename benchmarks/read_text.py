@@ -335,7 +335,7 @@ def said(case: Case, engine: str) -> list[str]:
   sight = Sight(task=task, results=(), shown_size=lambda h, w: (h, w), view=case.view)
   arguments = {"bbox_2d": [*case.box]} if case.box else {}
   arguments |= {"language": case.language} if case.language else {}
-  result = read.read_text(arguments, sight, engine=engine)
+  result = read.read_text(arguments, sight, reader=engine)
   return re.findall(r"^\[[\d, ]+\] \d\.\d\d (.*)$", result.text, re.MULTILINE)
 
 

@@ -141,7 +141,7 @@ def film(split: str, folder: Path | None, seed: int, number: int, condition: str
 
 def alone(frames: np.ndarray, box: np.ndarray) -> Tracked:
   """What OpenCV's CSRT says in every frame."""
-  guess, boxes = track.METHODS["csrt"](frames[0], box), [box]
+  guess, boxes = track.TRACKERS["csrt"](frames[0], box), [box]
   for frame in frames[1:]:
     place = guess(frame, boxes[-1])
     boxes.append(boxes[-1] if place is None else place)
@@ -221,7 +221,7 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=1)
   parser.add_argument("--split", choices=pictures.SPLITS, default="test")
   parser.add_argument("--pictures", type=Path, help="folder of scripts/fetch_pictures.py")
-  methods = (*track.METHODS, ALONE)
+  methods = (*track.TRACKERS, ALONE)
   parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
   parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS)
   parser.add_argument("--out", type=Path, default=Path("runs/track"))

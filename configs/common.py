@@ -18,6 +18,12 @@ def model(path: str = "assets/tiny-vl") -> ConfigDict:
   c.max_tokens = 32  # Sampled tokens a turn.
   c.max_rows = 256  # Episodes decoded together.
   c.rows_multiple = 1  # Rows are padded to multiples of this; see sampler.Sampler.
+  # What tools work with where there is a choice; see tools.Options.
+  c.tool_options = ConfigDict()
+  c.tool_options.tracker = "csrt"  # Or "flow", which is quick, or "template".
+  c.tool_options.segmenter = "grabcut"  # Or a folder with a SAM-family model as ONNX files.
+  c.tool_options.reader = "rapidocr"  # Or "tesseract".
+  c.tool_options.language = ""  # Of text, where a call names none; "" for all known letters.
   # Limits of a call to a costly tool, in a process of its own; see tools.workers.Settings.
   c.workers = ConfigDict({"seconds": 30.0, "gigabytes": 2.0, "processes": 0, "cached": 0.25})
   return c
@@ -79,6 +85,32 @@ def own_training(c: ConfigDict, arg: str, *, lr: float, lora_lr: float, steps: i
     c.model.lora.rank, c.optimizer.lr = 16, lora_lr
 
 
+TOOLS = (
+  "zoom_in",
+  "segment_object_at",
+  "get_properties",
+  "read_text",
+  "track_object",
+  "select_frames",
+)
+DIGITS = ("framed", "beside", "parity")
+PUZZLES = ("read", "count", "clock", "larger", "color", "shape", "moved", "hidden")
+
+
+def all_tools(c: ConfigDict, *asked: ConfigDict) -> None:
+  """Every tool of ours, and in each of `asked` beside digits every kind of question that needs one.
+
+  Sizes are of the embedded model's words: a call has up to 42 tokens, an episode up to 1,250.
+  """
+  c.model.tools, c.model.max_tokens = TOOLS, 48
+  c.model.tool_options.tracker = "flow"  # 16 frames take CSRT more than a second.
+  # A demonstration whose tool was stopped is left out: on a busy machine data would be others.
+  c.model.workers.seconds = 600.0
+  c.limits.turns, c.limits.tokens = 5, 1536  # "moved": a frame, three paths, and the answer.
+  for questions in asked:
+    questions.kinds = (*questions.kinds, *PUZZLES)
+
+
 def limits() -> ConfigDict:
   """agent.Limits of an episode."""
   c = ConfigDict()
@@ -90,12 +122,12 @@ def limits() -> ConfigDict:
 
 
 def scenes(split: str, shift: str = "none", n: int = 200, seed: int = 1000) -> ConfigDict:
-  """Digit scenes."""
+  """Questions that are made: of digit scenes, or of data/kinds."""
   c = ConfigDict()
   c.split = split
   c.shift = shift
   c.skew = -1  # A digit that 60% of the answers are; -1 for balanced.
-  c.kinds = ("framed", "beside", "parity")
+  c.kinds = DIGITS  # Equally often; see data.mixture.KINDS.
   c.n = n
   c.seed = seed
   return c
@@ -104,9 +136,9 @@ def scenes(split: str, shift: str = "none", n: int = 200, seed: int = 1000) -> C
 def questions(
   split: str = "held_out", shift: str = "none", n: int = 200, seed: int = 1000
 ) -> ConfigDict:
-  """Labelled questions: digit scenes, or the first n of a file."""
+  """Labelled questions: those of `scenes`, or the first n of a file."""
   c = scenes(split, shift, n, seed)
-  c.file = ""  # Labelled questions (data/questions.py) in place of scenes.
+  c.file = ""  # Labelled questions (data/questions.py) in place of made ones.
   return c
 
 

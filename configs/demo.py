@@ -2,10 +2,13 @@
 
     python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
 
-The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer; or
-"own" for a model of your own, whose turns, images and updates are larger than the embedded one's;
-or "text" for one of your own that only reads: its samples vote (TTRL's rule), and its questions
-come from files: --config.requests, and --config.X.file for X of shifted, original, probe.tasks.
+The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer, and
+with "/KIND", or "/KIND+KIND", for questions of these kinds (data.mixture.KINDS) alone; "blur/color"
+asks of a policy what configs/tiny_sft.py:tools teaches, so name its directory: --config.model.path.
+Or "own" for a model of your own, whose turns, images and updates are larger than the embedded
+one's; or "text" for one of your own that only reads: its samples vote (TTRL's rule), and its
+questions come from files: --config.requests, and --config.X.file for X of shifted, original,
+probe.tasks.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +21,12 @@ OPTIONS = ("", "debug", *OWN, *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  if arg not in OPTIONS:
-    raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
+  arg, _, named = arg.partition("/")
+  kinds = tuple(named.split("+")) if named else ()
+  if arg not in OPTIONS or (kinds and arg in OWN):
+    raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}, /KIND behind a shift")
+  if unknown := [kind for kind in kinds if kind not in (*common.DIGITS, *common.PUZZLES)]:
+    raise ValueError(f"kinds {unknown} must be some of {(*common.DIGITS, *common.PUZZLES)}")
   shift, _, skewed = (arg if arg not in ("", "debug", *OWN) else "blur").partition("-")
   c = ConfigDict()
   c.seed = 0
@@ -109,6 +116,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
     c.learn.rows_multiple = 8
     c.calibration.tasks.n = 8
+  asked = (c.stream, c.shifted, c.original, c.probe.tasks, c.calibration.tasks)
+  if set(kinds) & set(common.PUZZLES):
+    common.all_tools(c)
+    # Films have up to 480 patches, other pictures 64.
+    c.learn.max_tokens, c.learn.max_patches = c.limits.tokens, 512
+  for questions in asked if kinds else ():
+    questions.kinds = kinds
   if arg in OWN:
     common.own(c, tools=arg == "own")
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1

@@ -2,10 +2,10 @@
 
     python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=runs/tiny-rft
 
-The argument is a recipe: what "dapo" (https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or
-"gmpo" (2507.20673) learns by, or "deepeyes" (2505.14362) pays for, with all else as it is here; or
-"dynamics", which pays for what a forward model did not expect (1705.05363) in the place of
-Pixel-Reasoner's curiosity.
+"tools" goes on from configs/tiny_sft.py:tools. Other arguments are a recipe: what "dapo"
+(https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or "gmpo" (2507.20673) learns by, or
+"deepeyes" (2505.14362) pays for, with all else as it is here; or "dynamics", which pays for what a
+forward model did not expect (1705.05363) in the place of Pixel-Reasoner's curiosity.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 RECIPES = ("dapo", "gspo", "gmpo", "deepeyes", "dynamics")
-OPTIONS = ("", "debug", *RECIPES)
+OPTIONS = ("", "debug", "tools", "tools-debug", *RECIPES)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,9 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.staleness = 0
   c.accumulate = 1  # Parts of an update that are computed one after the other, to save memory.
   c.data = ConfigDict()
-  c.data.file = ""  # Labelled questions (data/questions.py) in place of scenes.
+  c.data.file = ""  # Labelled questions (data/questions.py) in place of made ones.
   c.data.n = 1_000_000
-  c.data.kinds = ("framed", "beside", "parity")
+  c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   c.grpo = ConfigDict()
   c.grpo.questions = 32
   c.grpo.group = 8
@@ -104,7 +104,11 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg == "dynamics":
     c.reward.curiosity = "off"
     c.reward.weights.dynamics = 0.05  # Pixelis' (configs/rft_config.yaml, its last stage).
-  if arg == "debug":
+  if arg.startswith("tools"):
+    common.all_tools(c, c.data, c.eval)
+    c.model.path = "runs/tiny-tools-sft/model"
+    c.max_row, c.packed = 1536, True
+  if arg.endswith("debug"):
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
     c.model.rows_multiple, c.rows_multiple = 1, 1
     c.optimizer.steps, c.optimizer.warmup = 4, 1

@@ -1,13 +1,16 @@
 """SFT of the embedded model from random weights, on executed demonstrations of digit scenes.
 
-python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=runs/tiny-sft
+    python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=runs/tiny-sft
+
+"tools" for one that has every tool, on digits and on all kinds of questions that need one; "debug"
+and "tools-debug" for a few steps.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 
-OPTIONS = ("", "debug")
+OPTIONS = ("", "debug", "tools", "tools-debug")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -24,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data = ConfigDict()
   # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
   c.data.file = ""
-  c.data.n = 1_000_000  # Scenes before the first repeats.
-  c.data.kinds = ("framed", "beside", "parity")
+  c.data.n = 1_000_000  # Tasks before the first repeats.
+  c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   c.data.parts = 118_400  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
@@ -56,7 +59,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.save_every = 250
   c.keep = 2
   c.profile = False  # A profiler's trace of three steps, in `profile` in the workdir.
-  if arg == "debug":
+  if arg.startswith("tools"):
+    common.all_tools(c, c.data, c.eval)
+    # From 380 to 1,250 tokens: several share a row.
+    c.max_row, c.packed = 1536, True
+  if arg.endswith("debug"):
     c.batch, c.data.n, c.data.parts = 4, 64, 8
     c.see_steps, c.optimizer.steps, c.optimizer.warmup = 1, 4, 1
     c.eval.n, c.eval.every, c.log_every, c.save_every = 4, 4, 1, 2

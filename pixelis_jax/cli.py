@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("--max-frames", default=768, type=int, help="of a video (default: 768)")
   p.add_argument("--tools", default="zoom_in", help="comma-separated, or none (default: zoom_in)")
   p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
+  _add_options(p)
   p.add_argument("--guidelines", default="", metavar="TEXT", help="put behind the question")
   p.add_argument("--temperature", default=0.0, type=float, help="0 is greedy (default: 0)")
   p.add_argument("--seed", default=0, type=int, help="of the sampling (default: 0)")
@@ -87,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
   about = "whose frame the coordinates are in (default: the pixels of the image)"
   p.add_argument("--model", type=Path, metavar="DIR", help=about)
   p.add_argument("--preset", default="qwen", help="wire format of the tools (default: qwen)")
+  _add_options(p)
   p.add_argument("--out", type=Path, metavar="DIR", help="write images and masks here")
 
   command("doctor", doctor, "What is installed, which devices, and what to do about problems.")
@@ -146,6 +148,21 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("path", type=Path)
   p.add_argument("--model", type=Path, metavar="DIR", help="tokenizer, for requests of input_ids")
   return top
+
+
+def _add_options(p: argparse.ArgumentParser) -> None:
+  """One for each field of `tools.Options`; without it the field's default holds."""
+  p.add_argument("--tracker", metavar="NAME", help="of track_object: csrt, flow or template")
+  about = "of segment_object_at: grabcut, or a folder with a SAM-family model's ONNX files"
+  p.add_argument("--segmenter", metavar="NAME", help=about)
+  p.add_argument("--reader", metavar="NAME", help="of read_text: rapidocr or tesseract")
+  about = "that read_text reads where a call names none (default: all known letters)"
+  p.add_argument("--language", metavar="NAME", help=about)
+
+
+def _options(args: argparse.Namespace) -> dict[str, str]:
+  given = {name: getattr(args, name) for name in ("tracker", "segmenter", "reader", "language")}
+  return {name: value for name, value in given.items() if value is not None}
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -213,6 +230,7 @@ def ask(args: argparse.Namespace) -> int:
       max_tokens=args.max_tokens,
       max_rows=1,
       rows_multiple=1,
+      tool_options=_options(args),
       workers={},
     )
   )
@@ -404,6 +422,7 @@ def _write(path: Path, content: dict) -> None:
 def tools(args: argparse.Namespace) -> int:
   """Prints what each call returns; the first mistake in one ends it."""
   from pixelis_jax.serve import tools as by_hand
+  from pixelis_jax.tools import Options
 
   words = [*args.call, *args.rest]  # argparse leaves those behind an option between them.
   if not words:
@@ -412,7 +431,7 @@ def tools(args: argparse.Namespace) -> int:
   if args.model is not None:
     _directory(args.model)
   calls, given = by_hand.parse(words), {"model": args.model, "preset": args.preset}
-  shown = {"images": args.image, "videos": args.video}
+  shown = {"images": args.image, "videos": args.video, "options": Options(**_options(args))}
   for line in by_hand.run(calls, out=args.out, **shown, **given):
     print(line, flush=True)
   return 0

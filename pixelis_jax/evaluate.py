@@ -1,15 +1,16 @@
 """How often the policy is right, and whether its tools are why: the four-arm ablation.
 
 Arms, same weights and same questions: `tools` as trained; `no_tools`, a prompt that offers none;
-`random_crop`, each zoom shows a box of the asked size somewhere else; `oracle_crop`, each zoom
-shows the evidence itself.
+`random`, each call of a tool points somewhere else; `oracle`, in the place of each call one is made
+that the scripted solver of the question's kind would make, who knows where to look.
 
     python -m pixelis_jax.evaluate --config=configs/evaluate.py --workdir=runs/evaluate
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +20,63 @@ import numpy as np
 from pixelis_jax import agent, cluster, program
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.checkpoint import BEST, Checkpoints
+from pixelis_jax.data.mixture import Asked, Mixture, look_at_boxes
 from pixelis_jax.data.questions import QuestionFile
-from pixelis_jax.data.tasks import TaskSource
 from pixelis_jax.metrics import Metrics, interval
 from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
-from pixelis_jax.tools import TOOLS, Toolbox
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools.sight import Sight
 from pixelis_jax.tools.views import IDENTITY, View
-from pixelis_jax.types import (
-  Box,
-  Generate,
-  Task,
-  ToolCall,
-  ToolResult,
-  Trajectory,
-  content_key,
-)
-
-OTHERS = TOOLS["qwen"].keys() - {"zoom_in"}  # Tools whose calls no arm moves.
+from pixelis_jax.types import Generate, Task, ToolCall, ToolResult, Trajectory, content_key
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-  """Accuracy in 0 to 1 with its 95% Wilson interval, over n questions; calls, errors a question.
-
-  `hit_rate` is, of episodes that looked, the share in which a crop shows the evidence's centre.
-  """
+class Score:
+  """Accuracy in 0 to 1 with its 95% Wilson interval, over n questions."""
 
   n: int
   accuracy: float
   low: float
   high: float
+
+  @classmethod
+  def of(cls, right: np.ndarray) -> "Score":
+    """Of one number a question, 1 where it was answered and 0 where not."""
+    low, high = interval(int(right.sum()), len(right))
+    return cls(n=len(right), accuracy=float(right.mean()), low=low, high=high)
+
+  def __str__(self) -> str:
+    """In percent."""
+    return f"{100 * self.accuracy:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+  """The score of all questions and of each kind; calls and errors a question.
+
+  `hit_rate` is, of episodes that looked and whose evidence is known, the share in which a crop
+  shows the evidence's centre.
+  """
+
+  score: Score
   tool_calls: float
   tool_errors: float
   hit_rate: float
-  by_kind: dict[str, float]
+  by_kind: dict[str, Score]
   trajectories: tuple[Trajectory, ...]
+
+  @property
+  def accuracy(self) -> float:
+    """Of all questions, 0 to 1."""
+    return self.score.accuracy
 
   def summary(self) -> dict[str, Any]:
     """Everything but the trajectories, for json."""
+    own = ("tool_calls", "tool_errors", "hit_rate")
     return {
-      f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trajectories"
+      **dataclasses.asdict(self.score),
+      **{name: getattr(self, name) for name in own},
+      "by_kind": {kind: dataclasses.asdict(score) for kind, score in self.by_kind.items()},
     }
 
 
@@ -80,20 +98,16 @@ def run(
   found = np.zeros((len(asked), 5), np.float32)
   for i, t in zip(own, played, strict=True):
     right = t.answer is not None and equal(t.answer, t.task.answer)
-    hit = bool(t.calls) and _saw_evidence(t)
-    found[i] = right, t.calls, t.errors, bool(t.calls), hit
+    looked = bool(t.calls and t.task.boxes)
+    found[i] = right, t.calls, t.errors, looked, looked and _saw_evidence(t)
   right, calls, errors, looked, hits = cluster.summed(found).T
   kinds = sorted({t.kind for t in asked})
-  low, high = interval(int(right.sum()), len(right))
   return Result(
-    n=len(right),
-    accuracy=float(right.mean()),
-    low=low,
-    high=high,
+    score=Score.of(right),
     tool_calls=float(calls.mean()),
     tool_errors=float(errors.mean()),
     hit_rate=float(hits.sum() / looked.sum()) if looked.any() else 0.0,
-    by_kind={k: float(right[[t.kind == k for t in asked]].mean()) for k in kinds},
+    by_kind={k: Score.of(right[[t.kind == k for t in asked]]) for k in kinds},
     trajectories=tuple(played),
   )
 
@@ -118,108 +132,140 @@ def _saw_evidence(trajectory: Trajectory) -> bool:
   return False
 
 
-def random_crop(tools: Toolbox, *, seed: int) -> agent.Run:
-  """Executes zooms at a random place of the first image, with the size the policy asked for."""
+def random_places(tools: Toolbox, *, seed: int) -> agent.Run:
+  """Executes calls at random places of the image they point in, and frames at random times.
 
-  def place(box: Box, task: Task, shown: int) -> tuple[float, float]:
+  Boxes keep their size. What points nowhere else stays: masks, which came of such calls; and calls
+  that take all of an image, as nothing of it is elsewhere.
+  """
+
+  def moved(call: ToolCall, task: Task, results: Sequence[ToolResult], view: View) -> ToolCall:
     # The same whenever the call is executed: those of a round are in any order.
+    shown = sum(result.error is None for result in results)
     rng = np.random.default_rng([seed, int(content_key(task.id), 16), shown])
-    height, width = task.images[0].shape[:2]
-    return rng.uniform(0, width - box.width), rng.uniform(0, height - box.height)
+    sight = tools.sight(task, results, view)
+    return ToolCall(name=call.name, arguments=_elsewhere(call, sight, rng))
 
-  return _moved(tools, place)
+  return _instead(tools, moved)
 
 
-def oracle_crop(tools: Toolbox) -> agent.Run:
-  """Executes zooms around the task's evidence, with the size the policy asked for.
+def _elsewhere(call: ToolCall, sight: Sight, rng: np.random.Generator) -> dict[str, object]:
+  """The call's arguments with other places and times; the call was executed, so they are right."""
+  arguments = dict(call.arguments)
+  if "bbox_2d" in arguments or "point_2d" in arguments:
+    height, width = sight.shown()[int(arguments.get("image", 1)) - 1].size
+    x0, y0, x1, y1 = arguments.get("bbox_2d", (0, 0, 0, 0))
+    across, down = min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)
+    x, y = rng.uniform(0, width - across), rng.uniform(0, height - down)
+    if "bbox_2d" in arguments:
+      arguments["bbox_2d"] = [x, y, x + across, y + down]
+    else:
+      arguments["point_2d"] = [x, y]
+  if call.name == "select_frames":
+    video = sight.task.videos[int(arguments.get("video", 1)) - 1]
+    if "times" in arguments:
+      arguments["times"] = rng.uniform(0, video.times[-1], len(arguments["times"])).tolist()
+    else:
+      numbers, _ = sight.shown_frames(video)
+      chosen = rng.integers(1, len(numbers) + 1, len(arguments["frames"]))
+      arguments["frames"] = chosen.tolist()
+  return arguments
 
-  Evidence is shown in order; the last box serves further calls. Raises ValueError for a task that
-  has none.
+
+def oracle(tools: Toolbox, asked: Sequence[Asked]) -> agent.Run:
+  """Executes the calls of each question's solver in the place of the policy's, one by one.
+
+  The last of them serves further calls. Raises ValueError for a question that nobody can solve with
+  these tools.
   """
+  solvers = {}
+  for one in asked:
+    if one.solve is None or not set(one.tools) <= set(tools.tools):
+      raise ValueError(f"task {one.task.id!r} has no solver for the oracle with {[*tools.tools]}")
+    solvers[one.task.id] = one.solve
 
-  def place(box: Box, task: Task, shown: int) -> tuple[float, float]:
-    if not task.boxes:
-      raise ValueError(f"task {task.id!r} has no evidence box for the oracle to show")
-    height, width = task.images[0].shape[:2]
-    x, y = task.boxes[min(shown, len(task.boxes) - 1)].center
-    inside = lambda start, size, limit: min(max(start - size / 2, 0.0), limit - size)
-    return inside(x, box.width, width), inside(y, box.height, height)
+  def told(call: ToolCall, task: Task, results: Sequence[ToolResult], view: View) -> ToolCall:
+    shown: list[ToolResult] = []
+    solver = solvers[task.id](tools.sight(task, shown, view))
+    made = next(solver)
+    for result in (r for r in results if r.error is None):  # A failed call showed nothing.
+      shown.append(result)
+      try:
+        made = solver.send(result)
+      except StopIteration:
+        break
+    return made
 
-  return _moved(tools, place)
+  return _instead(tools, told)
 
 
-def _moved(tools: Toolbox, place: Callable[[Box, Task, int], tuple[float, float]]) -> agent.Run:
-  """Runs zooms with their box moved to where `place` says.
+def _instead(
+  tools: Toolbox, other: Callable[[ToolCall, Task, Sequence[ToolResult], View], ToolCall]
+) -> agent.Run:
+  """Runs what `other` says in the place of a call. Failed calls stay as they are.
 
-  Failed calls stay as they are, and so do those of tools that do not zoom.
+  Raises ValueError for tools that are not of preset "qwen": other frames are not written yet.
   """
+  if tools.preset != "qwen":
+    raise ValueError(f"tools {sorted(tools.tools)}: calls are moved in preset 'qwen' only")
 
   def execute(
     call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
   ) -> ToolResult:
-    asked = tools.run(call, task, results, view)
-    if asked.error is not None or call.name in OTHERS:
-      return asked
-    box = asked.images[0].box
-    shown = sum(bool(result.images) for result in results)  # A failed call showed nothing.
-    x, y = place(box, task, shown)
-    moved = Box(x, y, x + box.width, y + box.height)
-    return tools.run(_at(moved, task, tools), task, results, view)
+    given = tools.run(call, task, results, view)
+    if given.error is not None:
+      return given
+    return tools.run(other(call, task, results, view), task, results, view)
 
   return execute
 
 
-def _at(box: Box, task: Task, tools: Toolbox) -> ToolCall:
-  """A zoom call on a box in source pixels of the first image.
-
-  Raises ValueError for tools that are not of preset "qwen": other frames are not written yet.
-  """
-  if "zoom_in" not in tools.tools:
-    raise ValueError(f"tools {sorted(tools.tools)}: crops are moved in preset 'qwen' only")
-  height, width = task.images[0].shape[:2]
-  shown_height, shown_width = tools.shown_size(height, width)
-  sx, sy = shown_width / width, shown_height / height
-  corners = [box.x0 * sx, box.y0 * sy, box.x1 * sx, box.y1 * sy]
-  return ToolCall(name="zoom_in", arguments={"bbox_2d": corners})
-
-
 def arms(
-  policy: Policy, asked: Sequence[Task], *, limits: agent.Limits, seed: int
+  policy: Policy, asked: Sequence[Asked], *, limits: agent.Limits, seed: int
 ) -> dict[str, Result]:
   """The four arms on the same questions, greedy; of a policy without tools one.
 
-  Crops are moved where all questions have an image, and to the evidence where it is known for all.
+  Calls are moved where all questions show something, and are the solvers' where all have one.
   """
   blind = with_tools(policy.settings, policy.model, policy.params, ())
   played = {"no_tools": (blind, blind.tools.run)}
-  if policy.tools.tools:
-    played = {"tools": (policy, policy.tools.run), **played}
-    if all(task.images for task in asked):
-      played["random_crop"] = (policy, random_crop(policy.tools, seed=seed))
-    if all(task.images and task.boxes for task in asked):
-      played["oracle_crop"] = (policy, oracle_crop(policy.tools))
+  tools, tasks = policy.tools, [one.task for one in asked]
+  if tools.tools:
+    played = {"tools": (policy, tools.run), **played}
+    if all(task.images or task.videos for task in tasks):
+      played["random"] = (policy, random_places(tools, seed=seed))
+    if all(one.solve is not None and set(one.tools) <= set(tools.tools) for one in asked):
+      played["oracle"] = (policy, oracle(tools, asked))
   results = {}
   for name, (p, execute) in played.items():
-    results[name] = greedy(p, p.params, asked, limits=limits, execute=execute)
+    results[name] = greedy(p, p.params, tasks, limits=limits, execute=execute)
   return results
 
 
-def table(results: dict[str, Result]) -> str:
-  """One line an arm: accuracy in percent with its 95% interval, calls a question, by kind."""
-  kinds = [kind for kind in next(iter(results.values())).by_kind if kind]
-  lines = [f"{'arm':<12} {'accuracy (95%)':<22} {'calls':>5} {'hits':>6}  " + "  ".join(kinds)]
-  for name, r in results.items():
-    span = f"{100 * r.accuracy:5.1f} ({100 * r.low:.1f} to {100 * r.high:.1f})"
-    by_kind = "  ".join(f"{100 * r.by_kind[k]:{len(k)}.1f}" for k in kinds)
-    lines.append(f"{name:<12} {span:<22} {r.tool_calls:5.2f} {100 * r.hit_rate:5.1f}%  {by_kind}")
-  return "\n".join(lines)
+def table(results: Mapping[str, Result]) -> str:
+  """One line for all questions and one a kind: accuracy in percent with its 95% interval, by arm.
+
+  Below them calls and errors a question, and hits in percent.
+  """
+  first = next(iter(results.values()))
+  kinds = [kind for kind in first.by_kind if kind]
+  line = lambda name, n, cells: f"{name:<8} {n:>5}  " + "".join(f"{cell:<23}" for cell in cells)
+  lines = [line("kind", "n", results)]
+  lines.append(line("all", first.score.n, [str(r.score) for r in results.values()]))
+  for kind in kinds if len(kinds) > 1 else ():
+    scores = [r.by_kind[kind] for r in results.values()]
+    lines.append(line(kind, scores[0].n, map(str, scores)))
+  lines.append(line("calls", "", [f"{r.tool_calls:.2f}" for r in results.values()]))
+  lines.append(line("errors", "", [f"{r.tool_errors:.2f}" for r in results.values()]))
+  lines.append(line("hits", "", [f"{100 * r.hit_rate:.1f}" for r in results.values()]))
+  return "\n".join(text.rstrip() for text in lines)
 
 
-def tasks(c: Any, policy: Policy) -> list[Task]:
-  """The questions of an evaluation of this policy: the first `c.n` of `c.file`, or scenes.
+def questions(c: Any, policy: Policy) -> list[Asked]:
+  """The questions of an evaluation of this policy: the first `c.n` of `c.file`, or made ones.
 
   Args:
-    c: fields file and n, and those of `scenes`.
+    c: fields file and n, and those of `made`.
 
   Raises:
     ValueError: a policy that only reads is to be shown scenes, or as `QuestionFile.open` says.
@@ -227,22 +273,33 @@ def tasks(c: Any, policy: Policy) -> list[Task]:
   if not c.file:
     if not policy.sees:
       raise ValueError("the model only reads: give it questions from a file, here one is empty")
-    return scenes(c)
+    source = made(c)
+    return [source.asked(i) for i in range(len(source))]
   file = QuestionFile.open(c.file, sees=policy.sees)
-  return [file[i] for i in range(min(c.n, len(file)))]
+  return [_of_file(file[i]) for i in range(min(c.n, len(file)))]
 
 
-def scenes(c: Any) -> list[Task]:
-  """Digit scenes with their answers.
+def _of_file(task: Task) -> Asked:
+  if not task.images or not task.boxes:
+    return Asked(task=task)
+  return Asked(task=task, tools=("zoom_in",), solve=partial(look_at_boxes, task))
+
+
+def tasks(c: Any, policy: Policy) -> list[Task]:
+  """Those of `questions`."""
+  return [one.task for one in questions(c, policy)]
+
+
+def made(c: Any) -> Mixture:
+  """Digit scenes and puzzles with their answers.
 
   Args:
     c: fields split, seed, shift, skew (a digit or -1 for none), kinds, n.
   """
   skew = None if c.skew < 0 else c.skew
-  source = TaskSource(
+  return Mixture(
     split=c.split, seed=c.seed, shift=c.shift, skew=skew, kinds=tuple(c.kinds), size=c.n
   )
-  return [source[i] for i in range(c.n)]
 
 
 def measured(result: Result) -> dict[str, float]:
@@ -284,7 +341,7 @@ class HeldOut:
 def main(c: Any, workdir: Path) -> dict[str, Result]:
   workdir.mkdir(parents=True, exist_ok=True)
   policy = load_policy(c.model)
-  asked = tasks(c.eval, policy)
+  asked = questions(c.eval, policy)
   results = arms(policy, asked, limits=agent.Limits(**c.limits), seed=c.eval.seed)
   source = c.eval.file or f"{c.eval.split}, shift {c.eval.shift}, seed {c.eval.seed}"
   print(f"{c.model.path} on {source}, n {len(asked)}")

@@ -146,12 +146,12 @@ def _keys(arrived: Sequence[Request], size: int) -> Float32[np.ndarray, "N E"] |
 
 
 def requests(c: Any, policy: sampler.Policy) -> list[Request]:
-  """The stream: the file `c.requests`, or scenes of `c.stream` without their labels.
+  """The stream: the file `c.requests`, or questions of `c.stream` without their labels.
 
   Prints each refused request and the counts. FileNotFoundError names a file that is not there.
   """
   if not c.requests:
-    return [Request(task=drop_labels(task)) for task in evaluate.scenes(c.stream)]
+    return [Request(task=drop_labels(task)) for task in evaluate.made(c.stream)]
   counts: collections.Counter = collections.Counter()
   stream = list(
     read_requests(
@@ -233,7 +233,7 @@ def _reliability(c: Any, workdir: Path) -> dict[str, float | None]:
     return dict.fromkeys(names)
   lines = read_lines(workdir / TRAJECTORIES_FILE)
   votes = {line["id"]: line["vote"] for line in lines if line["tag"] == "stream"}
-  asked = [task for task in evaluate.scenes(c.stream) if task.id in votes]
+  asked = [task for task in evaluate.made(c.stream) if task.id in votes]
   right = [_right(votes[task.id]["answer"], task, c) for task in asked]
   used = [votes[task.id]["confidence"] for task in asked]
   raw = [votes[task.id]["uncalibrated"] for task in asked]

@@ -42,7 +42,7 @@ from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.sharding import Carrier, own_blocks, own_rows, put_rows
-from pixelis_jax.tools import Toolbox, workers
+from pixelis_jax.tools import Options, Toolbox, workers
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 from pixelis_jax.weights import load
 
@@ -390,10 +390,10 @@ def load_policy(
 
   Args:
     c: fields path, loader, random_seed, adapter, int8, tools, preset, guidelines, dtype,
-      max_tokens, max_rows, rows_multiple, workers. A loader "package.module:function" is called
-      with `c` and returns objects with `save_pretrained`, as the torch project's `load_model`
-      returns (model, tokenizer, processor); it replaces the path. `adapter` is a PEFT directory,
-      merged into the weights.
+      max_tokens, max_rows, rows_multiple, tool_options, workers. A loader
+      "package.module:function" is called with `c` and returns objects with `save_pretrained`, as
+      the torch project's `load_model` returns (model, tokenizer, processor); it replaces the path.
+      `adapter` is a PEFT directory, merged into the weights.
     mesh: Where parameters and rows lie, see sharding.py; None: on the default device.
     rollouts: Where the sampler has them, if not there; parameters come from `Sampler.serve`.
     adapters: For who trains: the weights have `c.master` as their dtype where they learn, and
@@ -473,6 +473,7 @@ def with_tools(
     preset=c.preset,
     unit=family_of(c.path).unit,
     compute=workers.shared(workers.Settings(**c.workers)).compute,
+    options=Options(**c.tool_options),
   )
   chat = Chat.from_directory(c.path, tools=toolbox.schemas, guidelines=c.guidelines)
   sampler = Sampler(

@@ -34,9 +34,9 @@ from pixelis_jax.algo.data_curriculum import DataCurriculum
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data import demos, difficulty
 from pixelis_jax.data.built import Dataset
+from pixelis_jax.data.mixture import Demonstrations, Mixture
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.streams import shuffled, weighted
-from pixelis_jax.data.tasks import DemoSource, TaskSource
 from pixelis_jax.lessons import Lessons
 from pixelis_jax.metrics import Metrics, due
 from pixelis_jax.model import cost
@@ -50,9 +50,10 @@ def rows(
   """Batches of rows for ever, a function of config and stage; each process has its share of each.
 
   The first `c.data.parts` rows teach the two halves of a demonstration apart, each in short rows:
-  where to look (the call), and how to read (the picture alone, answered at once). Later rows are
-  whole demonstrations, but for `c.data.direct` of them that answer from the overview, without
-  tools. While only the tower learns, all rows hold a whole demonstration's images.
+  where to look (the call), and how to read (the picture alone, answered at once; a puzzle's answer
+  is in what tools say, so it is shown whole). Later rows are whole demonstrations, but for
+  `c.data.direct` of them that answer from the overview, without tools. While only the tower learns,
+  all rows hold a whole demonstration's images.
 
   With `c.data.file` rows are that file's solutions or that dataset's demonstrations alone; only a
   dataset can have a curriculum.
@@ -64,8 +65,8 @@ def rows(
     )
   if c.data.file:
     return _batches(_of_file(c, policy, curriculum), c)
-  tasks = TaskSource(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
-  looking = DemoSource(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
+  tasks = Mixture(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
+  looking = Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
 
   def row(index: int) -> batch.Row:
     draw = np.random.default_rng((c.seed, index)).random()
@@ -74,7 +75,9 @@ def rows(
       demo = looking[index]
       if draw < c.data.look:
         return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), policy.chat)
-      return batch.demo_row(demos.reading(demo), blind.chat)
+      if tasks.is_scene(index):
+        return batch.demo_row(demos.reading(demo), blind.chat)
+      return batch.demo_row(demo, policy.chat)
     if draw < c.data.direct and not seeing:
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
     return batch.demo_row(looking[index], policy.chat)

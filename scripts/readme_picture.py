@@ -45,7 +45,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=Path("assets/readme.png"))
   args = parser.parse_args()
   policy = sampler.load_policy(common.model(args.model))
-  asked = evaluate.scenes(common.scenes("held_out", n=24, seed=7))
+  asked = evaluate.made(common.scenes("held_out", n=24, seed=7))
   first = [next(task for task in asked if task.kind == kind) for kind in KINDS]
   generate = policy.sampler.bind(policy.params, key=jax.random.key(0), version=0, temperature=0.0)
   limits = agent.Limits(**common.limits())

@@ -17,7 +17,7 @@ def arms():
   c.unlock()
   c.model.path, c.eval.n = str(ASSETS), N
   policy = sampler.load_policy(c.model)
-  asked = evaluate.scenes(c.eval)
+  asked = evaluate.questions(c.eval, policy)
   return evaluate.arms(policy, asked, limits=agent.Limits(**c.limits), seed=0)
 
 
@@ -29,12 +29,12 @@ def test_looking_is_why_it_is_right(arms):
   # A policy that is right 90% of the time gets 47 of 60 or fewer once in 170 draws. One that does
   # not see the digit has a tenth of the two kinds and half of `parity`: 14 of 60 expected.
   assert arms["tools"].accuracy > 47 / N
-  assert arms["oracle_crop"].accuracy > 47 / N
+  assert arms["oracle"].accuracy > 47 / N
   assert arms["tools"].tool_calls >= 1 and arms["tools"].tool_errors < 0.05
   assert arms["tools"].hit_rate > 0.8
   # 27 of 60 or more by chance: less than once in 10,000 draws.
-  assert arms["random_crop"].accuracy < 24 / N + 0.05
+  assert arms["random"].accuracy < 24 / N + 0.05
   assert arms["no_tools"].tool_calls == 0
-  kinds = [arms["no_tools"].by_kind[kind] for kind in ("framed", "beside")]
+  kinds = [arms["no_tools"].by_kind[kind].accuracy for kind in ("framed", "beside")]
   # 40 questions at a chance of a tenth: 12 or more right less than once in 1,000 draws.
   assert sum(kinds) / 2 < 0.3

@@ -1,7 +1,8 @@
-"""Scores, and arms that change what a zoom shows and nothing else."""
+"""Scores, and arms that change where a call points, or which one is made, and nothing else."""
 
 import dataclasses
 import json
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,10 @@ from configs import common
 from pixelis_jax import evaluate
 from pixelis_jax.agent import Limits
 from pixelis_jax.checkpoint import BEST, Checkpoints
+from pixelis_jax.data.mixture import Asked, Mixture, look_at_boxes
 from pixelis_jax.metrics import METRICS_FILE, Metrics, interval, read_lines
 from pixelis_jax.tools import Toolbox
-from pixelis_jax.types import Box, ToolCall, ToolResult
+from pixelis_jax.types import Box, ToolCall, ToolResult, Video
 from tests import fakes
 
 LIMITS = Limits(turns=4, tokens=100_000)
@@ -57,14 +59,17 @@ def test_scores_by_meaning_with_kinds_calls_and_hits():
   result = evaluate.run(
     asked, generate=fakes.scripted(CHAT, script), run=toolbox().run, limits=LIMITS
   )
-  assert (result.n, result.accuracy) == (4, 0.5)
-  assert (result.low, result.high) == interval(2, 4)
-  assert result.by_kind == {"digit": 0.5, "parity": 0.5}
+  assert (result.score.n, result.accuracy) == (4, 0.5)
+  assert (result.score.low, result.score.high) == interval(2, 4)
+  half = evaluate.Score(n=2, accuracy=0.5, low=interval(1, 2)[0], high=interval(1, 2)[1])
+  assert result.by_kind == {"digit": half, "parity": half}
   assert (result.tool_calls, result.tool_errors) == (0.75, 0.25)
   assert result.hit_rate == pytest.approx(1 / 3)  # Of the three that looked.
   assert [t.task.id for t in result.trajectories] == [t.id for t in asked]
-  json.dumps(result.summary())
-  assert "trajectories" not in result.summary()
+  summary = result.summary()
+  assert (summary["n"], summary["accuracy"], summary["tool_calls"]) == (4, 0.5, 0.75)
+  assert summary["by_kind"]["parity"] == dataclasses.asdict(half)
+  assert "trajectories" not in json.loads(json.dumps(summary))
   assert evaluate.measured(result) == {
     "accuracy": 0.5,
     "tool_calls": 0.75,
@@ -87,7 +92,7 @@ def test_unlabelled_questions_cannot_be_scored():
 def test_random_crops_have_the_asked_size_elsewhere_inside():
   tools, task = toolbox(), question("a")
   asked = tools.run(zoom(10, 20, 20, 30), task, ()).images[0].box
-  moved = evaluate.random_crop(tools, seed=0)
+  moved = evaluate.random_places(tools, seed=0)
   boxes = []
   for i in range(50):
     task = question(f"a{i}")
@@ -103,23 +108,67 @@ def test_random_crops_have_the_asked_size_elsewhere_inside():
     boxes.append(box)
   # All over the image, not around the evidence: centres span most of 408 pixels.
   assert np.ptp([b.x0 for b in boxes]) > 300 and np.ptp([b.y0 for b in boxes]) > 300
-  again = evaluate.random_crop(tools, seed=0)  # Whatever was asked before.
+  again = evaluate.random_places(tools, seed=0)  # Whatever was asked before.
   assert again(zoom(10, 20, 20, 30), task, ()).images[0].box == boxes[-1]
-  other = evaluate.random_crop(tools, seed=1)
+  other = evaluate.random_places(tools, seed=1)
   assert other(zoom(10, 20, 20, 30), task, ()).images[0].box != boxes[-1]
 
 
-def test_arms_move_no_other_tools_calls():
-  tools, task = toolbox(names=("zoom_in", "get_properties")), question("a")
-  call = ToolCall(name="get_properties", arguments={"bbox_2d": [10, 20, 60, 60]})
-  expected = tools.run(call, task, ())
-  assert expected.error is None and not expected.images
-  assert evaluate.random_crop(tools, seed=0)(call, task, ()).text == expected.text
+class Heard(Toolbox):
+  """Real tools that keep the calls they ran."""
+
+  def __init__(self, *names: str):
+    shown = lambda video: (np.arange(0, len(video.frames), 2), (SHOWN, SHOWN))
+    super().__init__(names, shown_size=lambda height, width: (SHOWN, SHOWN), shown_frames=shown)
+    self.calls = []
+
+  def run(self, call, *rest):
+    self.calls.append(call)
+    return super().run(call, *rest)
 
 
-def test_oracle_crops_show_the_evidence_in_order():
+def random_call(tools: Heard, task, call: ToolCall, *results: ToolResult) -> dict:
+  """The arguments with which an arm makes it."""
+  assert evaluate.random_places(tools, seed=0)(call, task, results).error is None
+  asked, moved = tools.calls[-2:]
+  assert asked == call and moved.name == call.name
+  return dict(moved.arguments)
+
+
+def test_every_tool_that_points_is_moved_in_the_image_it_points_in():
+  tools = Heard("zoom_in", "get_properties", "read_text")
+  task = question("a")
+  crop = tools.run(zoom(0, 0, 50, 50), task, ())
+  # 20 wide of 112, of which 10 lie outside: 10 are asked for, and 10 are moved, in image 2.
+  call = ToolCall(name="get_properties", arguments={"bbox_2d": [102, 20, 122, 60], "image": 2})
+  moved = random_call(tools, task, call, crop)
+  x0, y0, x1, y1 = moved["bbox_2d"]
+  assert (x1 - x0, y1 - y0) == (pytest.approx(10), pytest.approx(40)) and moved["image"] == 2
+  assert 0 <= x0 and x1 <= SHOWN and 0 <= y0 and y1 <= SHOWN and x0 != 102
+  # What takes all of an image points nowhere: nothing is elsewhere.
+  call = ToolCall(name="zoom_in", arguments={"bbox_2d": [0, 0, SHOWN, SHOWN]})
+  assert random_call(tools, task, call) == {"bbox_2d": [0, 0, SHOWN, SHOWN]}
+
+
+def test_frames_are_taken_at_random_times():
+  frames = np.stack([fakes.image(32, 32, seed=i) for i in range(8)])
+  clip = Video(frames=frames, times=np.arange(8, dtype=np.float32))
+  task = dataclasses.replace(fakes.task("v", images=[]), videos=(clip,))
+  tools = Heard("select_frames")
+  asked = lambda **which: random_call(tools, task, ToolCall(name="select_frames", arguments=which))
+  times = asked(times=[1.0, 2.0])["times"]
+  assert len(times) == 2 and all(0 <= t <= 7 for t in times) and times != [1.0, 2.0]
+  numbers = asked(frames=[1, 1, 1])["frames"]  # Of the four that are shown.
+  assert len(numbers) == 3 and set(numbers) <= {1, 2, 3, 4}
+
+
+def boxed(task) -> Asked:
+  return Asked(task=task, tools=("zoom_in",), solve=partial(look_at_boxes, task))
+
+
+def test_the_oracle_makes_the_solvers_calls_in_order():
   tools, task = toolbox(), question("a", boxes=(FIRST, SECOND))
-  moved = evaluate.oracle_crop(tools)
+  moved = evaluate.oracle(tools, [boxed(task)])
   failed = ToolResult(text="", error="not JSON")
   one = moved(zoom(60, 60, 70, 70), task, (failed,))  # What failed showed nothing.
   assert one.images[0].box == FIRST
@@ -128,36 +177,67 @@ def test_oracle_crops_show_the_evidence_in_order():
   assert moved(zoom(60, 60, 70, 70), task, (one, two)).images[0].box == SECOND
   x0, y0 = int(FIRST.x0), int(FIRST.y0)
   np.testing.assert_array_equal(one.images[0].pixels, task.images[0][y0 : y0 + 40, x0 : x0 + 40])
-  # As large as asked, around the same middle: 20 shown pixels are 80 of the source.
-  wide = moved(zoom(60, 60, 80, 80), task, ()).images[0].box
-  assert wide.center == FIRST.center and (wide.width, wide.height) == (80, 80)
-  with pytest.raises(ValueError, match="'b' has no evidence box"):
-    moved(zoom(60, 60, 80, 80), question("b", boxes=()), ())
 
 
-@pytest.mark.parametrize("arm", [lambda t: evaluate.random_crop(t, seed=0), evaluate.oracle_crop])
+def test_the_oracle_solves_a_puzzle_whatever_is_called():
+  """Two calls of the policy, at nothing, are the zoom and the measurement of the solver."""
+  source = Mixture(split="held_out", kinds=("color",), size=3)
+  asked = source.asked(0)
+  shown = lambda height, width: (60, 80) if width > height else (80, 80)
+  tools = Toolbox(("zoom_in", "get_properties"), shown_size=shown)
+  moved, call = evaluate.oracle(tools, [asked]), zoom(0, 0, 9, 9)
+  one = moved(call, asked.task, ())
+  (spot,) = asked.task.boxes
+  assert one.images[0].box.holds(spot)
+  assert f"Colour: {asked.task.answer} " in moved(call, asked.task, (one,)).text
+  with pytest.raises(ValueError, match=r"has no solver for the oracle with \['zoom_in'\]"):
+    evaluate.oracle(toolbox(), [asked])
+  with pytest.raises(ValueError, match="task 'b' has no solver"):
+    evaluate.oracle(tools, [Asked(task=question("b"))])
+
+
+@pytest.mark.parametrize(
+  "arm",
+  [
+    lambda tools, task: evaluate.random_places(tools, seed=0),
+    lambda tools, task: evaluate.oracle(tools, [boxed(task)]),
+  ],
+)
 def test_arms_do_not_repair_the_policys_mistakes(arm):
   tools, task = toolbox(), question("a")
   for call in (zoom(200, 200, 220, 220), ToolCall(name="other", arguments={})):
-    assert arm(tools)(call, task, ()).error == tools.run(call, task, ()).error is not None
+    assert arm(tools, task)(call, task, ()).error == tools.run(call, task, ()).error is not None
 
 
 def test_other_presets_frames_are_refused():
-  tools = toolbox("deepeyes")
-  call = ToolCall(name="image_zoom_in_tool", arguments={"bbox_2d": [40, 80, 80, 120]})
-  assert tools.run(call, question("a"), ()).error is None
   with pytest.raises(ValueError, match=r"\['image_zoom_in_tool'\].*preset 'qwen' only"):
-    evaluate.oracle_crop(tools)(call, question("a"), ())
+    evaluate.oracle(toolbox("deepeyes"), [])
 
 
-def test_scenes_of_a_config(policy):
+def test_questions_of_a_config(policy):
   c = common.questions("held_out", "rotate", n=3, seed=5)
   asked = evaluate.tasks(c, policy)
   assert len(asked) == 3 and len({t.id for t in asked}) == 3
   assert all(t.answer is not None and t.boxes for t in asked)
-  assert [t.question for t in evaluate.scenes(c)] == [t.question for t in asked]
+  assert [t.question for t in evaluate.made(c)] == [t.question for t in asked]
+  assert all(one.solve is not None for one in evaluate.questions(c, policy))
   c.skew = 8
-  assert [t.id for t in evaluate.scenes(c)] != [t.id for t in asked]
+  assert [t.id for t in evaluate.made(c)] != [t.id for t in asked]
+
+
+def test_the_table_has_a_line_a_kind():
+  answered = ([1, 1, 0, 1], [1, 1], [0, 1])
+  scores = [evaluate.Score.of(np.array(right, np.float32)) for right in answered]
+  kinds = dict(zip(("color", "read"), scores[1:], strict=True))
+  one = evaluate.Result(
+    score=scores[0], tool_calls=1.5, tool_errors=0.25, hit_rate=0.5, by_kind=kinds, trajectories=()
+  )
+  lines = evaluate.table({"tools": one, "oracle": one}).splitlines()
+  assert [line.split()[0] for line in lines] == "kind all color read calls errors hits".split()
+  assert lines[0].split() == ["kind", "n", "tools", "oracle"]
+  # Wilson at 1 of 2, z2 = 3.8415: 1/2 +- sqrt(z2 (1/8 + z2 / 16)) / (1 + z2 / 2) = 1/2 +- 0.4055.
+  assert lines[3].split() == ["read", "2", *(["50.0", "(9.5", "to", "90.5)"] * 2)]
+  assert lines[4].split() == ["calls", "1.50", "1.50"]
 
 
 def test_questions_of_a_file(policy, tmp_path):
@@ -179,7 +259,8 @@ def test_the_best_weights_are_kept_over_a_restart(model_config, policy, tmp_path
     limits=LIMITS,
   )
   accuracy = iter((0.4, 0.7, 0.6, 0.7, 0.65, 0.8))
-  result = lambda *_, **__: dataclasses.replace(plain, accuracy=next(accuracy))
+  score = lambda: dataclasses.replace(plain.score, accuracy=next(accuracy))
+  result = lambda *_, **__: dataclasses.replace(plain, score=score())
   monkeypatch.setattr(evaluate, "greedy", result)
   trained = lambda step: {"w": jnp.full(3, float(step))}
 
@@ -210,7 +291,7 @@ def test_the_program_writes_all_four_arms(model_config, tmp_path, capsys):
   c.limits.turns = 2
   c.eval = common.evaluation(n=2)
   results = evaluate.main(c, tmp_path / "out")
-  assert list(results) == ["tools", "no_tools", "random_crop", "oracle_crop"]
+  assert list(results) == ["tools", "no_tools", "random", "oracle"]
   written = json.loads((tmp_path / "out" / "evaluate.json").read_text())
   assert written["arms"] == {name: r.summary() for name, r in results.items()}
   assert written["config"]["eval"]["n"] == 2
@@ -219,6 +300,6 @@ def test_the_program_writes_all_four_arms(model_config, tmp_path, capsys):
     name: [len(t.steps[0].completion.context.tokens) for t in r.trajectories]
     for name, r in results.items()
   }
-  assert lengths["no_tools"] < lengths["tools"] == lengths["oracle_crop"]
+  assert lengths["no_tools"] < lengths["tools"] == lengths["oracle"]
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines[2:]] == list(results)
+  assert lines[1].split() == ["kind", "n", *results]

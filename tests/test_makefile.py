@@ -27,6 +27,12 @@ def test_demo_passes_its_options_on(tmp_path):
   assert order == sorted(order)
 
 
+def test_a_demo_of_other_kinds_names_a_model_that_knows_them(tmp_path):
+  done = make("-n", f"VENV={tmp_path}/v", "demo", "KIND=color+shape", "MODEL=m")
+  config = "--config=configs/demo.py:blur/color+shape --workdir=runs/demo-blur-color+shape-0"
+  assert f"{config} --config.seed=0 --config.model.path=m\n" in done.stdout
+
+
 def test_demos_of_different_settings_share_no_workdir(tmp_path):
   workdirs = set()
   for options in ((), ("SEED=7",), ("SHIFT=dim",)):

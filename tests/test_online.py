@@ -112,7 +112,7 @@ def test_a_learner_that_dies_stops_the_loop(config, policy, tmp_path, monkeypatc
   monkeypatch.setattr(online, "passes", lambda vote, c: True)
   stream = online.requests(config, policy)
   probe = online.make_probe(
-    config, policy, [online.drop_labels(t) for t in online.evaluate.scenes(config.probe.tasks)]
+    config, policy, [online.drop_labels(t) for t in online.evaluate.made(config.probe.tasks)]
   )
   with pytest.raises(FloatingPointError, match="boom"):
     online.run(config, policy, policy, stream, probe, tmp_path, lambda done, signals: None)
@@ -130,7 +130,7 @@ def test_a_request_file_is_the_stream(config, policy, tmp_path, capsys):
   told = capsys.readouterr().out
   assert "line 2" in told and "3 read" in told and "1 malformed" in told
   probe = online.make_probe(
-    c, policy, [online.drop_labels(t) for t in online.evaluate.scenes(c.probe.tasks)]
+    c, policy, [online.drop_labels(t) for t in online.evaluate.made(c.probe.tasks)]
   )
   online.run(c, policy, policy, stream, probe, tmp_path / "run", lambda done, signals: None)
   with Memory(tmp_path / "run" / "memory.sqlite", dim=4, backend="exact") as memory:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -78,8 +78,7 @@ def described(demo: Demo, plates: Sequence[Plate], labels: Sequence[int]) -> Dem
     plates: All of the scene.
     labels: The digit on each plate.
   """
-  canvas = Box(0.0, 0.0, float(CANVAS), float(CANVAS))
-  frames = tuple(Sight(_FRAMES[plate.color], _within(plate.box, canvas)) for plate in plates)
+  frames = _frames(demo.task, [(plate.color, plate.box) for plate in plates])
 
   def digits(picture: Picture) -> tuple[Sight, ...]:
     inks = zip(map(_ink, (plate.box for plate in plates)), labels, strict=True)
@@ -91,7 +90,20 @@ def described(demo: Demo, plates: Sequence[Plate], labels: Sequence[int]) -> Dem
 
   looked = lambda turn: tuple(map(digits, turn.result.images)) if turn.result else ()
   turns = tuple(dataclasses.replace(turn, sights=looked(turn)) for turn in demo.turns)
-  return dataclasses.replace(demo, turns=turns, sights=(frames,))
+  return dataclasses.replace(demo, turns=turns, sights=frames)
+
+
+def framed(boards: Mapping[str, Box], task: Task) -> tuple[tuple[Sight, ...], ...]:
+  """The sights of a task whose one image holds boards of these colours; none if there are none."""
+  return _frames(task, [(COLORS[name], box) for name, box in boards.items()]) if boards else ()
+
+
+def _frames(
+  task: Task, placed: Sequence[tuple[tuple[int, int, int], Box]]
+) -> tuple[tuple[Sight, ...], ...]:
+  height, width = task.images[0].shape[:2]
+  canvas = Box(0.0, 0.0, float(width), float(height))
+  return (tuple(Sight(_FRAMES[color], _within(box, canvas)) for color, box in placed),)
 
 
 def _ink(plate: Box) -> Box:
@@ -111,7 +123,10 @@ def _within(box: Box, frame: Box) -> Box:
 
 
 def shown_box(
-  task: Task, box: Box, rng: np.random.Generator, toolbox: Toolbox
+  task: Task,
+  box: Box,
+  rng: np.random.Generator,
+  shown_size: Callable[[int, int], tuple[int, int]],
 ) -> tuple[int, int, int, int]:
   """A square of whole shown pixels about the middle of a source box, up to `OFF` pixels beside it.
 
@@ -119,7 +134,7 @@ def shown_box(
   side is `TIGHT` of the box's: what is framed matters, not the frame.
   """
   height, width = task.images[0].shape[:2]
-  shown_height, shown_width = toolbox.shown_size(height, width)
+  shown_height, shown_width = shown_size(height, width)
   across, along = shown_width / width, shown_height / height
   side = round(TIGHT * max(box.width * across, box.height * along))
   x, y = box.center
@@ -143,7 +158,7 @@ def _look(
   supervised: bool,
   earlier: Sequence[ToolResult],
 ) -> DemoTurn:
-  corners = list(shown_box(task, box, rng, toolbox))
+  corners = list(shown_box(task, box, rng, toolbox.shown_size))
   call = ToolCall(name="zoom_in", arguments={"bbox_2d": corners})
   result = toolbox.run(call, task, earlier)
   if result.error is not None:

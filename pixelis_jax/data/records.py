@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pixelis_jax.data.video import DEFAULT, Budget, read_video
 from pixelis_jax.types import Pixels, Task, Video, value
@@ -213,12 +213,12 @@ def _clip(given: object) -> Clip:
 
 
 def _pixels(name: str, folder: Path) -> Pixels:
-  """Of a path or a data URI, as RGB."""
+  """Of a path or a data URI, as RGB, upright as its EXIF orientation says."""
   shown = name if len(name) < 80 else f"{name[:40]}... ({len(name)} characters)"
   file = io.BytesIO(_decoded(name)) if name.startswith("data:") else folder / name
   try:
     with Image.open(file) as image:
-      return np.array(image.convert("RGB"))
+      return np.array(ImageOps.exif_transpose(image).convert("RGB"))
   except FileNotFoundError as e:
     raise Malformed(f"there is no image {folder / name}") from e
   # OSError: not an image, or cut off; ValueError: no valid path; SyntaxError: a broken PNG.

@@ -16,7 +16,7 @@ from scipy import ndimage
 from pixelis_jax.types import value
 
 Ink = Float32[np.ndarray, "side side"]
-Plate = Float32[np.ndarray, "side side 3"]
+Plate = Float32[np.ndarray, "height width 3"]
 
 
 @value
@@ -65,6 +65,26 @@ def static(
 ) -> UInt8[np.ndarray, "height width 3"]:
   """Uniform random noise instead of the picture: the answer cannot be seen."""
   return rng.integers(0, 256, image.shape, dtype=np.uint8)
+
+
+def whole(
+  name: str, image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+  """A shift of a picture that has no plates: all of it changes. See `check_whole`."""
+  shift = SHIFTS[name]
+  if shift.image is not None:
+    return shift.image(image, rng)
+  if shift.plate is None:
+    return image
+  changed = shift.plate(image.astype(np.float32), rng)
+  return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+def check_whole(name: str) -> None:
+  """Raises ValueError for a shift that changes handwriting alone, or that there is not."""
+  known = [name for name, shift in SHIFTS.items() if shift.ink is None]
+  if name not in known:
+    raise ValueError(f"shift {name!r} of pictures without digits must be one of {known}")
 
 
 # Name -> shift, strengths included.

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pixelis_jax.algo.answers import equal
+from pixelis_jax.data import demos
 from pixelis_jax.data.demos import ANSWER, call_text
 from pixelis_jax.data.kinds import KINDS, PuzzleSource
 from pixelis_jax.data.kinds.puzzle import Kind, Puzzle
+from pixelis_jax.data.scenes import COLORS
 from pixelis_jax.tools import Toolbox
-from pixelis_jax.tools.sight import Sight
-from pixelis_jax.tools.views import IDENTITY
-from pixelis_jax.types import Demo, DemoTurn, ToolCall, ToolResult, content_key, value
+from pixelis_jax.types import Box, Demo, DemoTurn, ToolCall, ToolResult, content_key, value
 
 SORTS = ("golden", "trap", "corrected")
 # Why there is no demonstration of a puzzle: whoever builds counts them.
@@ -52,13 +52,7 @@ class _Run:
     self.results: list[ToolResult] = []
     self.answer: str | None = None
     self._task, self._toolbox = puzzle.task, toolbox
-    sight = Sight(
-      task=puzzle.task,
-      results=self.results,
-      shown_size=toolbox.shown_size,
-      shown_frames=toolbox.shown_frames,
-      view=IDENTITY,
-    )
+    sight = toolbox.sight(puzzle.task, self.results)
     self._solver = kind.solve(puzzle, np.random.default_rng(seed), sight)
     self.call: ToolCall | None = next(self._solver)
 
@@ -191,4 +185,11 @@ def _demo(puzzle: Puzzle, turns: list[DemoTurn], *, wrong: str | None = None) ->
   assert not equal(wrong, truth), f"puzzle {puzzle.task.id}: {wrong!r} is right: {truth!r}"
   answer = truth if wrong is None else wrong
   final = DemoTurn(text=ANSWER.format(answer), result=None, supervised=wrong is None)
-  return Demo(task=puzzle.task, turns=(*turns, final))
+  sights = demos.framed(_boards(puzzle), puzzle.task)
+  return Demo(task=puzzle.task, turns=(*turns, final), sights=sights)
+
+
+def _boards(puzzle: Puzzle) -> dict[str, Box]:
+  """The boards and frames of the overview by the colours that they are called by."""
+  looks = [puzzle.looks[0], *(mistaken[0] for mistaken in puzzle.mistakes)]
+  return {look.name: look.box for look in looks if look.name in COLORS}

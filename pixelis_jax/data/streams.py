@@ -1,4 +1,4 @@
-"""What a training run reads, for ever: a file or a dataset, reshuffled each epoch, or scenes."""
+"""What a training run reads, for ever: a file or a dataset, reshuffled each epoch, or made ones."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ import grain
 import numpy as np
 from jaxtyping import Float64
 
+from pixelis_jax.data.mixture import Mixture
 from pixelis_jax.data.questions import QuestionFile
-from pixelis_jax.data.tasks import TaskSource
 
 
 def training_tasks(c: Any, *, seed: int, sees: bool) -> grain.MapDataset:
-  """The tasks of a training run, for ever: a file's questions, reshuffled each epoch, or scenes.
+  """The tasks of a training run, for ever: a file's, reshuffled each epoch, or those of a mixture.
 
   Args:
-    c: field file, "" for scenes; for these n, scenes before the first repeats, and kinds.
-    sees: Whether the model can be shown images; ValueError where it is to be shown scenes.
+    c: field file, "" for a mixture; of this n, tasks before the first repeats, and kinds.
+    sees: Whether the model can be shown images; ValueError where it is to be shown a mixture's.
   """
   if c.file:
     file = QuestionFile.open(c.file, sees=sees)
     return shuffled(file, seed=seed).map(file.__getitem__)
   if not sees:
     raise ValueError("the model only reads: data.file must name a file of questions, not be empty")
-  tasks = TaskSource(split="train", seed=seed, kinds=tuple(c.kinds), size=c.n)
+  tasks = Mixture(split="train", seed=seed, kinds=tuple(c.kinds), size=c.n)
   return grain.MapDataset.source(tasks).repeat()
 
 

@@ -94,8 +94,29 @@ def headline(result: Mapping[str, object]) -> list[dict]:
 def choose(lines: Sequence[dict], most: int) -> list[dict]:
   """At most `most` of them, evenly spread: first over tags, then over each tag's requests in order.
 
-  Of several samples of one request under one tag the first stands for all.
+  Of several samples of one request under one tag the first stands for all. Where a tool would not
+  be seen at work, the first that used each tool are taken before all others.
   """
+  chosen = _spread(lines, most)
+  if _tools(lines) - _tools(chosen):
+    first: list[dict] = []
+    for line in lines:
+      if len(first) < most and _tools([line]) - _tools(first):
+        first.append(line)
+    taken = {(line["tag"], line["id"]) for line in first}
+    others = [line for line in lines if (line["tag"], line["id"]) not in taken]
+    chosen = [*first, *_spread(others, most - len(first))]
+  order = {id(line): at for at, line in enumerate(lines)}
+  return sorted(chosen, key=lambda line: order[id(line)])
+
+
+def _tools(lines: Sequence[dict]) -> set[str]:
+  """Names of those that returned something there."""
+  turns = (turn for line in lines for turn in line["turns"])
+  return {turn["call"]["name"] for turn in turns if turn["call"] and turn["error"] is None}
+
+
+def _spread(lines: Sequence[dict], most: int) -> list[dict]:
   by_tag: dict[str, dict[str, dict]] = {}
   for line in lines:
     by_tag.setdefault(line["tag"], {}).setdefault(line["id"], line)
@@ -107,8 +128,7 @@ def choose(lines: Sequence[dict], most: int) -> list[dict]:
     items = list(group.values())
     chosen += [items[k * (len(items) - 1) // max(1, take - 1)] for k in range(take)]
     left -= take
-  order = {id(line): at for at, line in enumerate(lines)}
-  return sorted(chosen, key=lambda line: order[id(line)])
+  return chosen
 
 
 def curve(points: Sequence[tuple[int, float | None]]) -> dict | None:
@@ -313,7 +333,9 @@ dl div { min-width: 7rem; } dt { color: var(--soft); font-size: .82rem; } dd { m
   grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)); }
 figure { margin: 0; } figcaption, .strip p { color: var(--soft); font-size: .8rem; margin: 0; }
 .trajectory svg, .crop { width: 100%; height: auto; display: block; border-radius: 4px; }
+.shown { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .3rem; }
 .crop { width: 140px; image-rendering: pixelated; border: 3px solid var(--box); }
+.crop.large { width: 240px; }
 .zoom { fill: none; stroke: var(--box); stroke-width: 2.5; vector-effect: non-scaling-stroke; }
 .chips { display: flex; flex-wrap: wrap; gap: .35rem; margin: .3rem 0 .6rem; }
 .chip { border: 1px solid var(--line); border-radius: 99px; padding: 0 .6rem; font-size: .8rem;
@@ -389,8 +411,9 @@ never for learning.</p>
 {% endfor %}
 
 <h2>Trajectories</h2>
-<p class="lead">{{ trajectories | length }} of the run, evenly spread. A frame marks where a tool
-looked; the crop is what it showed.</p>
+<p class="lead">{{ trajectories | length }} of the run, evenly spread, each tool that was used among
+them. A frame marks where a tool looked; below its call are its words and what it showed or drew: a
+crop, an outline, a path, frames.</p>
 {% macro overview(image, about) %}
 <svg viewBox="0 0 {{ image.width }} {{ image.height }}" role="img" aria-label="{{ about }}">
 <image href="{{ image.data }}" width="{{ image.width }}" height="{{ image.height }}"/>
@@ -436,9 +459,14 @@ looked; the crop is what it showed.</p>
 <pre>{{ turn.text }}</pre>
 {% if turn.error is not none %}<pre class="bad">{{ turn.error }}</pre>{% endif %}
 {% if turn.result_text %}<pre class="soft">{{ turn.result_text }}</pre>{% endif %}
+{% if turn.images %}
+<div class="shown">
 {% for p in turn.images %}
-<img class="crop" src="{{ p.data }}" width="{{ p.width }}" height="{{ p.height }}" alt="crop">
+<img class="crop{{ ' large' if p.width > 160 }}" src="{{ p.data }}" width="{{ p.width }}"
+ height="{{ p.height }}" alt="{{ 'of ' ~ turn.call.name if turn.call else 'crop' }}">
 {% endfor %}
+</div>
+{% endif %}
 </div>
 {% endfor %}
 <p>Answer <b>{{ t.answer if t.answer is not none else "none" }}</b>

@@ -14,7 +14,7 @@ from pixelis_jax.chat.family import Size, frame_of
 from pixelis_jax.chat.images import read_image
 from pixelis_jax.chat.videos import clips_of
 from pixelis_jax.data.video import DEFAULT, read_video
-from pixelis_jax.tools import TOOLS, Toolbox
+from pixelis_jax.tools import TOOLS, USUAL, Options, Toolbox
 from pixelis_jax.tools.workers import Settings, Workers
 from pixelis_jax.types import Mask, Picture, Pixels, Task, ToolCall, ToolResult, Video
 
@@ -61,6 +61,7 @@ def run(
   model: Path | None,
   preset: str,
   out: Path | None,
+  options: Options = USUAL,
 ) -> Iterator[str]:
   """What the calls of one episode return, line by line; with `out` pictures and masks go there.
 
@@ -92,6 +93,7 @@ def run(
       shown_frames=_own_frames if model is None else clips_of(model),
       preset=preset,
       compute=workers.compute,
+      options=options,
     )
     results: list[ToolResult] = []
     for number, call in enumerate(calls, start=1):

@@ -16,12 +16,44 @@ from pixelis_jax.types import Task, ToolCall, ToolResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+  """What tools work with where there is a choice.
+
+  Args:
+    tracker: of TRACK_OBJECT: a key of `track.TRACKERS`.
+    segmenter: of SEGMENT_OBJECT_AT: "grabcut", or the folder of a SAM-family model's ONNX files.
+    reader: of READ_TEXT: one of `read.READERS`.
+    language: that READ_TEXT reads where a call names none: a key of `read.LANGUAGES`, or "".
+
+  Raises:
+    ValueError: there is no such choice, or it is not installed; the known ones are named.
+  """
+
+  tracker: str = "csrt"
+  segmenter: str = segment.GRABCUT
+  reader: str = "rapidocr"
+  language: str = ""
+
+  def __post_init__(self):
+    track.check_tracker(self.tracker)
+    segment.check_segmenter(self.segmenter)
+    read.check_reader(self.reader, self.language)
+
+
+USUAL = Options()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-  """`schema` is what the policy reads (OpenAI's function format); `error` frames a mistake."""
+  """`schema` is what the policy reads (OpenAI's function format); `error` frames a mistake.
+
+  `options` are fields of `Options` that the function takes as keywords.
+  """
 
   schema: Mapping
-  function: Callable[[Mapping[str, object], Sight], ToolResult]
+  function: Callable[..., ToolResult]
   error: str = "Error: {}"
+  options: tuple[str, ...] = ()
 
   @property
   def name(self) -> str:
@@ -33,10 +65,18 @@ class Tool:
 TOOLS: dict[str, dict[str, Tool]] = {
   "qwen": {
     "zoom_in": Tool(schema=zoom.ZOOM_IN, function=zoom.zoom_in),
-    "segment_object_at": Tool(schema=segment.SEGMENT_OBJECT_AT, function=segment.segment_object_at),
+    "segment_object_at": Tool(
+      schema=segment.SEGMENT_OBJECT_AT,
+      function=segment.segment_object_at,
+      options=("segmenter",),
+    ),
     "get_properties": Tool(schema=properties.GET_PROPERTIES, function=properties.get_properties),
-    "read_text": Tool(schema=read.READ_TEXT, function=read.read_text),
-    "track_object": Tool(schema=track.TRACK_OBJECT, function=track.track_object),
+    "read_text": Tool(
+      schema=read.READ_TEXT, function=read.read_text, options=("reader", "language")
+    ),
+    "track_object": Tool(
+      schema=track.TRACK_OBJECT, function=track.track_object, options=("tracker",)
+    ),
     "select_frames": Tool(schema=frames.SELECT_FRAMES, function=frames.select_frames),
   },
   "pixel_reasoner": {
@@ -68,6 +108,7 @@ class Toolbox:
     unit: of the policy's coordinates, told in place of `places.PIXELS`.
     compute: how the tools call their costly functions: in this process, or by `Workers.compute` in
       others, with limits.
+    options: what tools work with where there is a choice.
 
   Raises:
     ValueError: an operation or preset that does not exist.
@@ -82,6 +123,7 @@ class Toolbox:
     preset: str = "qwen",
     unit: str = places.PIXELS,
     compute: Callable[..., Any] = operator.call,
+    options: Options = USUAL,
   ):
     if preset not in TOOLS:
       raise ValueError(f"preset {preset!r} must be one of {sorted(TOOLS)}")
@@ -89,13 +131,28 @@ class Toolbox:
     if unknown := [name for name in names if name not in known]:
       raise ValueError(f"tools {unknown} must be among {sorted(known)} for preset {preset!r}")
     self.tools = {known[name].name: known[name] for name in names}
+    self.preset = preset
     self.shown_size, self.shown_frames = shown_size, shown_frames
-    self.unit, self.compute = unit, compute
+    self.unit, self.compute, self.options = unit, compute, options
 
   @property
   def schemas(self) -> list[Mapping]:
     """The tools as the policy's prompt lists them."""
-    return [_in_unit(tool.schema, self.unit) for tool in self.tools.values()]
+    said = {places.PIXELS: self.unit}
+    if self.options.language:
+      said[read.ANY] = f"those of {self.options.language!r}"
+    return [_described(tool.schema, said) for tool in self.tools.values()]
+
+  def sight(self, task: Task, results: Sequence[ToolResult], view: View = IDENTITY) -> Sight:
+    """What a call after these results has to do with."""
+    return Sight(
+      task=task,
+      results=results,
+      shown_size=self.shown_size,
+      shown_frames=self.shown_frames,
+      view=view,
+      compute=self.compute,
+    )
 
   def run(
     self, call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
@@ -107,21 +164,15 @@ class Toolbox:
       view: applied to every picture returned; one view for a whole episode.
     """
     started = time.perf_counter()
-    sight = Sight(
-      task=task,
-      results=results,
-      shown_size=self.shown_size,
-      shown_frames=self.shown_frames,
-      view=view,
-      compute=self.compute,
-    )
+    sight = self.sight(task, results, view)
     tool = self.tools.get(call.name)
     try:
       if tool is None:
         known = ", ".join(self.tools) or "none"
         raise Mistake(f"unknown tool {reprlib.repr(call.name)}; known: {known}")
       schemas.check(call.arguments, tool.schema["function"]["parameters"])
-      result = tool.function(call.arguments, sight)
+      chosen = {name: getattr(self.options, name) for name in tool.options}
+      result = tool.function(call.arguments, sight, **chosen)
     except Mistake as e:
       frame = tool.error if tool else "Error: {}"
       error = f"{call.name} {e}" if isinstance(e, Stopped) else str(e)
@@ -129,16 +180,16 @@ class Toolbox:
     return dataclasses.replace(result, seconds=time.perf_counter() - started)
 
 
-def _in_unit(schema: Mapping, unit: str) -> Mapping:
-  """The schema with this unit in its arguments' descriptions."""
+def _described(schema: Mapping, said: Mapping[str, str]) -> Mapping:
+  """The schema with other words for some in its arguments' descriptions."""
   function = schema["function"]
   parameters = function["parameters"]
-  properties = {
-    name: {**p, "description": p["description"].replace(places.PIXELS, unit)}
-    if "description" in p
-    else p
-    for name, p in parameters["properties"].items()
-  }
+  properties = {}
+  for name, p in parameters["properties"].items():
+    about = p.get("description")
+    for words, others in said.items():
+      about = about and about.replace(words, others)
+    properties[name] = {**p, "description": about} if about else p
   return {
     **schema,
     "function": {**function, "parameters": {**parameters, "properties": properties}},

@@ -55,7 +55,8 @@ _SCRIPTS = {
   "zh": ("CJK", "IDEOGRAPHIC"),
   "ja": ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA"),
 }
-ENGINES = ("rapidocr", "tesseract")
+READERS = ("rapidocr", "tesseract")
+ANY = "all known letters"
 
 READ_TEXT = {
   "type": "function",
@@ -74,7 +75,7 @@ READ_TEXT = {
         "language": {
           "type": "string",
           "enum": list(LANGUAGES),
-          "description": "Read only letters of this language. Default: all known letters.",
+          "description": f"Read only letters of this language. Default: {ANY}.",
         },
       },
       "required": [],
@@ -109,7 +110,7 @@ _reading = threading.Lock()
 
 
 def read_text(
-  arguments: Mapping[str, object], sight: Sight, *, engine: str = "rapidocr"
+  arguments: Mapping[str, object], sight: Sight, *, reader: str = "rapidocr", language: str = ""
 ) -> ToolResult:
   """Lines in reading order, each with its box in the image as shown and the reader's confidence.
 
@@ -117,30 +118,28 @@ def read_text(
   a long line is lost.
 
   Args:
-    engine: one of `ENGINES`; another than the default is chosen with `functools.partial`.
-
-  Raises:
-    ValueError: an unknown engine, or Tesseract where it or its English data are not installed.
+    reader: one of `READERS`.
+    language: a key of `LANGUAGES`, for calls that name none; "" for all known letters.
   """
-  language = arguments.get("language")
-  _check_engine(engine, language)
+  asked = arguments.get("language") or language
+  check_reader(reader, asked)
   shown = places.pick(sight, arguments.get("image", 1), "image")
   box = places.box(arguments, shown) if "bbox_2d" in arguments else shown.box
   upright = dataclasses.replace(sight, view=dataclasses.replace(sight.view, rotate=0.0))
   picture = upright.crop(shown.source, box, shown.frame)
   pixels = _turned(picture.pixels, sight.view.rotate)
-  found, more, scale = sight.compute(lines, pixels, engine, language)
+  found, more, scale = sight.compute(lines, pixels, reader, asked or None)
   tell = functools.partial(_told, shown, picture, pixels.shape[:2], sight.view.rotate)
   return ToolResult(text=_text([(t, c, tell(corners)) for t, c, corners in found], more, scale))
 
 
-def lines(pixels: Pixels, engine: str, language: str | None) -> tuple[tuple[Line, ...], int, float]:
+def lines(pixels: Pixels, reader: str, language: str | None) -> tuple[tuple[Line, ...], int, float]:
   """The first `MAX_LINES` in reading order; how many more there are; the scale they were found at.
 
   Below 1 the image was too large to be searched as it is. Texts are clean: no control characters,
   no line breaks, at most `MAX_LINE` characters.
   """
-  read = {"rapidocr": _rapidocr_lines, "tesseract": _tesseract_lines}[engine]
+  read = {"rapidocr": _rapidocr_lines, "tesseract": _tesseract_lines}[reader]
   found, more, scale = read(pixels, language)
   texts = ((_clean(text), confidence, corners) for text, confidence, corners in found)
   kept = [line for line in texts if line[0] and line[1] >= _MIN_CONFIDENCE]
@@ -484,20 +483,26 @@ def _once(make: Callable[..., Any], *arguments: Any) -> Any:
     return make(*arguments)
 
 
-def _check_engine(engine: str, language: object) -> None:
-  if engine not in ENGINES:
-    raise ValueError(f"engine {engine!r} must be one of {list(ENGINES)}")
-  if engine == "rapidocr":
+def check_reader(reader: str, language: str) -> None:
+  """Raises ValueError where there is no such reader or language, or it is not installed.
+
+  A language that Tesseract has no data of is a Mistake: a policy may have asked for it.
+  """
+  if reader not in READERS:
+    raise ValueError(f"reader {reader!r} must be one of {list(READERS)}")
+  if language and language not in LANGUAGES:
+    raise ValueError(f"language {language!r} must be empty or one of {list(LANGUAGES)}")
+  if reader == "rapidocr":
     return
   if importlib.util.find_spec("tesserocr") is None:
-    raise ValueError("engine 'tesseract' needs the package tesserocr: pip install tesserocr")
+    raise ValueError("reader 'tesseract' needs the package tesserocr: pip install tesserocr")
   for name in dict.fromkeys(["en", language or "en"]):
     data = LANGUAGES[name][1]
     if not (_tessdata() / f"{data}.traineddata").is_file():
       if name != "en":
         raise Mistake(f"language {name!r} is not installed here; leave it out or choose another")
       raise ValueError(
-        f"engine 'tesseract' has no {data}.traineddata in {_tessdata()}: install Debian's"
+        f"reader 'tesseract' has no {data}.traineddata in {_tessdata()}: install Debian's"
         f" tesseract-ocr-{data} or set TESSDATA_PREFIX to the folder that holds it"
       )
 

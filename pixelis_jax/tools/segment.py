@@ -6,7 +6,7 @@ Heavy packages are imported in the functions that need them: `import pixelis_jax
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ _LIKE_BOX = 0.5  # Intersection over union of a mask's box and the box it was as
 _AGREED = 0.6  # Mean intersection over union with the guesses most like it.
 _ALL, _SPECK = 0.95, 2.0  # Part of the picture that is "all"; parts of the seed's area.
 
+GRABCUT = "grabcut"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 _SAM_SIDE = 1024
 # Of segment_anything/modeling/sam.py, github.com/facebookresearch/segment-anything.
@@ -93,11 +94,14 @@ class Found(NamedTuple):
 
 
 def segment_object_at(
-  arguments: Mapping[str, object], sight: Sight, *, sam_folder: str | None = None
+  arguments: Mapping[str, object], sight: Sight, *, segmenter: str = GRABCUT
 ) -> ToolResult:
-  """The mask in source pixels, and an overlay. By GrabCut, or by the SAM-family model in a folder.
+  """The mask in source pixels, and an overlay.
 
   A view's jitter moves the prompt. The overlay comes under the view; its outline is drawn on top.
+
+  Args:
+    segmenter: "grabcut", or the folder of a SAM-family model; see `check_segmenter`.
   """
   if ("point_2d" in arguments) == ("bbox_2d" in arguments):
     raise Mistake("give either point_2d or bbox_2d")
@@ -114,10 +118,10 @@ def segment_object_at(
   left, top, right, bottom = (int(edge) for edge in dataclasses.astuple(region))
   prompt = tuple(c - (left, top)[i % 2] for i, c in enumerate(prompt))
   searched = pixels[top:bottom, left:right]
-  if sam_folder is None:
+  if segmenter == GRABCUT:
     found = sight.compute(grabcut, searched, prompt)
   else:
-    found = sight.compute(sam, searched, prompt, sam_folder)
+    found = sight.compute(sam, searched, prompt, segmenter)
   x, y, (height, width) = float(left + found.x), float(top + found.y), found.inside.shape
   mask = Mask(
     inside=found.inside,
@@ -135,19 +139,20 @@ def segment_object_at(
   return ToolResult(text=text, images=(picture(mask, sight),), masks=(mask,))
 
 
-def with_segmenter(folder: str) -> Callable[[Mapping[str, object], Sight], ToolResult]:
-  """The tool with a SAM-family model: `encoder.onnx` and `decoder.onnx` in a folder.
+def check_segmenter(name: str) -> None:
+  """Raises ValueError unless it is "grabcut" or a folder with `encoder.onnx` and `decoder.onnx`.
 
   The encoder takes float32 [1, 3, 1024, 1024], normalised and padded, and gives the embedding. The
   decoder is what segment-anything's and MobileSAM's scripts/export_onnx_model.py write.
-
-  Raises:
-    ValueError: the folder lacks one of the two.
   """
-  for name in (ENCODER, DECODER):
-    if not (Path(folder) / name).is_file():
-      raise ValueError(f"{folder} must hold {ENCODER} and {DECODER}: there is no {name}")
-  return functools.partial(segment_object_at, sam_folder=folder)
+  if name == GRABCUT:
+    return
+  for file in (ENCODER, DECODER):
+    if not (Path(name) / file).is_file():
+      raise ValueError(
+        f"segmenter {name!r} must be {GRABCUT!r} or a folder that holds {ENCODER} and {DECODER}:"
+        f" there is no {file}"
+      )
 
 
 def grabcut(pixels: Image3, prompt: Prompt) -> Found:

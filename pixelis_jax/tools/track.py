@@ -77,7 +77,7 @@ Guess = Callable[[Pixels, Corners], Corners | None]
 
 
 def track_object(
-  arguments: Mapping[str, object], sight: Sight, *, method: str = "csrt"
+  arguments: Mapping[str, object], sight: Sight, *, tracker: str = "csrt"
 ) -> ToolResult:
   """Boxes up to the end of the video, and the last frame in which the object was seen.
 
@@ -85,7 +85,7 @@ def track_object(
   image that shows its frame. The view's jitter moves the box that is followed, not what is told.
 
   Args:
-    method: a key of `METHODS`.
+    tracker: a key of `TRACKERS`.
   """
   number, shown, given, solid = _start(arguments, sight)
   video = sight.task.videos[shown.source]
@@ -94,7 +94,7 @@ def track_object(
     raise Mistake(f"image {number} shows the last frame of its video: nothing comes after it")
   chosen = np.linspace(shown.frame, shown.frame + later, min(later, _MOST_FRAMES) + 1)
   indices = chosen.round().astype(int).tolist()
-  boxes, seen = _followed(sight, shown.source, indices, given, solid, method)
+  boxes, seen = _followed(sight, shown.source, indices, given, solid, tracker)
   last = int(np.flatnonzero(seen)[-1])
   picture = whole_frame(sight, shown.source, indices[last])
   path = [box for box, known in zip(boxes, seen, strict=True) if known]
@@ -117,22 +117,21 @@ def track_object(
 def follow(
   frames: UInt8[np.ndarray, "F height width 3"],
   box: Corners,
-  method: str,
+  tracker: str,
   solid: Bool[np.ndarray, "_ _"] | None = None,
 ) -> tuple[Float32[np.ndarray, "F 4"], Bool[np.ndarray, " F"]]:
   """Corners in every frame, and whether the object was seen there; where not, those of the last.
 
   Args:
     box: in the first frame, at least 4 pixels a side and at most 20 to 1.
-    method: a key of `METHODS`.
+    tracker: a key of `TRACKERS`.
     solid: which parts of the box are the object, at any resolution; None if nobody knows.
 
   Raises:
-    ValueError: no such method, or OpenCV lacks it.
+    ValueError: no such tracker, or OpenCV lacks it.
   """
-  if method not in METHODS:
-    raise ValueError(f"tracking method {method!r} must be one of {sorted(METHODS)}")
-  look, guess = _Look.of(frames[0], box, solid), METHODS[method](frames[0], box)
+  check_tracker(tracker)
+  look, guess = _Look.of(frames[0], box, solid), TRACKERS[tracker](frames[0], box)
   boxes, seen, usual, missed = [box], [True], 1.0, 0
   for frame in frames[1:]:
     small = look.reduced(frame)
@@ -143,7 +142,7 @@ def follow(
       missed += 1
       place, likeness = look.sought(small, boxes[-1], _FAR + _FARTHER * missed, _COARSE)
       if likeness >= max(_KNOWN, _SAME * usual):
-        guess, missed = METHODS[method](frame, place), 0
+        guess, missed = TRACKERS[tracker](frame, place), 0
     if not missed:
       usual += _PACE * (likeness - usual)
       look = look.learned(small, place) if likeness >= _LEARN * usual else look
@@ -372,11 +371,17 @@ def _flow(frame: Pixels, box: Corners) -> Guess:
 
 
 # Name -> how to begin at a box in a frame. "template" takes it to stay where it is.
-METHODS: dict[str, Callable[[Pixels, Corners], Guess]] = {
+TRACKERS: dict[str, Callable[[Pixels, Corners], Guess]] = {
   "csrt": _csrt,
   "flow": _flow,
   "template": lambda frame, box: lambda frame, last: last,
 }
+
+
+def check_tracker(name: str) -> None:
+  """Raises ValueError where there is no such tracker."""
+  if name not in TRACKERS:
+    raise ValueError(f"tracker {name!r} must be one of {sorted(TRACKERS)}")
 
 
 def _start(
@@ -408,7 +413,7 @@ def _followed(
   indices: Sequence[int],
   given: Box,
   solid: Bool[np.ndarray, "_ _"] | None,
-  method: str,
+  tracker: str,
 ) -> tuple[list[Box], Bool[np.ndarray, " F"]]:
   """Boxes in source pixels and whether it was seen, in these frames; `given` is of the first."""
   clip = _reduced([sight.pixels(video, i) for i in indices])
@@ -417,7 +422,7 @@ def _followed(
   jittered = given if solid is not None else views.jitter(sight.view, given)
   start, given = (_clipped(box, width, height) for box in (jittered, given))
   _check(start * scale)
-  boxes, seen = sight.compute(follow, clip, start * scale, method, solid)
+  boxes, seen = sight.compute(follow, clip, start * scale, tracker, solid)
   boxes = boxes / scale
   # `given` moves and grows with the box that was followed.
   sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2) / np.tile(start[2:] - start[:2], 2)

@@ -59,11 +59,11 @@ def test_boxes_vary_with_the_generator_alone(toolbox):
 def test_box_at_the_corner_of_the_image_stays_inside(toolbox):
   corner = Box(360.0, 360.0, 400.0, 400.0)
   for seed in range(20):
-    x0, y0, x1, y1 = demos.shown_box(TASKS[0], corner, rng(seed), toolbox)
+    x0, y0, x1, y1 = demos.shown_box(TASKS[0], corner, rng(seed), toolbox.shown_size)
     # The box's middle is at 76 of 80, 4 from the edge.
     assert x0 < 76 < x1 <= 80 and y0 < 76 < y1 <= 80
   edge = Box(0.0, 0.0, 8.0, 400.0)
-  x0, y0, x1, y1 = demos.shown_box(TASKS[0], edge, rng(), toolbox)
+  x0, y0, x1, y1 = demos.shown_box(TASKS[0], edge, rng(), toolbox.shown_size)
   assert x0 == 0 and 0 <= y0 < y1 <= 80
 
 

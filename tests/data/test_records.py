@@ -1,5 +1,6 @@
 """What is common to all questions in files; `test_requests.py` reads whole files of them."""
 
+import base64
 import json
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from PIL import Image
 
 from pixelis_jax.data import records
+from pixelis_jax.tools.sight import Sight
+from pixelis_jax.tools.views import IDENTITY
+from pixelis_jax.types import Box
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -24,6 +28,24 @@ def test_a_record_becomes_a_task(tmp_path):
   assert (task.id, task.question, task.answer, task.kind) == ("7", "What?", "five", "k")
   np.testing.assert_array_equal(task.images[0], PIXELS)
   assert read.task(tmp_path).answer is None
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_turned_photo_is_upright_for_model_and_tools(tmp_path, inline):
+  """Orientation 6: the stored top is the right side. Read as stored, it would lie on its side."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+  name = "a.png"
+  if inline:
+    code = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    name = f"data:image/png;base64,{code}"
+  task = records.read(record(image=name), sees=True).task(tmp_path)
+  upright = np.rot90(PIXELS, -1)  # 7 high, 5 wide.
+  np.testing.assert_array_equal(task.images[0], upright)
+  # Tools crop the same pixels: once upright, nothing is turned again.
+  sight = Sight(task=task, results=(), shown_size=lambda h, w: (h, w), view=IDENTITY)
+  np.testing.assert_array_equal(sight.crop(0, Box(1.0, 2.0, 4.0, 6.0)).pixels, upright[2:6, 1:4])
 
 
 def test_pixels_are_read_late_and_refused_then(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pixelis_jax.data import digits, scenes, shifts
+from tests import fakes
 
 
 def rng():
@@ -80,3 +81,16 @@ def test_a_shift_changes_plate_interiors_and_nothing_else(name):
   assert shifted.task.question == usual.task.question
   assert shifted.task.answer == usual.task.answer
   assert shifted.task.boxes == usual.task.boxes
+
+
+def test_a_picture_without_digits_changes_as_a_whole():
+  image = fakes.image(8, 8, seed=1)
+  # Levels become 255 minus themselves; dim keeps 0.45 of the distance to the mean.
+  np.testing.assert_array_equal(shifts.whole("invert", image, rng()), 255 - image)
+  dim = shifts.whole("dim", image, rng())
+  np.testing.assert_allclose(dim, image.mean() + 0.45 * (image - image.mean()), atol=0.51)
+  assert (shifts.whole("static", image, rng()) != image).mean() > 0.9
+  np.testing.assert_array_equal(shifts.whole("none", image, rng()), image)
+  shifts.check_whole("blur")
+  with pytest.raises(ValueError, match="shift 'rotate' of pictures without digits must be one of"):
+    shifts.check_whole("rotate")

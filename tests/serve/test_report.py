@@ -276,8 +276,8 @@ def test_a_wrong_result_is_named(workdir):
 
 
 def test_trajectories_are_spread_over_tags_and_requests():
-  stream = [{"tag": "stream", "id": f"r{i}"} for i in range(20) for _ in range(8)]
-  after = [{"tag": "after", "id": f"h{i}"} for i in range(2)]
+  stream = [{"tag": "stream", "id": f"r{i}", "turns": []} for i in range(20) for _ in range(8)]
+  after = [{"tag": "after", "id": f"h{i}", "turns": []} for i in range(2)]
   chosen = choose([*stream, *after], 12)
   # Two of the small group, ten of the large one: first and last request among them, none twice.
   assert [c["id"] for c in chosen if c["tag"] == "after"] == ["h0", "h1"]
@@ -285,6 +285,43 @@ def test_trajectories_are_spread_over_tags_and_requests():
   assert len(ids) == len(set(ids)) == 10 and ids[0] == "r0" and ids[-1] == "r19"
   assert choose([], 12) == []
   assert len(choose(stream, 500)) == 20
+
+
+def used(id: str, *names: str, error: str | None = None) -> dict:
+  turns = [{"call": {"name": name}, "error": error} for name in names]
+  return {"tag": "stream", "id": id, "turns": [*turns, {"call": None, "error": None}]}
+
+
+def test_every_tool_that_worked_is_among_the_trajectories():
+  lines = [used(f"r{i}", "zoom_in") for i in range(20)]
+  spread = choose(lines, 4)
+  lines[3] = used("r3", "segment_object_at", "get_properties")
+  lines[5] = used("r5", "segment_object_at", "track_object")
+  lines[7] = used("r7", "read_text", error="no such image")
+  chosen = [line["id"] for line in choose(lines, 4)]
+  # r0 zooms, r3 and r5 are the first with the others; what failed shows nothing.
+  assert {"r0", "r3", "r5"} <= set(chosen) and "r7" not in chosen and len(set(chosen)) == 4
+  # Nothing changes where the spread shows them all.
+  lines = [used(f"r{i}", "zoom_in") for i in range(20)]
+  assert [c["id"] for c in choose(lines, 4)] == [c["id"] for c in spread]
+
+
+def test_what_a_tool_drew_is_shown_large(workdir):
+  """An overlay of 224 pixels, under the words of the tool."""
+  task = fakes.task("m", images=[fakes.image(48, 64)])
+  drawn = Picture(pixels=fakes.image(224, 180), source=0, box=Box(0.0, 0.0, 9.0, 9.0))
+  call = ToolCall(name="segment_object_at", arguments={"bbox_2d": [1, 1, 8, 8]})
+  result = ToolResult(text="Mask 1: 40 pixels", images=(drawn,))
+  steps = (
+    Step(completion=fakes.completion("look"), call=call, result=result),
+    Step(completion=fakes.completion("\\boxed{3}")),
+  )
+  with TrajectoryLog(workdir, resume=100) as log:
+    log.write(100, "stream", Trajectory(task=task, steps=steps, status=Status.ANSWERED, answer="3"))
+  page = Page(write_report(workdir).read_text())
+  (shown,) = page.all("img", alt="of segment_object_at")
+  assert shown["class"] == "crop large" and (shown["width"], shown["height"]) == ("180", "224")
+  assert len(page.all("article")) == 12
 
 
 def test_curve_geometry():

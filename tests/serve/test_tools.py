@@ -222,6 +222,7 @@ def test_tools_points_in_the_frame_of_a_model(tmp_path, capsys):
     (("zoom", "x=1"), "unknown tool 'zoom'; known: zoom_in"),
     (("bbox_2d=1",), "a call must begin with a tool's name, not 'bbox_2d=1'"),
     (("zoom_in", "x=1", "--image", "no.png"), "there is no image no.png"),
+    (("zoom_in", "x=1", "--tracker", "sort"), "tracker 'sort' must be one of .'csrt', 'flow', "),
     (("zoom_in", "x=1", "--image", "{folder}/text.png"), "image .*text.png cannot be read"),
     (("zoom_in", "x=1", "--model", "{folder}/no"), "there is no directory .*no"),
     (("zoom_in", "x=1", "--out", "{folder}/a.png"), "a.png"),

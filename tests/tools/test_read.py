@@ -404,20 +404,22 @@ class TestTesseract:
   def test_it_must_be_installed(self, monkeypatch):
     monkeypatch.setattr(read.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install tesserocr"):
-      read.read_text({}, sight(written(9)), engine="tesseract")
+      read.read_text({}, sight(written(9)), reader="tesseract")
 
   def test_it_must_have_data(self, data):
     (data / "eng.traineddata").unlink()
     with pytest.raises(ValueError, match="install Debian's tesseract-ocr-eng or set TESSDATA_PREF"):
-      read.read_text({}, sight(written(9)), engine="tesseract")
+      read.read_text({}, sight(written(9)), reader="tesseract")
 
   def test_a_language_without_data_is_the_policys_mistake(self, data):
     with pytest.raises(Mistake, match="language 'de' is not installed here"):
-      read.read_text({"language": "de"}, sight(written(9)), engine="tesseract")
+      read.read_text({"language": "de"}, sight(written(9)), reader="tesseract")
 
-  def test_an_unknown_engine_is_ours(self):
-    with pytest.raises(ValueError, match="engine 'easyocr' must be one of"):
-      read.read_text({}, sight(written(9)), engine="easyocr")
+  def test_an_unknown_reader_or_language_is_ours(self):
+    with pytest.raises(ValueError, match=r"reader 'easyocr' must be one of \['rapidocr', 'tess"):
+      read.read_text({}, sight(written(9)), reader="easyocr")
+    with pytest.raises(ValueError, match=r"language 'ru' must be empty or one of \['en', 'de', "):
+      read.read_text({}, sight(written(9)), language="ru")
 
   def test_its_boxes_are_put_in_order_and_in_place(self, data, monkeypatch):
     """A 300 x 160 image is enlarged twice, with 32 plain pixels around it."""
@@ -456,6 +458,6 @@ class TestTesseract:
       iterate_level=lambda iterator, level: [Found(*f) for f in iterator],
     )
     monkeypatch.setitem(sys.modules, "tesserocr", module)
-    result = read.read_text({}, sight(written(9), compute=operator.call), engine="tesseract")
+    result = read.read_text({}, sight(written(9), compute=operator.call), reader="tesseract")
     # (132 - 32) / 2 = 50, and so on.
     assert result.text == "2 lines:\n[50, 50, 150, 60] 0.87 first\n[50, 100, 150, 110] 0.87 second"

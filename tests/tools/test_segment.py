@@ -413,7 +413,7 @@ class TestSam:
   def test_the_model_is_asked_and_its_surest_mask_is_taken(self, folder):
     pixels, inside = scene()  # 160 wide: 6.4 of the model's pixels each.
     grey = np.where(inside, 230, 20).astype(np.uint8)[..., None].repeat(3, 2)
-    tool = segment.with_segmenter(folder)
+    tool = partial(segment.segment_object_at, segmenter=folder)
     # At (100, 50), in the model's 640: bright. A cell is 2.5 pixels, of a radius of 24.
     (mask,) = tool({"point_2d": [100, 50]}, sight(grey)).masks
     assert iou(whole(mask, inside.shape), inside) > 0.9
@@ -428,14 +428,18 @@ class TestSam:
     """
     _, inside = scene()
     grey = np.where(inside, 230, 20).astype(np.uint8)[..., None].repeat(3, 2)
-    result = segment.with_segmenter(folder)({"bbox_2d": [76, 26, 124, 74]}, sight(grey))
+    result = segment.segment_object_at(
+      {"bbox_2d": [76, 26, 124, 74]}, sight(grey), segmenter=folder
+    )
     assert corners(result.masks[0].box) == (52, 2, 148, 98)
 
   def test_an_unsure_model_is_told(self, folder):
     grey = np.full((120, 160, 3), 230, np.uint8)
-    text = segment.with_segmenter(folder)({"point_2d": [80.01, 50]}, sight(grey)).text
+    asked = {"point_2d": [80.01, 50]}
+    text = segment.segment_object_at(asked, sight(grey), segmenter=folder).text
     assert text.endswith("It may be wrong: the model itself is unsure.")  # 80.01 * 6.4 = 512.06.
 
   def test_a_folder_without_a_model_is_refused(self, folder, tmp_path):
-    with pytest.raises(ValueError, match=r"must hold encoder.onnx and decoder.onnx: there is no "):
-      segment.with_segmenter(str(tmp_path))
+    segment.check_segmenter(folder)
+    with pytest.raises(ValueError, match="holds encoder.onnx and decoder.onnx: there is no "):
+      segment.check_segmenter(str(tmp_path))

@@ -1,10 +1,13 @@
+import dataclasses
+import functools
+import inspect
 import json
 import time
 
 import numpy as np
 import pytest
 
-from pixelis_jax.tools import TOOLS, Tool, Toolbox
+from pixelis_jax.tools import TOOLS, Options, Tool, Toolbox
 from pixelis_jax.types import Task, ToolCall, ToolResult
 
 QWEN = TOOLS["qwen"]
@@ -101,6 +104,60 @@ def test_our_own_errors_are_not_swallowed(monkeypatch):
   monkeypatch.setitem(QWEN, "zoom_in", Tool(schema=QWEN["zoom_in"].schema, function=broken))
   with pytest.raises(ValueError, match="our bug"):
     Toolbox(["zoom_in"], shown_size=as_it_is).run(call(bbox_2d=[0, 0, 4, 4]), TASK, [])
+
+
+def test_a_tool_gets_the_options_that_it_takes_and_no_others(monkeypatch):
+  told = {}
+
+  def keep(name, arguments, sight, **given):
+    told[name] = given
+    return ToolResult(text="")
+
+  for name, tool in QWEN.items():
+    kept = functools.partial(keep, name)
+    monkeypatch.setitem(QWEN, name, dataclasses.replace(tool, function=kept))
+  options = Options(tracker="flow", reader="rapidocr", language="de")
+  toolbox = Toolbox(list(QWEN), shown_size=as_it_is, options=options)
+  arguments = {"zoom_in": {"bbox_2d": [0, 0, 4, 4]}}
+  for name in QWEN:
+    assert toolbox.run(call(name, **arguments.get(name, {})), TASK, []).error is None
+  assert told == {
+    "zoom_in": {},
+    "segment_object_at": {"segmenter": "grabcut"},
+    "get_properties": {},
+    "read_text": {"reader": "rapidocr", "language": "de"},
+    "track_object": {"tracker": "flow"},
+    "select_frames": {},
+  }
+
+
+def test_the_options_of_a_tool_are_keywords_of_its_function():
+  for tool in QWEN.values():
+    known = inspect.signature(tool.function).parameters
+    usual = {name: getattr(Options(), name) for name in tool.options}
+    assert {name: known[name].default for name in tool.options} == usual
+
+
+def test_the_language_that_is_read_is_told():
+  about = lambda **given: Toolbox(
+    ["read_text"], shown_size=as_it_is, options=Options(**given)
+  ).schemas[0]["function"]["parameters"]["properties"]["language"]["description"]
+  assert about().endswith("Default: all known letters.")
+  assert about(language="de").endswith("Default: those of 'de'.")
+
+
+@pytest.mark.parametrize(
+  "given, said",
+  [
+    ({"tracker": "sort"}, r"tracker 'sort' must be one of \['csrt', 'flow', 'template'\]"),
+    ({"segmenter": "sam"}, "segmenter 'sam' must be 'grabcut' or a folder that holds encoder.onnx"),
+    ({"reader": "easyocr"}, r"reader 'easyocr' must be one of \['rapidocr', 'tesseract'\]"),
+    ({"language": "ru"}, r"language 'ru' must be empty or one of \['en', 'de', "),
+  ],
+)
+def test_what_there_is_no_choice_of_is_refused(given, said):
+  with pytest.raises(ValueError, match=said):
+    Options(**given)
 
 
 def test_refuses_tools_and_presets_that_do_not_exist():

@@ -10,7 +10,7 @@ import pytest
 from pixelis_jax.tools import schema, track, zoom
 from pixelis_jax.tools.frames import select_frames
 from pixelis_jax.tools.sight import Mistake, Sight
-from pixelis_jax.tools.track import METHODS, TRACK_OBJECT, follow, track_object
+from pixelis_jax.tools.track import TRACK_OBJECT, TRACKERS, follow, track_object
 from pixelis_jax.tools.views import IDENTITY, VIEWS, View
 from pixelis_jax.types import Box, Mask, Task, ToolResult, Video
 
@@ -54,22 +54,22 @@ def ious(a, b):
 STRAIGHT = [(10 + 3 * i, 20 + i) for i in range(20)]  # 3 right and 1 down a frame.
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_follows_a_square(method):
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_each_tracker_follows_a_square(tracker):
   """One pixel off in x and in y gives an IoU of 23 * 23 / (2 * 24 * 24 - 23 * 23) = 0.85."""
-  boxes, seen = follow(clip(STRAIGHT), boxes_of(STRAIGHT)[0], method)
+  boxes, seen = follow(clip(STRAIGHT), boxes_of(STRAIGHT)[0], tracker)
   assert boxes.shape == (20, 4) and boxes.dtype == np.float32 and seen.all()
   assert ious(boxes, boxes_of(STRAIGHT)).min() > 0.84
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_was_hidden_is_lost_and_found_again(method):
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_what_was_hidden_is_lost_and_found_again(tracker):
   """While hidden it goes on by 15 pixels; a tracker that stays with the post has no overlap left.
 
   A tracker that is told of no loss would say `seen` throughout.
   """
   hidden = range(8, 13)
-  boxes, seen = follow(clip(STRAIGHT, hidden), boxes_of(STRAIGHT)[0], method)
+  boxes, seen = follow(clip(STRAIGHT, hidden), boxes_of(STRAIGHT)[0], tracker)
   assert seen.tolist() == [i not in hidden for i in range(20)]
   assert ious(boxes, boxes_of(STRAIGHT))[seen].min() > 0.7
   np.testing.assert_array_equal(boxes[8:13], np.stack([boxes[7]] * 5))  # The last known.
@@ -83,11 +83,11 @@ def test_a_large_frame_is_searched_at_lower_resolution(monkeypatch):
   assert ious(boxes, boxes_of(STRAIGHT))[seen].min() > 0.6
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_leaves_the_frame_is_lost(method):
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_what_leaves_the_frame_is_lost(tracker):
   """8 pixels a frame: at 96, in frame 8, it is whole, at 120, in frame 11, it is gone for good."""
   places = [(32 + 8 * i, 30) for i in range(16)]
-  boxes, seen = follow(clip(places), boxes_of(places)[0], method)
+  boxes, seen = follow(clip(places), boxes_of(places)[0], tracker)
   assert seen[:9].all() and not seen[11:].any()
   assert ious(boxes, boxes_of(places))[:9].min() > 0.7
 
@@ -151,7 +151,7 @@ def test_what_others_drew_by_chance_changes_nothing():
   np.testing.assert_array_equal(*found)
 
 
-def test_methods_are_named():
+def test_trackers_are_named():
   with pytest.raises(ValueError, match=r"'sort' must be one of \['csrt', 'flow', 'template'\]"):
     follow(clip(STRAIGHT[:2]), boxes_of(STRAIGHT)[0], "sort")
 
@@ -212,7 +212,7 @@ def test_the_policy_is_told_where_it_went():
   4 of 19 frames: 4.75 -> 5, 9.5 -> 10 (numpy rounds to even), 14.25 -> 14 and 19.
   """
   see = sight(frame(), shown=2)
-  result = run({"bbox_2d": [20, 40, 68, 88], "image": 2, "frames": 4}, see, method="template")
+  result = run({"bbox_2d": [20, 40, 68, 88], "image": 2, "frames": 4}, see, tracker="template")
   assert result.text.splitlines() == [
     "Followed forward from 0 s, seen up to the end of the video at 4.75 s. Boxes are in the frame"
     " of image 2.",

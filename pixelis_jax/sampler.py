@@ -541,20 +541,21 @@ def embed(
     features = features.reshape(len(by_block), -1, features.shape[-1])
   asked = [policy.chat.target(task.question) for task in tasks]
   # The rows that are asked about only: the whole table of a large model is gigabytes.
-  ids = np.concatenate(asked)
-  padded = np.pad(ids, (0, round_up(len(ids), multiple_of=policy.sampler.blocks) - len(ids)))
+  ids = np.concatenate([np.zeros(0, np.int32), *asked])
+  (most,) = agree(len(ids))
+  padded = np.pad(ids, (0, round_up(most, multiple_of=policy.sampler.blocks) - len(ids)))
   rows = own_rows(policy.sampler.programs.embedded(params, policy.sampler.put(padded)))
-  questions = np.split(rows[: len(ids)].astype(np.float32), np.cumsum([len(a) for a in asked])[:-1])
-  keys = []
-  for words, images, block in zip(questions, shown, blocks, strict=True):
-    question = words.mean(axis=0)
+  ends = np.cumsum([len(a) for a in asked])
+  keys = np.zeros((len(tasks), 2 * config.text.width), np.float32)
+  for i, (words, images, block) in enumerate(zip(asked, shown, blocks, strict=True)):
+    question = rows[ends[i] - len(words) : ends[i]].astype(np.float32).mean(axis=0)
     seen = np.zeros_like(question)
     if images:
       n = feature_count(images[0], config.vision)
       start = first[block][images[0].key]
       seen = features[block, start : start + n, : len(question)].mean(0)
-    keys.append(_unit(np.concatenate([_unit(seen), _unit(question)])))
-  return np.stack(keys).astype(np.float32)
+    keys[i] = _unit(np.concatenate([_unit(seen), _unit(question)]))
+  return keys
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
   1: ("types", "cluster", "sharding", "metrics", "program"),
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
-  3: ("batch", "weights", "timing"),
+  3: ("batch", "weights", "timing", "exchange"),
   4: ("sampler", "agent", "learner", "data"),
   5: ("evaluate", "rollouts", "runs", "ttrl"),
   6: ("sft", "rft", "online"),

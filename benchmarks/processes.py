@@ -41,7 +41,7 @@ ARGUMENTS = {
     "--config.model.rows_multiple=16",
     "--config.rows_multiple=16",
   ],
-  # Nine requests, four at a time: some processes have none of the last. All votes teach.
+  # Nine requests, four at a time: of the last some processes have none. All votes teach.
   "online": [
     "--config=configs/demo.py:debug",
     "--config.pace=lockstep",
@@ -51,7 +51,6 @@ ARGUMENTS = {
     "--config.temperature=1.5",
     "--config.samples=4",
     "--config.baseline=False",
-    "--config.model.rows_multiple=64",
   ],
 }
 PARTS = (*ARGUMENTS, "lost")

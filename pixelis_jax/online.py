@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -292,6 +293,9 @@ def _signals(
 
 def main(c: Any, workdir: Path) -> dict[str, Any]:
   """The whole experiment: score, answer and learn from the unlabelled stream, score again."""
+  if jax.process_count() > 1:
+    # `jax.distributed` has it only noted; here it may end a process at any point, as without it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
   runs.keep_config(workdir, c, same=True)
   if result := _kept(workdir / "result.json"):
     program.say(f"{workdir} is complete; remove it to run again\n{table(result)}")

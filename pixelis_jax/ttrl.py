@@ -188,7 +188,7 @@ class Answerer:
     if keys is None:
       keys = sampler.embed(self.policy, mine, [group[0][1].steps for group in voters])
       keys = np.concatenate(cluster.everyone(keys))
-    groups, voters = self._everyones(groups, voters)
+    groups, voters = self._exchanged(groups, voters)
     votes, history = cluster.told(lambda: self._votes(tasks, voters, keys, history))
     experiences = [
       Experience(
@@ -213,7 +213,7 @@ class Answerer:
       history = history.voted(voted)
     return votes, history
 
-  def _everyones(
+  def _exchanged(
     self, groups: list[list[Trajectory]], voters: list[list[Voter]]
   ) -> tuple[list[list[Trajectory]], list[list[Voter]]]:
     """What each process's tasks were given, as that of all tasks; of voters what they said."""

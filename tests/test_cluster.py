@@ -138,18 +138,18 @@ def test_when_one_is_killed_the_other_stops_and_both_resume(tmp_path):
 
 
 def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
-  """Nine requests, four at a time: the last is one process's alone. One of the two is killed after
+  """Five requests, two at a time: the last is one process's alone. One of the two is killed after
   the first answers; the same command goes on, and answers, votes and teaches as one process does.
 
   Logits differ by float32 sums in another order, which moves no sampled token here. Adam divides a
   gradient by its own size, so where one is nearly 0 its rounding moves a weight by up to the rate,
-  either way: five updates at 1/8 to 5/8 of 1e-4 come to 2 * 1.9e-4. Votes of a batch that was
+  either way: three updates at 1/8 to 3/8 of 1e-4 come to 2 * 7.5e-5. Votes of a batch that was
   answered by other weights, or counted over one process's voters, would differ by far more.
   """
-  changes = {"pace": "lockstep", "stream.n": 9, "baseline": False, "memory.backend": "exact"}
-  changes |= {"gate.confidence": 0.0, "gate.margin": 0.0, "learn.publish_every": 2}  # All teach.
+  changes = {"pace": "lockstep", "stream.n": 5, "arrivals": 2, "limits.turns": 2}
+  changes |= {"baseline": False, "memory.backend": "exact"}
+  changes |= {"gate.confidence": 0.0, "gate.margin": 0.0}  # All teach.
   changes |= {"temperature": 1.5, "samples": 4}  # Groups differ, as in `runs`.
-  changes |= {"model.rows_multiple": 64, "limits.turns": 2}  # Few programs.
   one, two = tmp_path / "one", tmp_path / "two"
   c = demo.get_config("debug").copy_and_resolve_references().unlock()
   c.update_from_flattened_dict(changes)
@@ -161,7 +161,7 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
 
   read = lambda d: {e.id: e for e in remembered(d)}
   mine, theirs = read(one), read(two)
-  assert list(mine) == list(theirs) and len(mine) == 9  # Nothing is lost or doubled.
+  assert list(mine) == list(theirs) and len(mine) == 5  # Nothing is lost or doubled.
   for id, e in mine.items():
     tokens = lambda e: [[s.completion.tokens.tolist() for s in t.steps] for t in e.trajectories]
     assert tokens(theirs[id]) == tokens(e) and theirs[id].policy_version == e.policy_version
@@ -171,7 +171,7 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
   assert len({e.policy_version for e in mine.values()}) > 1  # Later ones by what was learned.
   gaps = [np.abs(a - b).ravel() for a, b in zip(*map(published, (one, two)), strict=True)]
   gaps = np.concatenate(gaps)
-  assert gaps.max() < 4e-4 and np.median(gaps) < 1e-6
+  assert gaps.max() < 1.6e-4 and np.median(gaps) < 1e-6
   steps = lambda d, name: [line["step"] for line in logged(d, name)]
   for name in ("metrics.jsonl", "learn/metrics.jsonl", "trajectories.jsonl"):
     assert steps(two, name) == steps(one, name)

@@ -1,12 +1,14 @@
-"""SFT and GRPO in several processes on loopback beside one: do they learn the same; one is lost.
+"""SFT, GRPO and online in several processes on loopback: do they learn as one does; one is lost.
 
     python benchmarks/processes.py --processes 1 2 4 --out runs/processes
 
 The debug configs of the embedded model. Each process has one CPU device, weights are split over all
 of them (`mesh.fsdp`), and each reads, plays and packs its share. Gaps are to the first count's run:
-the largest of any loss, of any weight, and the median weight's. Then one process of the largest
-count is killed, the others end, and the same command goes on until a SIGTERM to one. What takes
-long is compiling: with the XLA_FLAGS of tests/conftest.py (but its last) a third of the time.
+the largest of any loss, of any weight, and the median weight's; of online the weights are those
+published last, and its evaluations are equal where all answers and votes of the stream are, too.
+Then one process of the largest count is killed, the others end, and the same command goes on until
+a SIGTERM to one. What takes long is compiling: with the XLA_FLAGS of tests/conftest.py (but its
+last) a third of the time.
 """
 
 import argparse
@@ -25,15 +27,30 @@ import numpy as np
 from record import ROOT, record  # The file beside this one.
 from safetensors.numpy import load_file
 
-STEPS = 2
+from pixelis_jax.runs import save_checkpoint
+
+TRAINING = ["--config.optimizer.steps=2", "--config.eval.n=3"]
 ARGUMENTS = {
-  "sft": [],
+  "sft": ["--config=configs/tiny_sft.py:debug", *TRAINING],
   # The embedded model is right too often: groups would not differ.
   "rft": [
+    "--config=configs/tiny_rft.py:debug",
+    *TRAINING,
     "--config.grpo.temperature=1.5",
     "--config.grpo.questions=4",
     "--config.model.rows_multiple=16",
     "--config.rows_multiple=16",
+  ],
+  # Nine requests, four at a time: of the last some processes have none. All votes teach.
+  "online": [
+    "--config=configs/demo.py:debug",
+    "--config.pace=lockstep",
+    "--config.stream.n=9",
+    "--config.gate.confidence=0.0",
+    "--config.gate.margin=0.0",
+    "--config.temperature=1.5",
+    "--config.samples=4",
+    "--config.baseline=False",
   ],
 }
 PARTS = (*ARGUMENTS, "lost")
@@ -78,18 +95,29 @@ def lines(workdir: Path) -> list[dict[str, float]]:
 
 
 def train(program: str, workdir: Path, count: int) -> dict:
-  """Losses, accuracies and weights of a run; one that has ended before is not run again."""
-  config = [f"--config=configs/tiny_{program}.py:debug", f"--config.optimizer.steps={STEPS}"]
-  config += ["--config.eval.n=3"]
-  model = workdir / "model" / "model.safetensors"
-  if not model.exists():
-    wait(start(program, workdir, count, *config, *ARGUMENTS[program]), workdir, 900)
-  found = lines(workdir)
-  return {
-    "losses": np.array([line["loss"] for line in found if "loss" in line]),
-    "accuracies": [line["accuracy"] for line in found if "accuracy" in line],
-    "weights": load_file(model),
-  }
+  """Losses, scores and weights of a run; one that has ended before is not run again."""
+  ended = workdir / ("result.json" if program == "online" else "model/model.safetensors")
+  if not ended.exists():
+    wait(start(program, workdir, count, *ARGUMENTS[program]), workdir, 900)
+  if program == "online":
+    losses = [line["loss"] for line in lines(workdir / "learn") if "loss" in line]
+    save_checkpoint(workdir, workdir)
+    scores = [answers(workdir), accuracies(json.loads(ended.read_text()))]
+  else:
+    losses = [line["loss"] for line in lines(workdir) if "loss" in line]
+    scores = [line["accuracy"] for line in lines(workdir) if "accuracy" in line]
+  weights = load_file(workdir / "model" / "model.safetensors")
+  return {"losses": np.array(losses), "scores": scores, "weights": weights}
+
+
+def accuracies(result: dict) -> dict[str, float]:
+  return {name: x for name, x in result.items() if name.endswith(("_before", "_after"))}
+
+
+def answers(workdir: Path) -> list[tuple[str, str | None, str | None]]:
+  """(request, a sample's answer, the voted one) of a stream's samples."""
+  found = map(json.loads, (workdir / "trajectories.jsonl").read_text().splitlines())
+  return [(t["id"], t["answer"], t["vote"]["answer"]) for t in found if t["tag"] == "stream"]
 
 
 def gaps(one: dict, many: dict) -> dict[str, float | bool]:
@@ -100,7 +128,7 @@ def gaps(one: dict, many: dict) -> dict[str, float | bool]:
     "loss": float(np.abs(one["losses"] - many["losses"]).max()),
     "largest_weight": float(weights.max()),
     "median_weight": float(np.median(weights)),
-    "evaluations_equal": one["accuracies"] == many["accuracies"],
+    "evaluations_equal": one["scores"] == many["scores"],
   }
 
 

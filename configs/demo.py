@@ -45,7 +45,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.original = common.questions("held_out", "none", n=400, seed=3000)
   c.baseline = True  # Also learn by plain majority vote from the same stream, to compare.
   c.arrivals = 16  # Requests that arrive together.
-  c.pace = "learner"  # The load generator waits for learning ("learner") or for nothing ("none").
+  # When the next requests arrive: when learning is near ("learner"), at once ("none"), or when all
+  # has been learned that makes up an update, in the thread that answers ("lockstep"). Then a run is
+  # a function of its seed, and may be one of several processes.
+  c.pace = "learner"
   c.samples = 6
   c.temperature = 1.0
   c.vote = ConfigDict()

@@ -6,13 +6,18 @@ lost.
 """
 
 import logging
+import pickle
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float32, Shaped
 
+T = TypeVar("T")
 HEARTBEAT = 20  # Seconds without a sign of life before a process counts as lost.
+PIECE = 1 << 18  # Bytes of each process that are exchanged at once: one shape, and little memory.
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -60,6 +65,29 @@ def share(n: int, what: str) -> range:
     raise ValueError(f"{what} {n} must be a multiple of the {count} processes")
   size = n // count
   return range(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+
+def split(n: int) -> range:
+  """Which of n things are this process's: as evenly as can be, in the order of the processes."""
+  mine, count = jax.process_index(), jax.process_count()
+  return range(n * mine // count, n * (mine + 1) // count)
+
+
+def everyone(mine: T) -> list[T]:
+  """What each process has, by process. Host values, pickled: processes of a program trust it."""
+  if jax.process_count() == 1:
+    return [mine]
+  data = np.frombuffer(pickle.dumps(mine), np.uint8)
+  sizes = _gathered(np.array(len(data), np.int32)).tolist()
+  padded = np.pad(data, (0, -max(sizes) % PIECE + max(sizes) - len(data)))
+  pieces = [_gathered(piece) for piece in padded.reshape(-1, PIECE)]
+  whole = np.concatenate(pieces, axis=1)
+  return [pickle.loads(row[:size].tobytes()) for row, size in zip(whole, sizes, strict=True)]
+
+
+def told(make: Callable[[], T]) -> T:
+  """What `make` gives where it is called, on the first process: told to all."""
+  return everyone(make() if first() else None)[0]
 
 
 def fetched(x: Array) -> Shaped[np.ndarray, "..."]:

@@ -92,8 +92,8 @@ def run(
     raise ValueError(
       f"{len(unlabelled)} tasks have no answer to score against, first {unlabelled[0]!r}"
     )
-  own = range(jax.process_index(), len(asked), jax.process_count())
-  mine = [asked[i] for i in own]
+  own = cluster.split(len(asked))
+  mine = asked[own.start : own.stop]
   played = agent.play(mine, generate=generate, run=run, limits=limits)
   found = np.zeros((len(asked), 5), np.float32)
   for i, t in zip(own, played, strict=True):

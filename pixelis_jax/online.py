@@ -4,15 +4,23 @@
 
 Killed at any point, the same command continues: answered requests are in the memory in one
 transaction with the stream's position, and what is published was on disk before it was served.
+
+In several processes each plays its share of the requests that arrive together, with weights that
+may lie in all of them. What was played is exchanged; the first process counts the votes, with its
+memory and the history, and tells them. So all have one list of experiences, and each computes its
+share of an update. Answers and updates take turns (`pace` "lockstep"): programs of two threads
+would begin in another order in each process, and wait for one another for ever.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +30,17 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from pixelis_jax import agent, evaluate, learner, program, runs, sampler, sharding
+from pixelis_jax import (
+  agent,
+  cluster,
+  evaluate,
+  exchange,
+  learner,
+  program,
+  runs,
+  sampler,
+  sharding,
+)
 from pixelis_jax.algo import calibration, verifiers, voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
@@ -38,6 +56,8 @@ from pixelis_jax.metrics import (
 )
 from pixelis_jax.ttrl import Answerer, History, Inbox, Learner, Probe, Published, make_probe
 from pixelis_jax.types import Experience, Task, Vote
+
+PACES = ("learner", "none", "lockstep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,65 +93,117 @@ def run(
   workdir.mkdir(parents=True, exist_ok=True)
   apart = learning is not policy
   published = Published(0, policy.params, learning.model.mesh if apart else None)
-  dim = c.memory.embedding_size or 2 * policy.model.config.text.width
-  path = workdir / "memory.sqlite"
-  with Memory(path, dim=dim, backend=c.memory.backend, capacity=c.memory.capacity) as memory:
+  with _memory(c, policy, workdir) as memory:
     start = {"next": 0, "history": History.start(c.vote).to_dict()}
-    state = memory.get_state("stream") or start
+    state = cluster.told(lambda: memory.get_state("stream") or start)
     learn = Learner(c, learning, published, probe, workdir)
     answer = Answerer(c, policy, published, memory, calibrated)
     inbox = Inbox()
-    _refill(inbox, memory, learn.learned, policy, c)
+    waiting = lambda: _waiting(memory, learn.learned, policy, c)
+    for experience in exchange.experiences(waiting, policy.chat.patches):
+      inbox.put(experience)
     history = History.from_dict(state["history"])
-    trajectories = TrajectoryLog(workdir, resume=state["next"])
     with (
+      contextlib.closing(learn),
+      TrajectoryLog(workdir, resume=state["next"]) as trajectories,
       Metrics(workdir, resume=state["next"]) as metrics,
-      concurrent.futures.ThreadPoolExecutor(1) as pool,
+      (InTurn if c.pace == "lockstep" else Beside)(c, learn, inbox) as learner_path,
     ):
-      learner_thread = pool.submit(learn.run, inbox)
-      try:
-        for at in range(state["next"], len(stream), c.arrivals):
-          arrived = stream[at : at + c.arrivals]
-          if c.pace == "learner":
-            _keep_pace(inbox, c.learn.requests + c.arrivals, learner_thread)
-          if (
-            learner_thread.done()
-          ):  # A learner that died must not go unnoticed while answers go on.
-            break
-          started = time.monotonic()
-          key = jax.random.fold_in(jax.random.key(c.seed), at)
-          tasks = [request.task for request in arrived]
-          keys = _keys(arrived, c.memory.embedding_size)
-          experiences, history = answer(tasks, key, history, keys)
-          seconds = {"answer_seconds": time.monotonic() - started}
-          done = at + len(arrived)
+      for at in range(state["next"], len(stream), c.arrivals):
+        if not learner_path.ready():
+          break
+        arrived = stream[at : at + c.arrivals]
+        started = time.monotonic()
+        key = jax.random.fold_in(jax.random.key(c.seed), at)
+        tasks = [request.task for request in arrived]
+        keys = _keys(arrived, c.memory.embedding_size)
+        experiences, history = answer(tasks, key, history, keys)
+        seconds = {"answer_seconds": time.monotonic() - started}
+        done = at + len(arrived)
+        if memory is not None:
           after = {"next": done, "history": history.to_dict()}
           memory.add_all(experiences, state={"stream": after})
-          admitted = [e for e in experiences if passes(e.vote, c)]
-          for experience in admitted:
-            inbox.put(experience)
-          signals = _signals(experiences, len(admitted), len(memory), published.latest()[0])
-          metrics.log(done, {**signals, **seconds})
-          for experience in experiences:
-            for trajectory in experience.trajectories:
-              trajectories.write(done, "stream", trajectory, vote=experience.vote)
-          on_answers(done, {**signals, **learn.signals()})
-      finally:
-        inbox.close()
-        concurrent.futures.wait([learner_thread])
-        learn.close()
-        trajectories.close()
-      learner_thread.result()
+        admitted = [e for e in experiences if passes(e.vote, c)]
+        for experience in admitted:
+          inbox.put(experience)
+        size = 0 if memory is None else len(memory)
+        signals = _signals(experiences, len(admitted), size, published.latest()[0])
+        metrics.log(done, {**signals, **seconds})
+        for experience in experiences:
+          for trajectory in experience.trajectories:
+            trajectories.write(done, "stream", trajectory, vote=experience.vote)
+        on_answers(done, {**signals, **learn.signals()})
   _, params = published.latest()
   # From the log: it remembers those of a run that was stopped and continued.
-  seconds = lambda path, name: [line[name] for line in read_lines(path / METRICS_FILE)]
+  logged = lambda path, name: cluster.told(
+    lambda: [line[name] for line in read_lines(path / METRICS_FILE)]
+  )
   return Outcome(
     params=params,
     applied=learn.applied,
     refused=learn.refused,
-    latencies=seconds(workdir, "answer_seconds"),
-    learning=seconds(workdir / "learn", "learn_seconds"),
+    latencies=logged(workdir, "answer_seconds"),
+    learning=logged(workdir / "learn", "learn_seconds"),
   )
+
+
+class Beside:
+  """Learning in another thread: no answer waits for it."""
+
+  def __init__(self, c: Any, learn: Learner, inbox: Inbox):
+    self._inbox, self._pool = inbox, concurrent.futures.ThreadPoolExecutor(1)
+    # The load generator's own patience: it sends the next requests when learning is near.
+    self._most = c.learn.requests + c.arrivals if c.pace == "learner" else None
+    self._done = self._pool.submit(learn.run, inbox)
+
+  def __enter__(self) -> "Beside":
+    return self
+
+  def ready(self) -> bool:
+    """Waits for the next arrivals; False where the learner died, which must not go unnoticed."""
+    while self._most is not None and len(self._inbox) >= self._most and not self._done.done():
+      time.sleep(0.005)
+    return not self._done.done()
+
+  def __exit__(self, kind: type | None, *_) -> None:
+    """Learns what is left; raises what the learner raised."""
+    self._inbox.close()
+    self._pool.shutdown()
+    if kind is None:
+      self._done.result()
+
+
+class InTurn:
+  """Learning in the thread that answers, between the arrivals: the same order in all processes."""
+
+  def __init__(self, c: Any, learn: Learner, inbox: Inbox):
+    self._learn, self._inbox = learn, inbox
+
+  def __enter__(self) -> "InTurn":
+    return self
+
+  def ready(self) -> bool:
+    """Learns from all that makes up an update."""
+    self._learn.catch_up(self._inbox)
+    return True
+
+  def __exit__(self, kind: type | None, *_) -> None:
+    """Learns what is left, unless something went wrong: other processes may not be there."""
+    self._inbox.close()
+    if kind is None:
+      self._learn.run(self._inbox)
+
+
+@contextlib.contextmanager
+def _memory(c: Any, policy: sampler.Policy, workdir: Path) -> Iterator[Memory | None]:
+  """The workdir's memory; None where another process, the first, has it."""
+  if not cluster.first():
+    yield None
+    return
+  dim = c.memory.embedding_size or 2 * policy.model.config.text.width
+  settings = {"backend": c.memory.backend, "capacity": c.memory.capacity}
+  with Memory(workdir / "memory.sqlite", dim=dim, **settings) as memory:
+    yield memory
 
 
 def _keys(arrived: Sequence[Request], size: int) -> Float32[np.ndarray, "N E"] | None:
@@ -156,7 +228,7 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
   stream = list(
     read_requests(
       c.requests,
-      report=print,
+      report=program.say,
       counts=counts,
       sees=policy.sees,
       decode=policy.chat.decode,
@@ -164,27 +236,37 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
       budget=Budget(**c.video),
     )
   )
-  print(f"{c.requests}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+  program.say(f"{c.requests}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
   return stream
 
 
 def meshes(c: Any) -> tuple[Mesh, Mesh]:
   """(where answers are given, where is learned): `c.mesh`, and the devices behind it.
 
-  Both may be one device. On several, programs of two threads would begin in another order on each
-  device, and wait for one another for ever.
+  Both may be one device, or, where they take turns, the same devices. On several, programs of two
+  threads would begin in another order on each device, and wait for one another for ever.
+
+  Raises ValueError for meshes or a pace that cannot be.
   """
-  if jax.process_count() > 1:
-    raise ValueError(f"online is one process, not {jax.process_count()}: start one a model's copy")
+  in_turn, count = c.pace == "lockstep", jax.process_count()
+  if c.pace not in PACES:
+    raise ValueError(f"pace {c.pace!r} must be one of {PACES}")
+  if count > 1 and not in_turn:
+    raise ValueError(f"pace {c.pace!r} needs one process, not {count}: set it to 'lockstep'")
+  if count > 1 and c.learn.mesh.data:
+    raise ValueError(
+      f"learn.mesh.data {c.learn.mesh.data} needs one process, not {count}: set it to 0, answers "
+      "and learning take turns on the devices of mesh"
+    )
   answering = sharding.make_mesh(**c.mesh)
   if c.learn.mesh.data:
     learning = sharding.make_mesh(**c.learn.mesh, devices=jax.devices()[answering.size :])
     sharding.bridge(learning, answering)  # What is learned can be published: or it says why not.
     return answering, learning
-  if answering.size > 1:
+  if answering.size > 1 and not in_turn:
     raise ValueError(
       f"mesh {dict(answering.shape)} has {answering.size} devices: learning needs devices of its "
-      "own, set learn.mesh.data (-1: those that mesh leaves)"
+      "own, set learn.mesh.data (-1: those that mesh leaves), or pace to 'lockstep'"
     )
   return answering, answering
 
@@ -247,24 +329,16 @@ def passes(vote: Vote, c: Any) -> bool:
   return voting.gate(vote, **c.gate)
 
 
-def _refill(inbox: Inbox, memory: Memory, learned: str | None, policy, c: Any) -> None:
-  """Puts back what was answered but not yet learned from when the process ended.
+def _waiting(memory: Memory, learned: str | None, policy, c: Any) -> list[Experience]:
+  """What was answered but not yet learned from when the process ended.
 
   All entries have one priority, so the oldest are evicted first: if `learned` is gone, all that is
   left is newer.
   """
   ids = memory.ids()
   start = ids.index(learned) + 1 if learned in ids else 0
-  for id in ids[start:]:
-    experience = memory.get(id, policy.chat.patches)
-    if passes(experience.vote, c):
-      inbox.put(experience)
-
-
-def _keep_pace(inbox: Inbox, most: int, learning: concurrent.futures.Future) -> None:
-  """The load generator's own patience: it sends the next requests when learning is near."""
-  while len(inbox) >= most and not learning.done():
-    time.sleep(0.005)
+  found = [memory.get(id, policy.chat.patches) for id in ids[start:]]
+  return [experience for experience in found if passes(experience.vote, c)]
 
 
 def _signals(
@@ -282,10 +356,12 @@ def _signals(
 
 def main(c: Any, workdir: Path) -> dict[str, Any]:
   """The whole experiment: score, answer and learn from the unlabelled stream, score again."""
+  if jax.process_count() > 1:
+    # `jax.distributed` has it only noted; here it may end a process at any point, as without it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
   runs.keep_config(workdir, c, same=True)
-  if (workdir / "result.json").exists():
-    result = json.loads((workdir / "result.json").read_text())
-    print(f"{workdir} is complete; remove it to run again\n{table(result)}")
+  if result := _kept(workdir / "result.json"):
+    program.say(f"{workdir} is complete; remove it to run again\n{table(result)}")
     return result
   if c.model.int8:
     raise ValueError("model.int8 only answers: online learns, and needs the weights themselves")
@@ -301,9 +377,10 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   stream = requests(c, policy)
   probed = evaluate.tasks(c.probe.tasks, policy)
   probe = make_probe(c, policy, [drop_labels(task) for task in probed])
-  before = _kept(
-    workdir / "before.json", lambda: _scores(c, policy, policy.params, shifted, original)
-  )
+  before = _kept(workdir / "before.json")
+  if before is None:
+    before = _scores(c, policy, policy.params, shifted, original)
+    _keep(workdir / "before.json", before)
   outcome = _watched(c, policy, learned, stream, probe, workdir, "views")
   with TrajectoryLog(workdir, resume=len(stream)) as log:
     after = _scores(c, policy, outcome.params, shifted, original, log, len(stream) + 1)
@@ -324,15 +401,15 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     "answer_p50_s": float(np.percentile(outcome.latencies, 50)),
     "answer_p95_s": float(np.percentile(outcome.latencies, 95)),
     "update_p50_s": float(np.median(outcome.learning)) if outcome.learning else None,
-    **_reliability(c, workdir),
+    **cluster.told(lambda: _reliability(c, workdir)),
   }
   if c.baseline:
     plain = c.copy_and_resolve_references()
     plain.vote.voters, plain.vote.rule = ("samples",), "majority"
     rival = _watched(plain, policy, learned, stream, probe, workdir / "majority", "majority")
     result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
-  (workdir / "result.json").write_text(json.dumps(result, indent=2))
-  print(table(result))
+  _keep(workdir / "result.json", result)
+  program.say(table(result))
   return result
 
 
@@ -377,7 +454,8 @@ def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) 
       continue
     result = evaluate.greedy(policy, params, asked, limits=limits)
     scores |= {name: result.accuracy, "tool_calls": result.tool_calls}
-    for trajectory in result.trajectories if log else ():
+    played = exchange.trajectories(result.trajectories, policy.chat.patches) if log else ()
+    for trajectory in played:
       log.write(step, f"{name}_after", trajectory, truth=trajectory.task.answer)
   return scores
 
@@ -387,9 +465,13 @@ def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) 
   calibrated = None
   if c.calibration.method != calibration.NONE:
     workdir.mkdir(parents=True, exist_ok=True)
-    make = lambda: dataclasses.asdict(calibrate(c, policy))
-    calibrated = calibration.Calibration.from_dict(_kept(workdir / "calibration.json", make))
-  with tqdm.tqdm(total=len(stream), desc=name, unit="q", smoothing=0.05) as bar:
+    found = _kept(workdir / "calibration.json")
+    if found is None:
+      found = dataclasses.asdict(calibrate(c, policy))
+      _keep(workdir / "calibration.json", found)
+    calibrated = calibration.Calibration.from_dict(found)
+  total, quiet = len(stream), not cluster.first()
+  with tqdm.tqdm(total=total, desc=name, unit="q", smoothing=0.05, disable=quiet) as bar:
 
     def on_answers(answered: int, signals: dict[str, float]) -> None:
       shown = ("vote_share", "gate_rate", "kl", "memory_size", "updates_applied")
@@ -399,11 +481,17 @@ def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) 
     return run(c, policy, learning, stream, probe, workdir, on_answers, calibrated)
 
 
-def _kept(path: Path, make: Callable[[], dict]) -> dict:
-  """The JSON in `path`, made once."""
-  if not path.exists():
-    path.write_text(json.dumps(make()))
-  return json.loads(path.read_text())
+def _kept(path: Path) -> dict[str, Any] | None:
+  """The JSON in `path`, the same in all processes; None where there is none yet."""
+  return cluster.told(lambda: json.loads(path.read_text()) if path.exists() else None)
+
+
+def _keep(path: Path, values: dict[str, Any]) -> None:
+  """Written by the first process, whole."""
+  if cluster.first():
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(values, indent=2))
+    aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 `Answerer` reads the published parameters and never waits; `Learner` owns the TrainState. They share
 three objects (memory, inbox, published) and nothing else. Labels cannot reach either: `Answerer`
 refuses a task that carries one.
+
+Of several processes each plays its share of the requests and computes its share of an update; the
+first counts the votes over what all said and tells them, and all hold the same experiences.
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, PRNGKeyArray
 from ml_collections import FrozenConfigDict
 
-from pixelis_jax import agent, batch, learner, sampler, sharding
+from pixelis_jax import agent, batch, cluster, exchange, learner, sampler, sharding
 from pixelis_jax.algo import advantages, pace, rewards, voting
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.algo.kl import AdaptiveKl
@@ -101,7 +104,7 @@ class Answerer:
   c: Any
   policy: sampler.Policy  # Its parameters are the reference.
   published: Published
-  memory: Memory
+  memory: Memory | None  # None where another process, the first, has it.
   calibration: Calibration | None = None  # From how far votes are believed to how often they hold.
 
   def __call__(
@@ -119,32 +122,67 @@ class Answerer:
     if labelled:
       raise ValueError(f"task {labelled[0]!r} carries a label: drop labels before the online loop")
     version, params = self.published.latest()
-    groups = self.sample(tasks, params, key, version)
-    voters = self.voters(tasks, groups)
+    own = cluster.split(len(tasks))
+    mine = tasks[own.start : own.stop]
+    groups = self.sample(mine, params, key, version, first=own.start)
+    voters = self.voters(mine, groups)
     if keys is None:
       seen = [[*(t for _, t in v), *g][0].steps for v, g in zip(voters, groups, strict=True)]
-      keys = sampler.embed(self.policy, tasks, seen)
-    history = history.heard(tasks, voters)
-    experiences = []
-    for task, group, voted, vector in zip(tasks, groups, voters, keys, strict=True):
-      vote = history.vote(voted, self._remembered(task, vector), self.c.vote)
-      vote = self._guarded(self._calibrated(vote), task, vector)
-      history = history.voted(voted)
-      experiences.append(
-        Experience(
-          id=task.id, key=vector, trajectories=tuple(group), vote=vote, policy_version=version
-        )
+      keys = np.concatenate(cluster.everyone(sampler.embed(self.policy, mine, seen)))
+    groups, voters = self._exchanged(groups, voters)
+    votes, history = cluster.told(lambda: self._votes(tasks, voters, keys, history))
+    experiences = [
+      Experience(
+        id=task.id, key=vector, trajectories=tuple(group), vote=vote, policy_version=version
       )
+      for task, group, vote, vector in zip(tasks, groups, votes, keys, strict=True)
+    ]
     return experiences, history
 
+  def _votes(
+    self,
+    tasks: Sequence[Task],
+    voters: Sequence[Sequence[Voter]],
+    keys: Float32[np.ndarray, "N E"],
+    history: History,
+  ) -> tuple[list[Vote], History]:
+    """The votes on these tasks, and the history after them."""
+    history = history.heard(tasks, voters)
+    votes = []
+    for task, voted, vector in zip(tasks, voters, keys, strict=True):
+      vote = history.vote(voted, self._remembered(task, vector), self.c.vote)
+      votes.append(self._guarded(self._calibrated(vote), task, vector))
+      history = history.voted(voted)
+    return votes, history
+
+  def _exchanged(
+    self, groups: list[list[Trajectory]], voters: list[list[Voter]]
+  ) -> tuple[list[list[Trajectory]], list[list[Voter]]]:
+    """What each process's tasks were given, as that of all tasks; of voters what they said."""
+    if jax.process_count() == 1:
+      return groups, voters
+    mine = [trajectory for group in groups for trajectory in group]
+    played = exchange.trajectories(mine, self.policy.chat.patches)
+    heard = [[(view, exchange.said(t)) for view, t in voted] for voted in voters]
+    heard = [voted for part in cluster.everyone(heard) for voted in part]
+    return _grouped(played, self.c.samples), heard
+
   def sample(
-    self, tasks: Sequence[Task], params: learner.Params, key: PRNGKeyArray, version: int
+    self,
+    tasks: Sequence[Task],
+    params: learner.Params,
+    key: PRNGKeyArray,
+    version: int,
+    first: int = 0,
   ) -> list[list[Trajectory]]:
-    """`samples` episodes of each task by the policy with these parameters."""
-    c = self.c
-    generate = self.policy.sampler.bind(params, key=key, version=version, temperature=c.temperature)
+    """`samples` episodes of each task by the policy with these parameters.
+
+    `first` is the number of the first task, which its draws come from.
+    """
+    c, how = self.c, {"version": version, "temperature": self.c.temperature}
+    generate = self.policy.sampler.bind(params, key=key, first=first * c.samples, **how)
     played = self._play([task for task in tasks for _ in range(c.samples)], generate, None)
-    return [played[i : i + c.samples] for i in range(0, len(played), c.samples)]
+    return _grouped(played, c.samples)
 
   def _play(self, tasks, generate, views) -> list[Trajectory]:
     limits = agent.Limits(**self.c.limits)
@@ -215,6 +253,11 @@ class Answerer:
     ]
 
 
+def _grouped(played: Sequence[Trajectory], size: int) -> list[list[Trajectory]]:
+  """So many in a row as one group."""
+  return [list(played[at : at + size]) for at in range(0, len(played), size)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
   """The original domain, fixed at the start and unlabelled: what must not be forgotten.
@@ -228,11 +271,11 @@ class Probe:
   expected: tuple[str | None, ...]
   verifier: str
 
-  def agreement(self, played: Sequence[Trajectory]) -> float:
+  def agreement(self, answers: Sequence[str | None]) -> float:
     """The share of canary answers that mean what the reference's did."""
     same = [
-      alike(t.answer, e, verifier=self.verifier)
-      for t, e in zip(played, self.expected, strict=True)
+      alike(answer, e, verifier=self.verifier)
+      for answer, e in zip(answers, self.expected, strict=True)
       if e is not None
     ]
     return float(np.mean(same)) if same else 1.0
@@ -240,18 +283,31 @@ class Probe:
 
 def make_probe(c: Any, policy: sampler.Policy, tasks: Sequence[Task]) -> Probe:
   """Plays the first `c.probe.canary` tasks greedily and the others by sampling."""
-  limits, bind = agent.Limits(**c.limits), policy.sampler.bind
   canary, others = tasks[: c.probe.canary], tasks[c.probe.canary :]
-  greedy = bind(policy.params, key=jax.random.key(c.seed), version=0, temperature=0.0)
-  sampled = bind(policy.params, key=jax.random.key(c.seed), version=0, temperature=1.0)
-  played = agent.play(canary, generate=greedy, run=policy.tools.run, limits=limits)
-  rehearsed = agent.play(others, generate=sampled, run=policy.tools.run, limits=limits)
+  played = _share(c, policy, policy.params, canary, temperature=0.0)
+  rehearsed = _share(c, policy, policy.params, others, temperature=1.0)
   return Probe(
-    rehearsed=tuple(rehearsed),
+    rehearsed=tuple(exchange.trajectories(rehearsed, policy.chat.patches)),
     canary=tuple(canary),
-    expected=tuple(t.answer for t in played),
+    expected=tuple(_answers(played)),
     verifier=c.vote.verifier,
   )
+
+
+def _share(
+  c: Any, policy: sampler.Policy, params: learner.Params, tasks: Sequence[Task], temperature: float
+) -> list[Trajectory]:
+  """This process's share of the tasks, played once each with these parameters."""
+  own, key = cluster.split(len(tasks)), jax.random.key(c.seed)
+  how = {"version": 0, "temperature": temperature, "first": own.start}
+  generate = policy.sampler.bind(params, key=key, **how)
+  mine, limits = tasks[own.start : own.stop], agent.Limits(**c.limits)
+  return agent.play(mine, generate=generate, run=policy.tools.run, limits=limits)
+
+
+def _answers(mine: Sequence[Trajectory]) -> list[str | None]:
+  """Of all processes' shares, in the order of the tasks."""
+  return [answer for part in cluster.everyone([t.answer for t in mine]) for answer in part]
 
 
 class Learner:
@@ -305,17 +361,26 @@ class Learner:
   def run(self, inbox: Inbox) -> None:
     """Learns until the inbox is closed and empty."""
     while (taken := inbox.take(self.c.learn.requests)) is not None:
-      self.throttle.start()
-      started = time.monotonic()
-      measured = self.update(taken)
-      self.learned = taken[-1].id
-      if self.updates % self.c.learn.publish_every == 0:
-        measured |= self.publish()
-      counts = {"updates_applied": float(self.applied), "updates_refused": float(self.refused)}
-      seconds = {"learn_seconds": time.monotonic() - started}
-      self.metrics.log(self.updates, {**measured, **counts, **seconds})
+      self._learn(taken)
     if self.checkpoints.latest_step() != self.updates and self.updates:
       self.publish()
+
+  def catch_up(self, inbox: Inbox) -> None:
+    """Learns while there is enough for an update."""
+    while len(inbox) >= self.c.learn.requests:
+      self._learn(inbox.take(self.c.learn.requests))
+
+  def _learn(self, taken: Sequence[Experience]) -> None:
+    """One update, published when it is due."""
+    self.throttle.start()
+    started = time.monotonic()
+    measured = self.update(taken)
+    self.learned = taken[-1].id
+    if self.updates % self.c.learn.publish_every == 0:
+      measured |= self.publish()
+    counts = {"updates_applied": float(self.applied), "updates_refused": float(self.refused)}
+    seconds = {"learn_seconds": time.monotonic() - started}
+    self.metrics.log(self.updates, {**measured, **counts, **seconds})
 
   def close(self) -> None:
     """Releases the log and the checkpoint threads."""
@@ -364,16 +429,9 @@ class Learner:
 
   def publish(self) -> dict[str, float]:
     """Serves the averaged parameters if the canary agrees, else goes back to the last that did."""
-    c = self.c.probe
-    generate = self.policy.sampler.bind(
-      self.average, key=jax.random.key(0), version=self.updates, temperature=0.0
-    )
-    limits = agent.Limits(**self.c.limits)
-    run = self.policy.tools.run
-    score = self.probe.agreement(
-      agent.play(self.probe.canary, generate=generate, run=run, limits=limits)
-    )
-    if score < 1.0 - c.tolerance:
+    played = _share(self.c, self.policy, self.average, self.probe.canary, temperature=0.0)
+    score = self.probe.agreement(_answers(played))
+    if score < 1.0 - self.c.probe.tolerance:
       self.state, self.average = self.stable
       self.applied -= self.unpublished
       self.refused += self.unpublished
@@ -475,7 +533,8 @@ class Learner:
     return [(batch.trajectory_row(self.probe.rehearsed[i]), 0.0, held) for i in picked]
 
   def _pack(self, rows: Sequence[Weighted]) -> batch.GrpoBatch:
-    """The rows that leave the update's shape as it is: any other is a program to compile.
+    """This process's share of the rows that leave the update's shape as it is: any other is a
+    program to compile.
 
     Raises ValueError, naming the sizes, where none does: then nothing would ever be learned.
     """
@@ -493,15 +552,16 @@ class Learner:
         f"learn.max_patches={c.max_patches}: the shortest has {min(tokens)} tokens, the one with "
         f"the smallest images {min(patches)} patches"
       )
-    chosen, pushes, held = zip(*fit, strict=True)
+    own, model = cluster.split(len(fit)), self.policy.model
+    mine = fit[own.start : own.stop]
     return batch.pack_grpo(
-      chosen,
-      np.array(pushes, np.float32),
-      self.policy.model.config,
+      [row for row, *_ in mine],
+      np.array([push for _, push, _ in mine], np.float32),
+      model.config,
       max_tokens=c.max_tokens,
-      multiple_of=math.lcm(c.rows_multiple, self.policy.model.blocks),
-      blocks=self.policy.model.blocks,
-      kl_weights=np.array(held, np.float32),
+      multiple_of=math.lcm(c.rows_multiple, model.blocks) // jax.process_count(),
+      blocks=sharding.own_blocks(model.mesh),
+      kl_weights=np.array([held for *_, held in mine], np.float32),
     )
 
 

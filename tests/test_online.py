@@ -168,6 +168,27 @@ def test_what_is_learned_must_be_cut_as_answers_need_it(config):
     online.meshes(c)
 
 
+def test_in_turn_answers_and_learning_share_several_devices(config):
+  c = config.copy_and_resolve_references().unlock()
+  c.mesh.data, c.pace = 2, "lockstep"
+  answering, learning = online.meshes(c)
+  assert answering is learning and answering.size == 2
+
+
+def test_several_processes_take_turns(config, monkeypatch):
+  """Two threads would begin their programs in another order in each process."""
+  c = config.copy_and_resolve_references().unlock()
+  monkeypatch.setattr("jax.process_count", lambda: 2)
+  with pytest.raises(ValueError, match="pace 'learner' needs one process, not 2: .* 'lockstep'"):
+    online.meshes(c)
+  c.pace, c.learn.mesh.data = "lockstep", -1
+  with pytest.raises(ValueError, match="learn.mesh.data -1 needs one process, not 2"):
+    online.meshes(c)
+  c.pace = "soon"
+  with pytest.raises(ValueError, match="pace 'soon' must be one of"):
+    online.meshes(c)
+
+
 def test_a_missing_stream_is_named(config, policy, tmp_path):
   c = config.copy_and_resolve_references().unlock()
   c.requests = str(tmp_path / "none.jsonl")

@@ -46,12 +46,26 @@ def encode(experience: Experience) -> bytes:
   and videos in the first one, the pictures of the result just before in the others.
   """
   writer = _Writer()
-  header = {
+  about = {
     "id": experience.id,
     "policy_version": experience.policy_version,
     "key": writer.array(experience.key),
     "vote": _vote_to_json(experience.vote),
-    "trajectories": [writer.trajectory(t) for t in experience.trajectories],
+  }
+  return _framed(writer, about, experience.trajectories)
+
+
+def encode_trajectories(trajectories: Sequence[Trajectory]) -> bytes:
+  """`encode` of trajectories alone, as one process sends them to another."""
+  return _framed(_Writer(), {}, trajectories)
+
+
+def _framed(
+  writer: "_Writer", about: Mapping[str, object], trajectories: Sequence[Trajectory]
+) -> bytes:
+  header = {
+    **about,
+    "trajectories": [writer.trajectory(t) for t in trajectories],
     "tasks": writer.tasks,
     "videos": writer.videos,
     "blobs": [len(b) for b in writer.blobs],
@@ -66,6 +80,23 @@ def restore(data: bytes, process: Process) -> Experience:
 
   Raises ValueError for truncated or garbled bytes, another version, or patches whose key differs.
   """
+  header, reader = _opened(data, process)
+  return Experience(
+    id=header["id"],
+    key=reader.array(header["key"]),
+    trajectories=reader.trajectories(header),
+    vote=_vote_from_json(header["vote"]),
+    policy_version=header["policy_version"],
+  )
+
+
+def restore_trajectories(data: bytes, process: Process) -> list[Trajectory]:
+  """What `encode_trajectories` was given, bit for bit; raises as `restore` does."""
+  header, reader = _opened(data, process)
+  return list(reader.trajectories(header))
+
+
+def _opened(data: bytes, process: Process) -> tuple[Mapping, "_Reader"]:
   if len(data) < _PREFIX.size or data[:4] != MAGIC:
     raise ValueError(f"not an encoded experience: {len(data)} bytes starting {bytes(data[:8])!r}")
   _, version, checksum, text_bytes = _PREFIX.unpack_from(data)
@@ -75,14 +106,7 @@ def restore(data: bytes, process: Process) -> Experience:
   if zlib.crc32(body) != checksum:
     raise ValueError(f"experience of {len(data)} bytes is truncated or garbled: checksum differs")
   header = json.loads(bytes(body[:text_bytes]))
-  reader = _Reader(header, body[text_bytes:], process)
-  return Experience(
-    id=header["id"],
-    key=reader.array(header["key"]),
-    trajectories=tuple(reader.trajectory(t) for t in header["trajectories"]),
-    vote=_vote_from_json(header["vote"]),
-    policy_version=header["policy_version"],
-  )
+  return header, _Reader(header, body[text_bytes:], process)
 
 
 class _Writer(values.Writer):
@@ -138,7 +162,10 @@ class _Reader(values.Reader):
     self._process = process
     self._patches: dict[tuple[str, int], Patches] = {}
 
-  def trajectory(self, entry: Mapping) -> Trajectory:
+  def trajectories(self, header: Mapping) -> tuple[Trajectory, ...]:
+    return tuple(self._trajectory(entry) for entry in header["trajectories"])
+
+  def _trajectory(self, entry: Mapping) -> Trajectory:
     return Trajectory(
       task=self.tasks[entry["task"]],
       steps=tuple(self._step(s) for s in entry["steps"]),

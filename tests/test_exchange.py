@@ -1,0 +1,61 @@
+"""What another process played comes back whole, in the order of the processes."""
+
+import jax
+import numpy as np
+import pytest
+
+from pixelis_jax import cluster, exchange
+from pixelis_jax.memory import codec
+from tests.memory.experiences import experience, plain, process, trajectory
+
+
+@pytest.fixture
+def second(monkeypatch):
+  """This process is the second of two; the first has what the test puts into the list."""
+  theirs: list = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(cluster, "everyone", lambda mine: [*theirs, mine])
+  return theirs
+
+
+def test_trajectories_of_all_processes_are_in_their_order(second):
+  one, two = experience().trajectories[0], trajectory(experience().trajectories[0].task, "b", 5)
+  second.append(codec.encode_trajectories([one]))
+  found = exchange.trajectories([two], process)
+  assert [plain(t) for t in found] == [plain(one), plain(two)]
+  assert found[1] is two  # What is here already is not made again.
+
+
+def test_a_process_may_have_played_nothing(second):
+  second.append(codec.encode_trajectories(experience().trajectories))
+  found = exchange.trajectories([], process)
+  assert [plain(t) for t in found] == [plain(t) for t in experience().trajectories]
+
+
+def test_experiences_are_the_first_processs(second):
+  """Others have no memory to make them from, and are not asked."""
+  second.append([codec.encode(experience())])
+  found = exchange.experiences(lambda: pytest.fail("asked"), process)
+  assert [plain(e) for e in found] == [plain(experience())]
+
+
+def test_alone_nothing_is_copied():
+  played = experience().trajectories
+  assert all(a is b for a, b in zip(exchange.trajectories(played, process), played, strict=True))
+  one = experience()
+  assert exchange.experiences(lambda: [one], process) == [one]
+
+
+def test_what_was_said_shows_nothing():
+  """All that the tokens and tools' errors say stays; images, masks and patches do not."""
+  whole = experience().trajectories[0]
+  said = exchange.said(whole)
+  assert (said.answer, said.status, said.calls) == (whole.answer, whole.status, whole.calls)
+  assert said.errors == whole.errors and said.task.question == whole.task.question
+  for a, b in zip(said.steps, whole.steps, strict=True):
+    assert a.completion.text == b.completion.text and a.call is b.call
+    np.testing.assert_array_equal(a.completion.entropies, b.completion.entropies)
+    np.testing.assert_array_equal(a.completion.logps, b.completion.logps)
+  assert whole.pictures and said.pictures == said.task.images == said.task.videos == ()
+  assert not any(step.completion.context.images for step in said.steps)

@@ -71,8 +71,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# One process more than there are cores: some tests wait for processes of their own.
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 aot: $(VENV)/.installed-test
 	PYTHONPATH=$(AOT) $(BIN)/python -m kernels.aot --out runs/aot.json

@@ -199,7 +199,8 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
     assert steps(two, name) == steps(one, name)
   found = json.loads((two / "result.json").read_text())
   seconds = ("answer_p50_s", "answer_p95_s", "update_p50_s")
-  assert found | {name: result[name] for name in seconds} == result
+  found |= {name: result[name] for name in seconds}
+  assert found == pytest.approx(result, abs=1e-6)  # Confidences make up `ece_before`.
   assert result["updates_applied"] > 0
 
 

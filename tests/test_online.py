@@ -63,7 +63,7 @@ def test_a_run_leaves_what_the_readme_says(finished, config):
 
 def test_what_votes_were_worth_is_read_when_all_is_over(config, tmp_path):
   """Of four requests two were answered, one of them right; a line a sample, a vote a request."""
-  asked = online.evaluate.scenes(config.stream)
+  asked = online.evaluate.made(config.stream)
   line = lambda i, answer, **vote: {
     "id": asked[i].id,
     "tag": "stream",

@@ -65,8 +65,7 @@ class Mixture:
       shifts.check_whole(self.shift)
       if self.skew is not None:
         raise ValueError(f"skew {self.skew} is a digit: kinds {self._puzzles} have other answers")
-    for part in (self._digits and self.scenes, self._puzzles and self.puzzles):
-      assert part == () or len(part)  # Each is checked as it is made.
+    _ = self._digits and self.scenes, self._puzzles and self.puzzles  # Each checks its settings.
 
   def __len__(self) -> int:
     return self.size

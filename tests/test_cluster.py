@@ -110,7 +110,9 @@ def runs(tmp_path_factory):
   # A forward model beside the policy learns from what both processes' calls showed.
   changes |= {"reward.weights.dynamics": 0.05, "reward.dynamics.warmup": 1}
   alone(rft, tiny_rft, folder / "one", changes)
-  ended(together("rft", folder / "two", 2, *flags("tiny_rft", changes), *SPLIT), folder / "two")
+  # Weights that play are whole in both: the processes then exchange nothing at each token.
+  split = [*SPLIT, "--config.rollout_mesh.data=2"]
+  ended(together("rft", folder / "two", 2, *flags("tiny_rft", changes), *split), folder / "two")
   return folder / "one", folder / "two"
 
 
@@ -142,7 +144,7 @@ def test_only_the_first_process_writes(runs):
 def test_sft_in_two_processes_is_stopped_by_telling_one(tmp_path):
   """With a checkpoint and no failure; until then they learned what one process learns."""
   # The rate is that of the peak, however many steps there are to be.
-  changes = {"see_steps": 0, "optimizer.final_fraction": 1.0}
+  changes = {"see_steps": 0, "optimizer.final_fraction": 1.0, "limits.turns": 1}
   many = {"optimizer.steps": 1000, "eval.every": 1000, "save_every": 1000}
   two = tmp_path / "two"
   started = together("sft", two, 2, *flags("tiny_sft", changes | many), *SPLIT)
@@ -174,9 +176,10 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
   changes |= {"baseline": False, "memory.backend": "exact"}
   changes |= {"gate.confidence": 0.0, "gate.margin": 0.0, "learn.rows_multiple": 8}  # All teach.
   changes |= {"temperature": 1.5, "samples": 4}  # Groups differ, as in `runs`.
+  changes |= {"vote.voters": ("samples", "memory")}  # Fewer programs than those of 13 views.
   one, two = tmp_path / "one", tmp_path / "two"
   result = alone(online, demo, one, changes)
-  arguments = [*flags("demo", changes), *SPLIT]
+  arguments = flags("demo", {**changes, "mesh.data": 2})
   kill_the_second(together("online", two, 2, *arguments), two, steps=1)
   ended(together("online", two, 2, *arguments), two)
 

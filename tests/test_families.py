@@ -191,7 +191,7 @@ def test_sft_teaches_a_text_model_its_solutions(taught, sums, tmp_path):
   c = own(evaluate_config, workdir, sums)
   results = evaluate.main(c, tmp_path / "out")
   # There are no tools to take away and no crops to move.
-  assert list(results) == ["no_tools"] and results["no_tools"].n == len(SUMS)
+  assert list(results) == ["no_tools"] and results["no_tools"].score.n == len(SUMS)
   # By heart: a program that mixed up rows, answers or positions would miss some.
   assert results["no_tools"].accuracy == 1.0
   said = [t.steps[0].completion.text for t in results["no_tools"].trajectories]

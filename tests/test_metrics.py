@@ -144,6 +144,7 @@ def test_a_trajectory_is_written_whole_without_its_label(tmp_path):
     "confidence": 0.5,
     "share": 0.75,
     "margin": 0.5,
+    "uncalibrated": None,
     "counts": {"3": 0.75, "7": 0.25},
   }
   look, bad, answer = first["turns"]

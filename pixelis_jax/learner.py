@@ -368,6 +368,18 @@ def _reference(batch: GrpoBatch) -> Float[Array, "B T"]:
   return batch.old_logps if batch.ref_logps is None else batch.ref_logps
 
 
+def make_training(
+  model: Model, loss: Loss, c: Any, *, freeze: Sequence[str], dtype: str, parts: int
+) -> tuple[Callable[..., tuple[TrainState, Metrics]], optax.GradientTransformation, optax.Schedule]:
+  """((state, batch, base, key, *rest) -> (state, metrics), its optimizer, the rate by step).
+
+  Of a loss of whole parameters, `computed_in` the dtype and `adapted`; `c` as for `make_optimizer`.
+  """
+  tx, schedule = make_optimizer(c, freeze=freeze)
+  loss = adapted(model, computed_in(frozen(loss, freeze), dtype))
+  return make_step(loss, tx, parts=parts, mesh=model.mesh), tx, schedule
+
+
 def make_correction(
   c: RolloutCorrection,
 ) -> Callable[[GrpoBatch, Float[Array, "B T"]], tuple[GrpoBatch, Metrics]]:

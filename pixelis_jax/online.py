@@ -377,10 +377,8 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   stream = requests(c, policy)
   probed = evaluate.tasks(c.probe.tasks, policy)
   probe = make_probe(c, policy, [drop_labels(task) for task in probed])
-  before = _kept(workdir / "before.json")
-  if before is None:
-    before = _scores(c, policy, policy.params, shifted, original)
-    _keep(workdir / "before.json", before)
+  score = lambda: _scores(c, policy, policy.params, shifted, original)
+  before = _made_once(workdir / "before.json", score)
   outcome = _watched(c, policy, learned, stream, probe, workdir, "views")
   with TrajectoryLog(workdir, resume=len(stream)) as log:
     after = _scores(c, policy, outcome.params, shifted, original, log, len(stream) + 1)
@@ -465,10 +463,8 @@ def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) 
   calibrated = None
   if c.calibration.method != calibration.NONE:
     workdir.mkdir(parents=True, exist_ok=True)
-    found = _kept(workdir / "calibration.json")
-    if found is None:
-      found = dataclasses.asdict(calibrate(c, policy))
-      _keep(workdir / "calibration.json", found)
+    make = lambda: dataclasses.asdict(calibrate(c, policy))
+    found = _made_once(workdir / "calibration.json", make)
     calibrated = calibration.Calibration.from_dict(found)
   total, quiet = len(stream), not cluster.first()
   with tqdm.tqdm(total=total, desc=name, unit="q", smoothing=0.05, disable=quiet) as bar:
@@ -479,6 +475,15 @@ def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) 
       bar.update(answered - bar.n)
 
     return run(c, policy, learning, stream, probe, workdir, on_answers, calibrated)
+
+
+def _made_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+  """What `make` gave, in this run or the one that it continues; all processes call it together."""
+  found = _kept(path)
+  if found is None:
+    found = make()
+    _keep(path, found)
+  return found
 
 
 def _kept(path: Path) -> dict[str, Any] | None:

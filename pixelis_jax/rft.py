@@ -320,10 +320,8 @@ def _step(
   dtype: str,
   parts: int,
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
-  tx, schedule = learner.make_optimizer(optimizer, freeze=freeze)
-  loss = learner.frozen(learner.grpo_loss(model, objective), freeze)
-  loss = learner.adapted(model, learner.computed_in(loss, dtype))
-  return learner.make_step(loss, tx, parts=parts, mesh=model.mesh), tx, schedule
+  loss = learner.grpo_loss(model, objective)
+  return learner.make_training(model, loss, optimizer, freeze=freeze, dtype=dtype, parts=parts)
 
 
 def make_compared(

@@ -210,11 +210,8 @@ def _step(
   dtype: str,
   parts: int,
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
-  tx, schedule = learner.make_optimizer(optimizer, freeze=freeze)
   loss = learner.sft_loss(model, **dict(weights)) if weights else learner.see_loss(model)
-  loss = learner.computed_in(learner.frozen(loss, freeze), dtype)
-  loss = learner.adapted(model, loss)
-  return learner.make_step(loss, tx, parts=parts, mesh=model.mesh), tx, schedule
+  return learner.make_training(model, loss, optimizer, freeze=freeze, dtype=dtype, parts=parts)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ from jaxtyping import Bool, Float32, PRNGKeyArray
 from ml_collections import FrozenConfigDict
 
 from pixelis_jax import agent, batch, cluster, exchange, learner, sampler, sharding
-from pixelis_jax.algo import advantages, pace, rewards, voting
+from pixelis_jax.algo import advantages, pace, voting
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.algo.policy_losses import Objective
-from pixelis_jax.algo.pseudo_rewards import PseudoReward, pseudo_rewards
+from pixelis_jax.algo.pseudo_rewards import PseudoReward, agreement, pseudo_rewards
 from pixelis_jax.algo.verifiers import alike
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
@@ -476,9 +476,8 @@ class Learner:
 
   def _agreed(self, experience: Experience) -> Float32[np.ndarray, " G"]:
     """How right each sample's answer is if the voted one is."""
-    target, verifier = experience.vote.answer, self.c.vote.verifier
-    right = [rewards.agreement(t, target, verifier=verifier) for t in experience.trajectories]
-    return np.array(right, np.float32)
+    e, verifier = experience, self.c.vote.verifier
+    return np.array(agreement(e.trajectories, e.vote, self.reward, verifier), np.float32)
 
   def _pushing(
     self,

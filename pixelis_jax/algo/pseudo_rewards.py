@@ -100,7 +100,7 @@ def scrl(samples: Sequence[Trajectory], vote: Vote, c: PseudoReward, verifier: s
   """
   unsure = [_entropy(sample) for sample in samples]
   average = sum(unsure) / len(unsure)
-  said, won = [sample.answer for sample in samples], _won(samples, vote, verifier)
+  said, won = [sample.answer for sample in samples], _won(samples, vote, c, verifier)
   earned = [-1.0] * len(samples)
   for members in verifiers.cluster(said, [1.0] * len(samples), verifier=verifier).values():
     first = members[0]
@@ -123,7 +123,7 @@ def evol(samples: Sequence[Trajectory], vote: Vote, c: PseudoReward, verifier: s
   to any, stretched over the samples of a side to 0 to 1 (all 1/2 where equal). The paper compares
   embeddings by another model; here likeness is the cosine of counts of tokens and pairs of tokens.
   """
-  like, won = _likeness(samples), _won(samples, vote, verifier)
+  like, won = _likeness(samples), _won(samples, vote, c, verifier)
   earned = [-1.0] * len(samples)
   for side, base in ((True, 0.5), (False, -1.0)):
     members = [i for i in range(len(samples)) if won[i] is side and _answered(samples[i])]
@@ -139,10 +139,9 @@ Rule = Callable[[Sequence[Trajectory], Vote, PseudoReward, str], list[float]]
 RULES: dict[str, Rule] = {"agreement": agreement, "soft": soft, "scrl": scrl, "evol": evol}
 
 
-def _won(samples: Sequence[Trajectory], vote: Vote, verifier: str) -> list[bool]:
+def _won(samples: Sequence[Trajectory], vote: Vote, c: PseudoReward, verifier: str) -> list[bool]:
   """Whether each is on the winner's side."""
-  right = [rewards.agreement(sample, vote.answer, verifier=verifier) for sample in samples]
-  return [r >= verifiers.ALIKE for r in right]
+  return [right >= verifiers.ALIKE for right in agreement(samples, vote, c, verifier)]
 
 
 def _answered(sample: Trajectory) -> bool:

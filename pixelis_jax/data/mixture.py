@@ -13,7 +13,7 @@ import numpy as np
 from pixelis_jax.data import demos, digits, kinds, pictures, scenes, shifts, sorts
 from pixelis_jax.data.kinds import PuzzleSource
 from pixelis_jax.data.kinds.puzzle import Puzzle, Solving, pointed
-from pixelis_jax.data.tasks import SIZE, DemoSource, TaskSource
+from pixelis_jax.data.tasks import SIZE, DemoSource, TaskSource, draws
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import Demo, Task, ToolCall, value
@@ -80,7 +80,7 @@ class Mixture:
       return Asked(task=task, tools=("zoom_in",), solve=functools.partial(look_at_plate, task))
     puzzle = self.puzzle(index)
     kind = kinds.KINDS[puzzle.task.kind]
-    solve = lambda sight: kind.solve(puzzle, self._rng(index, _SHOWN), sight)
+    solve = lambda sight: kind.solve(puzzle, draws(self, index, _SHOWN), sight)
     return Asked(task=puzzle.task, tools=kind.tools, solve=solve)
 
   def is_scene(self, index: int) -> bool:
@@ -88,7 +88,7 @@ class Mixture:
     if not self._puzzles:
       return True
     share = len(self._digits) / len(self.kinds)
-    return bool(self._rng(index, _WHICH).random() < share)
+    return bool(draws(self, index, _WHICH).random() < share)
 
   def puzzle(self, index: int, attempt: int = 0) -> Puzzle:
     """The item with its exact truth; or in later attempts others of its kind."""
@@ -99,7 +99,7 @@ class Mixture:
       puzzle = alike.puzzle(index + attempt * self.size)
     if self.shift == "none":
       return puzzle
-    change = functools.partial(shifts.whole, self.shift, rng=self._rng(index, _SHIFT))
+    change = functools.partial(shifts.whole, self.shift, rng=draws(self, index, _SHIFT))
     task = dataclasses.replace(
       puzzle.task,
       id=f"{puzzle.task.id}-{self.shift}",
@@ -131,10 +131,6 @@ class Mixture:
   def _puzzles(self) -> tuple[str, ...]:
     return tuple(kind for kind in self.kinds if kind in kinds.KINDS)
 
-  def _rng(self, index: int, what: int) -> np.random.Generator:
-    index = range(self.size)[index]  # Negative indices count from the end; beyond it: IndexError.
-    return np.random.default_rng([self.seed, digits.SPLITS.index(self.split), int(index), what])
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demonstrations:
@@ -154,7 +150,7 @@ class Demonstrations:
   def __getitem__(self, index: int) -> Demo:
     if self.tasks.is_scene(index):
       return self._scenes[index]
-    rng, why = self.tasks._rng(index, _SHOWN), set()
+    rng, why = draws(self.tasks, index, _SHOWN), set()
     for attempt in range(_TRIES):
       puzzle = self.tasks.puzzle(index, attempt)
       sort = "corrected" if rng.random() < self.mistakes else "golden"

@@ -1,6 +1,7 @@
 """Random-access sources: item `i` is a function of the settings and `i` alone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Demo, Task, content_key
 
 SIZE = 1_000_000
+_DEMO = 1  # Of `draws`: for the demonstration of a scene.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,8 @@ class TaskSource:
 
   def scene(self, index: int) -> scenes.Scene:
     """The item with all its plates."""
-    index = range(self.size)[index]  # Negative indices count from the end; beyond it: IndexError.
-    rng = np.random.default_rng([self.seed, digits.SPLITS.index(self.split), int(index)])
+    index = range(self.size)[index]
+    rng = draws(self, index)
     return scenes.compose(
       rng,
       digits.load(self.split),
@@ -63,6 +65,15 @@ class TaskSource:
     if self.skew is None and self.kinds == scenes.KINDS:
       return shift
     return f"{shift}-{content_key(f'{self.skew} {self.kinds}')[:8]}"
+
+
+def draws(source: Any, index: int, *what: int) -> np.random.Generator:
+  """Of item `index` of a source with a seed and a split; `what` keeps those of other things apart.
+
+  Negative indices count from the end; beyond it: IndexError.
+  """
+  split = digits.SPLITS.index(source.split)
+  return np.random.default_rng([source.seed, split, range(len(source))[index], *what])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +92,10 @@ class DemoSource:
     return len(self.tasks)
 
   def __getitem__(self, index: int) -> Demo:
-    index = range(len(self))[index]
     scene = self.tasks.scene(index)
-    # The fourth number keeps these draws apart from those of the scene itself.
-    split = digits.SPLITS.index(self.tasks.split)
-    rng = np.random.default_rng([self.tasks.seed, split, int(index), 1])
     demo = demos.demo(
       scene.task,
-      rng,
+      draws(self.tasks, index, _DEMO),
       self.toolbox,
       mistakes=self.mistakes,
       elsewhere=[plate.box for plate in scene.plates if plate.box not in scene.task.boxes],

@@ -18,12 +18,8 @@ from pixelis_jax.types import Box, Pixels, value
 SUPERVISED, CONTEXT, SHOWN = (176, 226, 184), (234, 234, 234), (206, 222, 244)
 WIDTH = 1200  # Pixels of the picture, at most.
 _INK, _PAPER, _FONT, _SIZE = (20, 20, 20), (255, 255, 255), "DejaVu Sans Mono", 15.0
-_LINE, _MARGIN, _PAD, _GAP = (
-  26,
-  16,
-  3,
-  2,
-)  # Pixels: line height, page margin, in and between tokens.
+# Pixels: line height, page margin, in and between tokens.
+_LINE, _MARGIN, _PAD, _GAP = 26, 16, 3, 2
 
 
 @value

@@ -100,13 +100,13 @@ PUZZLES = ("read", "count", "clock", "larger", "color", "shape", "moved", "hidde
 def all_tools(c: ConfigDict, *asked: ConfigDict) -> None:
   """Every tool of ours, and in each of `asked` beside digits every kind of question that needs one.
 
-  Sizes are of the embedded model's words: a call has up to 42 tokens, an episode up to 1,250.
+  Sizes are of the embedded model's words: an episode has up to 410 tokens.
   """
-  c.model.tools, c.model.max_tokens = TOOLS, 48
+  c.model.tools = TOOLS
   c.model.tool_options.tracker = "flow"  # 16 frames take CSRT more than a second.
   # A demonstration whose tool was stopped is left out: on a busy machine data would be others.
   c.model.workers.seconds = 600.0
-  c.limits.turns, c.limits.tokens = 5, 1536  # "moved": a frame, three paths, and the answer.
+  c.limits.turns, c.limits.tokens = 5, 512  # "moved": a frame, three paths, and the answer.
   for questions in asked:
     questions.kinds = (*questions.kinds, *PUZZLES)
 

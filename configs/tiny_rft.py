@@ -107,7 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg.startswith("tools"):
     common.all_tools(c, c.data, c.eval)
     c.model.path = "runs/tiny-tools-sft/model"
-    c.max_row, c.packed = 1536, True
+    c.max_row, c.packed = 512, True
   if arg.endswith("debug"):
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
     c.model.rows_multiple, c.rows_multiple = 1, 1

@@ -3,15 +3,18 @@
 python scripts/tiny_init.py --out assets/tiny-vl
 
 A Qwen2.5-VL of under a million parameters that transformers loads as one: config.json, a
-byte-level BPE tokenizer with Qwen's control tokens trained on the digit scenes' own texts, image
-processor settings, generation settings and a chat template. The same bytes on every run.
+byte-level BPE tokenizer with Qwen's control tokens trained on the texts of all kinds of questions,
+image processor settings, generation settings and a chat template. The same bytes on every run.
 """
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jinja2
 import tokenizers
 from tokenizers import (
   AddedToken,
@@ -27,9 +30,10 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pixelis_jax.data import demos, scenes
-from pixelis_jax.types import ToolCall
+from pixelis_jax.data.kinds import motion, objects, text
+from pixelis_jax.tools import TOOLS, properties
 
-VOCAB = 512  # Rows of the embedding; the tokenizer may fill a few less.
+VOCAB = 640  # Rows of the embedding; the tokenizer may fill a few less.
 SPECIAL = (
   "<|endoftext|>",
   "<|im_start|>",
@@ -47,15 +51,92 @@ SPECIAL = (
   "<|video_pad|>",
 )
 WRITTEN = ("<tool_call>", "</tool_call>")  # Added, but text: a policy writes them itself.
-# A call's fixed head and the separator of its numbers are single pieces, so BPE can make each one
-# token, in the prompt's list of tools too; what follows is Qwen2's own rule.
-PIECES = r"""<tools>(?=\n\{"name")|\n\{"name": "\w+", "arguments": \{"\w+": \[|, (?=\d)|"""
+# What is always said in the same words is one token each, up to what varies. Else a prompt with all
+# tools has 290 tokens more, and an episode that looks four times 1,200.
+CALLS = (
+  ("zoom_in", '"bbox_2d": ['),
+  ("segment_object_at", '"bbox_2d": ['),
+  ("get_properties", '"bbox_2d": ['),
+  ("get_properties", '"mask": '),
+  ("read_text", '"bbox_2d": ['),
+  ("track_object", '"bbox_2d": ['),
+  ("select_frames", '"times": ['),
+)
+PHRASES = (
+  *(f'\n{{"name": "{name}", "arguments": {{{argument}' for name, argument in CALLS),
+  '], "image": ',
+  '], "frames": ',
+  "system\n<tools>\n",
+  "</tools>\nWrite ",
+  "\none of these\n",
+  "\nor an answer in \\boxed{}.",
+  "Here is the zoomed image.",
+  " pixels, box [",
+  "], covers ",
+  "% of the image.",
+  "% of the image; ",
+  "Region [",
+  "]:\nColour: ",
+  ":\nColour: ",
+  "; mean RGB (",
+  "), standard deviation (",
+  ").\nTexture: ",
+  " (contrast ",
+  ", homogeneity ",
+  ").\nShape: ",
+  "; perimeter ",
+  " pixels, circularity ",
+  ", solidity ",
+  ", eccentricity ",
+  ", extent ",
+  ", aspect ",
+  ", no long axis.",
+  ", long axis at ",
+  " degrees.",
+  "\nSize: ",
+  ").\nSize: ",
+  " as shown.\nPosition: centre [",
+  " lines:\n[",
+  "1 line:\n[",
+  "Followed forward from ",
+  " s, seen up to the end of the video at ",
+  " s, lost after ",
+  " s, found again at ",
+  " s. Boxes are in the frame of image ",
+  " s: seen at [",
+  "]\nBy ",
+  " s it had moved ",
+  " in a straight line.\nImage ",
+  ": the frame at ",
+  " s, with its box and its path.",
+  ": frame ",
+)
+# Of each kind of question what can stand in its blanks.
+_COLORS = tuple((color,) for color in scenes.COLORS)
+QUESTIONS = scenes.QUESTIONS | text.QUESTIONS | objects.QUESTIONS | motion.QUESTIONS
+TARGETS = {
+  "framed": _COLORS,
+  "parity": _COLORS,
+  "beside": [(f"{side} the {shape}",) for side in scenes.SIDES for shape in scenes.SHAPES],
+  "read": _COLORS,
+  "count": _COLORS,
+  "clock": [(told.format(second),) for told in text.MOMENTS for second in range(text.SECONDS)],
+  "larger": [(f"the {color} shape",) * 2 for color in scenes.COLORS],
+  "color": tuple(itertools.product(objects.SPOTS, scenes.COLORS)),
+  "shape": _COLORS,
+  "moved": [(thing,) for thing in motion.SOLID],
+  "hidden": tuple(itertools.product(motion.SOLID, motion.BEGAN.values())),
+}
+DOWN = ("upper", "middle", "lower")
+TEXTURES = ("smooth", "textured", "rough")
+SEPARATOR = ", "  # Of numbers; one token too.
 # Patches of 10 pixels, not 14: the digits of a coordinate are then patch and place in it, which a
 # small network learns; with 14 the last one stays at chance though the place is known to a pixel.
 PATCH = 10
 # A crop whose sides differ by less than about a quarter is shown at 80x80 and few at more. With a
 # minimum equal to the maximum, rounding up to multiples of 20 would pass the maximum every time.
 MIN_PIXELS, MAX_PIXELS = 60 * 80, 80 * 80
+FRAMES = 4
 # Of the digit scenes: with CLIP's, dark pictures are mostly one constant, and learning is slow.
 MEAN, STD = [0.27] * 3, [0.2] * 3
 
@@ -123,58 +204,64 @@ or an answer in \\boxed{}.
 
 
 def corpus() -> Iterator[str]:
-  """What the tiny world is told, says and is shown, without control tokens; no random draws."""
-  targets = {
-    "framed": scenes.COLORS,
-    "parity": scenes.COLORS,
-    "beside": [f"{side} the {shape}" for side in scenes.SIDES for shape in scenes.SHAPES],
-  }
-  fixed = (
-    '<tools>\n{"name": "zoom_in", "arguments": {"bbox_2d": [number x 4], "image": integer}}\n'
-    "</tools>\nWrite ",
-    "\none of these\n",
-    "\nor an answer in \\boxed{}.",
-    "Here is the zoomed image.",
-    "Error: bbox_2d is too small: pixels, at least 2 x 2 needed",
-    "Error: bbox_2d must satisfy 0 <= x1 < x2 <= and 0 <= y1 < y2 <= ",
-    "Error: unknown tool; known: zoom_in",
-    "Error: missing argument",
-    "system\n",
-    "user\n",
-    "assistant\n",
-  )
-  for kind, questions in scenes.QUESTIONS.items():
-    for question in questions:
-      for target in targets[kind]:
-        yield question.format(target=target)
-        yield from fixed
-  for number in range(81):
-    call = ToolCall(name="zoom_in", arguments={"bbox_2d": [number, 80 - number, 7, 56]})
-    body = demos.call_text(call)
-    yield body.removeprefix(WRITTEN[0]).removesuffix(WRITTEN[1])
-  for answer in [*map(str, range(10)), "even", "odd"]:
+  """What the tiny world is told, says and is shown, but for what is one token anyway.
+
+  No random draws.
+  """
+  for kind, targets in TARGETS.items():
+    for question in QUESTIONS[kind]:
+      for target in targets:
+        yield question.format(*target, target=target[0])
+  for color in properties.NAMES:
+    for number in range(10):
+      yield f"{color} {number}%, {color} {number}%; "
+  for words in (*motion.THIRDS, *map(" ".join, itertools.product(DOWN, motion.THIRDS)), "centre"):
+    yield from [f"[7, 7], {words}."] * 10
+  for across, down in itertools.product(("left", "right"), ("up", "down")):
+    yield from [f"7 {across}, 7 {down}: 7"] * 10
+  yield from (f"{word} " for word in (*TEXTURES, "Mask", "Image") * 20)
+  yield from ["user\n", "assistant\n", "7]}}\n", "7}}\n", "Error: "] * 50
+  digits = (*map(str, range(10)), "even", "odd")
+  for answer in (*digits, *scenes.COLORS, *objects.NAMED, *motion.THIRDS):
     yield from [demos.ANSWER.format(answer)] * 10
 
 
+def listed(schema: Mapping) -> str:
+  """A tool as the template lists it in a prompt: its line."""
+  prompt = jinja2.Template(TEMPLATE).render(tools=[schema], messages=[])
+  return prompt.split("<tools>\n")[1].split("</tools>")[0]
+
+
 def tokenizer() -> tokenizers.Tokenizer:
-  """Qwen2's tokenizer in small: all 256 bytes, merges of the corpus, then the added tokens."""
-  made = tokenizers.Tokenizer(tokenizers.models.BPE())
+  """Qwen2's tokenizer in small: all 256 bytes, merges of the corpus, phrases, added tokens.
+
+  Phrases are words of the vocabulary that no merges lead to: what a tool says is tokenised without
+  added tokens, as it must not spell any.
+  """
+  phrases = (*PHRASES, *(listed(tool.schema) for tool in TOOLS["qwen"].values()))
+  pieces = "|".join(map(re.escape, sorted(phrases, key=len, reverse=True)))
+  rule = rf"{pieces}|{SEPARATOR}(?=\d)|{PRETOKENIZE_REGEX}"
+  as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
   made.normalizer = normalizers.NFC()
   made.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(Regex(PIECES + PRETOKENIZE_REGEX), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
+    [pre_tokenizers.Split(Regex(rule), behavior="isolated"), as_bytes]
   )
   made.decoder = decoders.ByteLevel()
   made.post_processor = processors.ByteLevel(trim_offsets=False)
   trainer = trainers.BpeTrainer(
-    vocab_size=VOCAB - len(SPECIAL) - len(WRITTEN),
+    vocab_size=VOCAB - len(SPECIAL) - len(WRITTEN) - len(phrases) - 1,
     min_frequency=2,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
   made.train_from_iterator(corpus(), trainer)
+  told = json.loads(made.to_str())
+  words = told["model"]["vocab"]
+  for phrase in (SEPARATOR, *phrases):
+    ((word, _),) = as_bytes.pre_tokenize_str(phrase)
+    words.setdefault(word, len(words))
+  made = tokenizers.Tokenizer.from_str(json.dumps(told))
   made.add_tokens(
     [AddedToken(t, normalized=False, special=True) for t in SPECIAL]
     + [AddedToken(t, normalized=False, special=False) for t in WRITTEN]
@@ -255,6 +342,11 @@ def write(out: Path) -> None:
     patch_size=PATCH, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, image_mean=MEAN, image_std=STD
   )
   images.save_pretrained(out)
+  # Of a film so many frames are seen, evenly chosen; tools show others.
+  settings = {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": True}
+  settings |= {"num_frames": FRAMES, "size": dict(images.size)}
+  settings |= {"patch_size": PATCH, "image_mean": MEAN, "image_std": STD}
+  _write_json(out / "video_preprocessor_config.json", settings)
   GenerationConfig(
     do_sample=True,
     temperature=1.0,

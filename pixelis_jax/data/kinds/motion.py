@@ -54,7 +54,7 @@ QUESTIONS = {
     "In which third of the last frame is the {} that began {}: left, middle or right?",
   ),
 }
-_BEGAN = dict(zip(THIRDS, ("on the left", "in the middle", "on the right"), strict=True))
+BEGAN = dict(zip(THIRDS, ("on the left", "in the middle", "on the right"), strict=True))
 
 
 def compose_moved(rng: np.random.Generator, materials: Materials, id: str) -> Puzzle:
@@ -127,7 +127,7 @@ def compose_hidden(rng: np.random.Generator, materials: Materials, id: str) -> P
   task = Task(
     id=id,
     images=(),
-    question=str(one(rng, QUESTIONS["hidden"])).format(name, _BEGAN[THIRDS[asked]]),
+    question=str(one(rng, QUESTIONS["hidden"])).format(name, BEGAN[THIRDS[asked]]),
     answer=answer,
     kind="hidden",
     videos=(played.video,),

@@ -63,6 +63,7 @@ QUESTIONS = {
     "Read the screen at {}.",
   ),
 }
+MOMENTS = ("0:{:02d}", "{} s", "second {}")
 
 
 @value
@@ -240,7 +241,7 @@ def compose_clock(rng: np.random.Generator, materials: Materials, id: str) -> Pu
     frames += [canvas.copy(), canvas.copy()]
     lines += [_moved(line, x, y) for line in shown.lines]
   second, other = (int(s) for s in rng.choice(SECONDS, 2, replace=False))
-  time = str(one(rng, (f"0:{second:02d}", f"{second} s", f"second {second}")))
+  time = str(one(rng, MOMENTS)).format(second)
   box = Box(*map(float, (x, y, x + width, y + height)))
   look = lambda s: Look(name="screen", box=box, time=float(s))
   video = Video(

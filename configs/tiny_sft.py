@@ -27,6 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data = ConfigDict()
   # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
   c.data.file = ""
+  c.data.made = 0.0  # Share of rows that are made all the same.
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   c.data.parts = 118_400  # Rows that teach where to look and how to read apart.

@@ -23,7 +23,8 @@ from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.cost import Work
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
-from pixelis_jax.types import Demo, Patches, Picture, Segment, Sight, Trajectory, value
+from pixelis_jax.tools import TOOLS
+from pixelis_jax.types import Demo, Patches, Pixels, Segment, Sight, Trajectory, value
 
 AIMS, PLACES = 6, 9  # Numbers of an aim and of a sight, see `SftBatch`.
 LENGTHS = 32  # Rows are padded to 1, 2, 3, 4, 6, 8, 12, ... times this: few lengths, few programs.
@@ -60,8 +61,8 @@ class Share:
 class SftBatch:
   """`loss_mask` is True on supervised assistant tokens.
 
-  `aims` say where a supervised look is to go: the middle of its box, x and y in tenths of the
-  image's sides from its centre; and where in a patch that is, as 3 times the cosine and sine of
+  `aims` say where a supervised call points: the middle of its box, x and y in tenths of its
+  image's sides from the centre; and where in a patch that is, as 3 times the cosine and sine of
   2 pi x in patches, then of y. They stand at each token from behind the last image (question,
   header, the call itself) but the turn's last; NaN at all other tokens.
 
@@ -201,15 +202,13 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
   """The demonstration's tokens with the loss on its supervised turns."""
   parts, aims, sights, length = [], {}, {}, 0
   context: Segment = chat.prompt(demo.task)
-  grids = [image.grid for image in context.images]
+  looked = [*zip(demo.task.images, context.images, strict=False)]  # Videos come behind.
   shown = demo.sights[: len(demo.task.images)]
   for turn in demo.turns:
     target = chat.target(turn.text)
-    picture = next(iter(turn.result.images), None) if turn.result is not None else None
-    still = picture is not None and picture.frame is None
-    if turn.supervised and still and _in_own_image(turn.text, len(demo.task.images)):
+    aim = _aim(turn.text, looked, chat) if turn.supervised else None
+    if aim is not None:
       asked = np.flatnonzero(context.tokens == chat.image_id).max(initial=-1) + 1
-      aim = _aim(picture, demo.task.images[picture.source].shape, grids[picture.source])
       aims |= {length + int(t): aim for t in range(asked, len(context.tokens) + len(target) - 1)}
     parts.append((context.tokens, False, None, context.images))
     parts.append((target, turn.supervised, None, ()))
@@ -217,20 +216,26 @@ def demo_row(demo: Demo, chat: Chat) -> Row:
     length += len(context.tokens) + len(target)
     if turn.result is not None:
       context = chat.result(turn.result)
+      pictures = [picture.pixels for picture in turn.result.images]
+      looked += zip(pictures, context.images, strict=True)
       shown = turn.sights
   return _join(parts, aims, sights)
 
 
-def _in_own_image(text: str, images: int) -> bool:
-  """Whether a look is at one of the task's images: a tool's picture has other coordinates."""
+def _aim(
+  text: str, looked: Sequence[tuple[Pixels, Patches]], chat: Chat
+) -> tuple[float, ...] | None:
+  """The middle of a call's box in the image that it names; None where it names no place.
+
+  Nor has one a call in the coordinates of another preset than ours.
+  """
   call = parse_call(text)
-  return call is None or call.arguments.get("image", 1) <= images
-
-
-def _aim(picture: Picture, shape: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[float, ...]:
-  """Where the middle of what was shown is in its source image of that shape and grid of patches."""
-  x, y = picture.box.center
-  return _place(x / shape[1], y / shape[0], grid)
+  if call is None or call.name not in TOOLS["qwen"] or "bbox_2d" not in call.arguments:
+    return None
+  x0, y0, x1, y1 = call.arguments["bbox_2d"]
+  pixels, patches = looked[call.arguments.get("image", 1) - 1]
+  height, width = chat.frame(*pixels.shape[:2])
+  return _place((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, patches.grid)
 
 
 def _place(x: float, y: float, grid: tuple[int, int, int]) -> tuple[float, ...]:

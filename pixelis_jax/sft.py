@@ -55,22 +55,30 @@ def rows(
   `c.data.direct` of them that answer from the overview, without tools. While only the tower learns,
   all rows hold a whole demonstration's images.
 
-  With `c.data.file` rows are that file's solutions or that dataset's demonstrations alone; only a
-  dataset can have a curriculum.
+  With `c.data.file` rows are that file's solutions or that dataset's demonstrations, but for
+  `c.data.made` of them that are made all the same; only a dataset can have a curriculum.
   """
   if c.curriculum.enable and not (c.data.file and Path(c.data.file).is_dir()):
     raise ValueError(
       f"curriculum.enable needs a dataset (data/build.py) as data.file, not {c.data.file!r}: "
       "scenes and files of questions have no difficulties"
     )
-  if c.data.file:
-    return _batches(_of_file(c, policy, curriculum), c)
+  if not c.data.file:
+    return _batches(_made(c, policy, blind, 1.0), c)
+  parts = {_of_file(c, policy, curriculum): 1.0 - c.data.made}
+  if c.data.made:
+    parts[_made(c, policy, blind, c.data.made)] = c.data.made
+  return _batches(grain.MapDataset.mix([*parts], weights=[*parts.values()]), c)
+
+
+def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -> grain.MapDataset:
+  """Scenes and puzzles, made as they are read: of all the rows of a run such a share."""
   tasks = Mixture(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   looking = Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
 
   def row(index: int) -> batch.Row:
     draw = np.random.default_rng((c.seed, index)).random()
-    seeing = index < c.see_steps * c.batch
+    seeing = index < share * c.see_steps * c.batch
     if index < c.data.parts and not seeing:
       demo = looking[index]
       if draw < c.data.look:
@@ -82,7 +90,7 @@ def rows(
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
     return batch.demo_row(looking[index], policy.chat)
 
-  return _batches(grain.MapDataset.range(c.data.n).repeat().map(row), c)
+  return grain.MapDataset.range(c.data.n).repeat().map(row)
 
 
 def _of_file(c: Any, policy: sampler.Policy, curriculum: DataCurriculum) -> grain.MapDataset:
@@ -109,9 +117,10 @@ def _batches(dataset: grain.MapDataset, c: Any) -> grain.DatasetIterator:
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
-  if c.data.file and c.see_steps:
+  if c.data.file and c.see_steps and not c.data.made:
     raise ValueError(
       f"see_steps is {c.see_steps}: no file says what its images show, with data.file it must be 0"
+      " or data.made above 0"
     )
   mesh = sharding.make_mesh(**c.mesh)
   key = jax.random.fold_in(jax.random.key(c.seed), 1)

@@ -1,7 +1,6 @@
 """Rows are what the policy saw, the loss is on what it sampled, padding is inert."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -9,10 +8,22 @@ import pytest
 
 from pixelis_jax import batch, learner
 from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft, place, round_up
+from pixelis_jax.data.demos import call_text
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import feature_count, mrope_positions
 from pixelis_jax.model.policy import Model
-from pixelis_jax.types import Box, Demo, DemoTurn, Segment, Sight, Status, Step, Trajectory
+from pixelis_jax.types import (
+  Box,
+  Demo,
+  DemoTurn,
+  Segment,
+  Sight,
+  Status,
+  Step,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+)
 from tests import episodes, fakes
 from tests.model import oracle
 
@@ -83,9 +94,11 @@ def test_a_corrected_row_keeps_what_was_seen_and_trains_the_other_ending():
 
 def test_a_demonstration_is_tokenised_as_it_would_be_played(policy):
   chat, result = policy.chat, episodes.crop(1)
+  # The task's image is 40 x 40, shown as 80 x 80, and the crop its upper left 30 x 30.
+  right = call_text(ToolCall(name="zoom_in", arguments={"bbox_2d": [0, 0, 60, 60]}))
   turns = (
     DemoTurn(text="wrong look", result=result, supervised=False),
-    DemoTurn(text="right look", result=result),
+    DemoTurn(text=right, result=result),
     DemoTurn(text=r"\boxed{7}", result=None),
   )
   task = episodes.task("a")
@@ -253,14 +266,29 @@ def test_packing_changes_no_log_probability(policy, config, pictures):
   assert np.abs(np.asarray(read(policy.params, blind)) - logps).max() > 1e-2
 
 
-@pytest.mark.parametrize("image, aimed", [(1, True), (2, False)])
-def test_a_look_into_a_tools_picture_has_no_aim(policy, image, aimed):
-  """Its coordinates are that picture's: the place in the task's image is not what is written."""
-  call = {"name": "zoom_in", "arguments": {"bbox_2d": [1, 2, 3, 4], "image": image}}
+@pytest.mark.parametrize("image", [1, 2])
+def test_a_call_aims_in_the_image_that_it_names(policy, image):
+  """Its coordinates are that picture's: a place in the task's image is another one."""
+  call = ToolCall(name="read_text", arguments={"bbox_2d": [10, 20, 30, 40], "image": image})
   first = DemoTurn(text="a look", result=episodes.crop(1), supervised=False)
-  second = DemoTurn(text=f"<tool_call>{json.dumps(call)}</tool_call>", result=episodes.crop(2))
-  row = batch.demo_row(Demo(task=episodes.task("a"), turns=(first, second)), policy.chat)
-  assert bool(row.aims) == aimed
+  second = DemoTurn(text=call_text(call), result=ToolResult(text="No text found."))
+  task = episodes.task("a")
+  row = batch.demo_row(Demo(task=task, turns=(first, second)), policy.chat)
+  pixels = (task.images[0], first.result.images[0].pixels)[image - 1]
+  height, width = policy.chat.shown_size(*pixels.shape[:2])
+  x, y = 10 * (20 / width - 0.5), 10 * (30 / height - 0.5)
+  (aim,) = {aim[:2] for aim in row.aims.values()}
+  assert aim == pytest.approx((x, y))
+
+
+@pytest.mark.parametrize(
+  "name, arguments",
+  [("select_frames", {"times": [1.0]}), ("image_zoom_in_tool", {"bbox_2d": [10, 20, 30, 40]})],
+)
+def test_a_call_without_a_place_of_ours_has_no_aim(policy, name, arguments):
+  text = call_text(ToolCall(name=name, arguments=arguments))
+  turn = DemoTurn(text=text, result=episodes.crop(1))
+  assert not batch.demo_row(Demo(task=episodes.task("a"), turns=(turn,)), policy.chat).aims
 
 
 def test_packed_demonstrations_keep_their_aims(config):

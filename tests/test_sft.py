@@ -223,6 +223,24 @@ def test_rows_of_a_dataset_teach_its_supervised_turns(config, policy, model_conf
     next(read(c, blind))
 
 
+def test_made_rows_come_among_those_of_a_dataset(config, policy, tmp_path):
+  """Three of four are made, as they would be by themselves; the tower's first step has as many."""
+  c = config.copy_and_resolve_references().unlock()
+  c.data.parts, c.data.look, c.data.direct, c.see_steps = 64, 1.0, 0.0, 2
+  made = [key(row) for rows in itertools.islice(read(c, policy), 3) for row in rows]
+  c.data.file = str(built(tmp_path, n=4).folder)
+  c.see_steps = 0
+  records = {key(row) for row in next(read(c, policy))}
+  c.data.made, c.see_steps = 0.75, 2
+  read_rows = [key(row) for rows in itertools.islice(read(c, policy), 3) for row in rows]
+  assert len(records) == 4 and sum(row in records for row in read_rows) == 3
+  # Two steps of four rows, of which six are made, see alone: the seventh is the first that only
+  # looks. Were the share forgotten, two more would be whole.
+  whole = [row for row in read_rows if row not in records]
+  assert whole[:6] == made[:6] and whole[6] not in made
+  assert [len(images) for _, images in whole] == [2] * 6 + [1] * 3
+
+
 def key(row):
   """What tells a record's row from others'."""
   return row.tokens.tobytes(), tuple(image.key for image in row.images)

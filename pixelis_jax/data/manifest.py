@@ -10,11 +10,13 @@ A manifest of made records is an object with exactly
   hard_negative_weight   how often a trap is sampled in training, where others are once
   pictures               folder of scripts/fetch_pictures.py, or null for none
   model                  directory of the policy in whose coordinates tools are called
+  tool_options           what tools work with where there is a choice: fields of tools.Options
 One of records that other manifests or datasets have has, beside name, seed, split and n,
   parts                  [{"manifest": FILE or "dataset": FOLDER, "share": ...}, ...]
 Paths are relative to where the command runs, as in configs.
 """
 
+import dataclasses
 import difflib
 import json
 import re
@@ -24,11 +26,12 @@ from pathlib import Path
 from pixelis_jax.data import built, sources
 from pixelis_jax.data.pictures import SPLITS
 from pixelis_jax.data.sorts import SORTS
+from pixelis_jax.tools import Options
 from pixelis_jax.types import value
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _COMMON = ("name", "seed", "split", "n")
-_MADE = ("kinds", "sorts", "hard_negative_weight", "pictures", "model")
+_MADE = ("kinds", "sorts", "hard_negative_weight", "pictures", "model", "tool_options")
 _FROM = ("manifest", "dataset")
 _LIMIT = 100_000_000  # Of records and seeds.
 _ROUNDING = 1e-6  # Of shares written as decimals.
@@ -43,6 +46,7 @@ class Recipe:
   hard_negative_weight: float
   pictures: Path | None
   model: str
+  options: Options
 
 
 @value
@@ -129,7 +133,19 @@ def _recipe(given: Mapping) -> Recipe:
     hard_negative_weight=weight,
     pictures=None if pictures is None else Path(pictures),
     model=given["model"],
+    options=_options(given["tool_options"]),
   )
+
+
+def _options(given: object) -> Options:
+  known = [field.name for field in dataclasses.fields(Options)]
+  if not isinstance(given, dict):
+    raise ValueError(f"tool_options must be an object of {known}, not {given!r}")
+  for name, choice in given.items():
+    _one_of("tool_options", name, known)
+    if not isinstance(choice, str):
+      raise ValueError(f"{name} of tool_options must be a string, not {choice!r}")
+  return Options(**given)
 
 
 def _parts(given: object, split: str, within: tuple[Path, ...]) -> tuple[Part, ...]:

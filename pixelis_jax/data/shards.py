@@ -18,6 +18,7 @@ from pixelis_jax.data.examples import Record, encode
 from pixelis_jax.data.lines import line
 from pixelis_jax.data.manifest import Manifest, Part, Recipe
 from pixelis_jax.memory.values import Writer
+from pixelis_jax.tools import Toolbox
 from pixelis_jax.tools.sight import Mistake
 from pixelis_jax.types import Demo, value
 
@@ -148,15 +149,15 @@ def make(records: Sequence[Made | Copied]) -> Shard:
 
 def _made(record: Made, tried: dict[str, int], reasons: dict[str, dict[str, int]]) -> Record:
   manifest, recipe = record.manifest, record.manifest.of
-  source = _source(
-    record.kind, manifest.split, manifest.seed, record.stride * TRIES, recipe.pictures, recipe.model
-  )
+  toolbox = sources.toolbox_of(recipe.model, recipe.options)
+  size = record.stride * TRIES
+  source = _source(record.kind, manifest.split, manifest.seed, size, recipe.pictures, toolbox)
   for number in range(record.number, record.stride * TRIES, record.stride):
     demo = source(number, record.sort)
     tried[record.kind] += 1
     if isinstance(demo, Demo):
       weight = recipe.hard_negative_weight if record.sort == sources.TRAP else 1.0
-      sizes = shown_sizes(demo.task, sources.toolbox_of(recipe.model))
+      sizes = shown_sizes(demo.task, toolbox)
       return Record(demo=_timeless(demo), sort=record.sort, weight=weight, shown=sizes)
     reasons[record.kind][demo] += 1
   told = ", ".join(f"{reason} ({n})" for reason, n in reasons[record.kind].items())
@@ -175,9 +176,9 @@ _dataset = functools.cache(Dataset.open)
 
 @functools.cache
 def _source(
-  kind: str, split: str, seed: int, size: int, pictures: Path | None, model: str
+  kind: str, split: str, seed: int, size: int, pictures: Path | None, toolbox: Toolbox
 ) -> sources.Source:
-  return sources.KINDS[kind](split, seed, size, pictures, sources.toolbox_of(model))
+  return sources.KINDS[kind](split, seed, size, pictures, toolbox)
 
 
 def _timeless(demo: Demo) -> Demo:

@@ -15,7 +15,7 @@ from pixelis_jax.chat.videos import clips_of
 from pixelis_jax.data import digits, kinds, pictures, scenes, sorts
 from pixelis_jax.data.demos import ANSWER, LABELS
 from pixelis_jax.data.tasks import DemoSource, TaskSource
-from pixelis_jax.tools import TOOLS, Toolbox
+from pixelis_jax.tools import TOOLS, USUAL, Options, Toolbox
 from pixelis_jax.types import Demo, DemoTurn
 
 GOLDEN, TRAP, CORRECTED = sorts.SORTS
@@ -59,13 +59,14 @@ KINDS: dict[str, Open] = {
 
 
 @functools.cache
-def toolbox_of(model: str) -> Toolbox:
+def toolbox_of(model: str, options: Options = USUAL) -> Toolbox:
   """Every tool, in the coordinates of the policy in this directory."""
   return Toolbox(
     tuple(TOOLS["qwen"]),
     shown_size=frame_of(model),
     shown_frames=clips_of(model),
     unit=family_of(model).unit,
+    options=options,
   )
 
 

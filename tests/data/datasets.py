@@ -21,6 +21,7 @@ def fields(**changes) -> dict:
     "hard_negative_weight": 1.5,
     "pictures": None,
     "model": MODEL,
+    "tool_options": {},
   } | changes
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pixelis_jax.data import manifest
+from pixelis_jax.tools import USUAL, Options
 from tests.data.datasets import MODEL, fields, write
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,9 @@ def test_a_manifest_is_read_as_it_is_written(tmp_path):
   assert m.of.kinds == {"framed": 0.5, "parity": 0.5}
   assert m.of.sorts == {"golden": 0.5, "corrected": 0.5}
   assert (m.of.hard_negative_weight, m.of.pictures, m.of.model) == (1.5, tmp_path, MODEL)
-  assert m.fields == fields(seed=3, pictures=str(tmp_path))
+  assert m.fields == fields(seed=3, pictures=str(tmp_path)) and m.of.options == USUAL
+  quick = manifest.read(write(tmp_path, tool_options={"tracker": "flow"}))
+  assert quick.of.options == Options(tracker="flow")
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.json")), ids=lambda f: f.stem)
@@ -59,6 +62,13 @@ def test_the_examples_in_docs_are_good(file, monkeypatch):
       "pictures 'nowhere' is no folder; scripts/fetch",
     ),
     ({"model": "nowhere"}, "model 'nowhere' must be a folder with a config.json"),
+    ({"tool_options": "flow"}, r"tool_options must be an object of \['tracker', .*, not 'flow'"),
+    (
+      {"tool_options": {"traker": "flow"}},
+      r"tool_options 'traker' \(did you mean 'tracker'\?\) must be one of",
+    ),
+    ({"tool_options": {"tracker": 1}}, "tracker of tool_options must be a string, not 1"),
+    ({"tool_options": {"tracker": "sort"}}, "tracker 'sort' must be one of"),
   ],
 )
 def test_what_is_wrong_is_named(tmp_path, changes, message):

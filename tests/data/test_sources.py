@@ -4,6 +4,7 @@ from pixelis_jax.chat.parse import parse_answer, parse_call
 from pixelis_jax.data import kinds, scenes, sorts, sources
 from pixelis_jax.data.demos import LABELS
 from pixelis_jax.data.tasks import TaskSource
+from pixelis_jax.tools import USUAL, Options
 from pixelis_jax.types import Demo
 from tests.data.datasets import MODEL
 from tests.memory.experiences import plain
@@ -66,7 +67,8 @@ def test_puzzles_are_demonstrated_with_real_tools():
 
 
 def test_the_toolbox_has_every_tool_in_the_policys_coordinates():
-  toolbox = sources.toolbox_of(MODEL)
+  toolbox = sources.toolbox_of(MODEL, Options(tracker="flow"))
+  assert toolbox.options.tracker == "flow" and sources.toolbox_of(MODEL).options == USUAL
   assert toolbox.shown_size(400, 400) == (80, 80)
   assert {"zoom_in", "read_text", "track_object"} <= {*toolbox.tools}
   call = parse_call(source("framed")(0, "golden").turns[0].text)

@@ -43,11 +43,6 @@ from pixelis_jax.evaluate import Score
 from pixelis_jax.metrics import mean_interval
 from pixelis_jax.types import Ballot, Task, Trajectory
 
-# One solved example: told the form alone, this model answers in another.
-GUIDELINES = (
-  "Write the answer as \\boxed{answer}. Example: Sara has 2 pens and gets 1 more. How many pens"
-  " does she have? 2 + 1 = 3. \\boxed{3}"
-)
 MEASURES = ("avg", "majority", "passed", "answered")
 
 
@@ -55,8 +50,8 @@ def settings(args: argparse.Namespace, model: Path, seed: int) -> Any:
   """`configs/demo.py:text` for a model this small."""
   c = demo.get_config("text").copy_and_resolve_references().unlock()
   c.seed = seed
-  c.model.path, c.model.guidelines, c.model.max_tokens = str(model), GUIDELINES, 32
-  c.limits.turns = 1
+  c.model.path, c.model.max_tokens = str(model), 48
+  c.limits.turns, c.limits.answer = 1, "number"  # It was not taught to write a box.
   c.pace = "lockstep"  # So a run is a function of its seed.
   c.samples, c.vote.voters = args.samples, ("samples",)
   c.gate.confidence, c.gate.margin = 0.0, 0.0  # Ties alone teach nothing, as there.

@@ -40,9 +40,11 @@ from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.requests import write_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.evaluate import Score
-from pixelis_jax.metrics import mean_interval
+from pixelis_jax.metrics import TRAJECTORIES_FILE, mean_interval, read_lines
 from pixelis_jax.types import Ballot, Task, Trajectory
 
+# What a seed's result depends on beside its seed.
+ASKED = ("requests", "questions", "samples", "steps", "most", "lr", "split", "model", "wheel")
 MEASURES = ("avg", "majority", "passed", "answered")
 
 
@@ -106,9 +108,9 @@ def measure(c: Any, policy: sampler.Policy, params: Any, asked: Sequence[Task]) 
 def run(args: argparse.Namespace, model: Path, seed: int) -> dict[str, Any]:
   """One seed: measured, learned, measured again. A finished one is not run again."""
   workdir = args.out / str(seed)
+  begin(workdir, {name: str(value) for name, value in vars(args).items() if name in ASKED})
   if (workdir / "result.json").exists():
     return json.loads((workdir / "result.json").read_text())
-  workdir.mkdir(parents=True, exist_ok=True)
   c = settings(args, model, seed)
   how = {"seed": seed, "steps": args.steps, "most": args.most}
   write_questions(workdir / "asked.jsonl", problems(args.split, n=args.questions, **how))
@@ -128,6 +130,16 @@ def run(args: argparse.Namespace, model: Path, seed: int) -> dict[str, Any]:
   return result
 
 
+def begin(workdir: Path, asked: dict[str, str]) -> None:
+  """ValueError where the directory was begun with other settings: results would be mixed."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = workdir / "settings.json"
+  if file.exists() and (found := json.loads(file.read_text())) != asked:
+    differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
+    raise ValueError(f"{workdir} was begun with {differ}: remove it, or name another --out")
+  file.write_text(json.dumps(asked, indent=2))
+
+
 def learned(c: Any, policy: sampler.Policy, workdir: Path, told: Sequence[Task]) -> dict[str, Any]:
   """What the stream left: parameters, updates, and how often votes on it were right.
 
@@ -140,7 +152,7 @@ def learned(c: Any, policy: sampler.Policy, workdir: Path, told: Sequence[Task])
   probe = ttrl.make_probe(c, policy, [])
   say = lambda done, signals: print(f"{done} of {len(stream)}: {signals}", flush=True)
   outcome = online.run(c, policy, policy, stream, probe, workdir / "online", say)
-  lines = online.read_lines(workdir / "online" / online.TRAJECTORIES_FILE)
+  lines = read_lines(workdir / "online" / TRAJECTORIES_FILE)
   voted = {line["id"]: line["vote"]["answer"] for line in lines if line["tag"] == "stream"}
   right = [verifiers.alike(voted[t.id], t.answer, verifier=c.vote.verifier) for t in told]
   return {

@@ -84,3 +84,10 @@ def test_a_run_that_only_measures_has_no_change(bench):
   assert rows[0] == {"measure": "avg@1", "off": (50.0, 50.0, 50.0), "on": None, "change": None}
   assert "| avg@1 | 50.0 (50.0 to 50.0) | - | - |" in bench.table(rows)
   assert "nothing was learned" in bench.verdict(rows)
+
+
+def test_results_of_other_settings_are_not_mixed(bench, tmp_path):
+  bench.begin(tmp_path / "0", {"lr": "1e-05", "steps": "1"})
+  bench.begin(tmp_path / "0", {"lr": "1e-05", "steps": "1"})
+  with pytest.raises(ValueError, match="was begun with {'lr': '1e-05'}: remove it"):
+    bench.begin(tmp_path / "0", {"lr": "2e-05", "steps": "1"})

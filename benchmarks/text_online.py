@@ -43,8 +43,13 @@ from pixelis_jax.evaluate import Score
 from pixelis_jax.metrics import TRAJECTORIES_FILE, mean_interval, read_lines
 from pixelis_jax.types import Ballot, Task, Trajectory
 
+# Asked plainly, this model goes on talking until it is cut off, which is no answer.
+GUIDELINES = "Answer in one short sentence."
 # What a seed's result depends on beside its seed.
-ASKED = ("requests", "questions", "samples", "steps", "most", "lr", "split", "model", "wheel")
+ASKED = (
+  *("model", "wheel", "split", "requests", "questions", "samples", "steps", "most"),
+  *("temperature", "guidelines", "lr"),
+)
 MEASURES = ("avg", "majority", "passed", "answered")
 
 
@@ -52,13 +57,15 @@ def settings(args: argparse.Namespace, model: Path, seed: int) -> Any:
   """`configs/demo.py:text` for a model this small."""
   c = demo.get_config("text").copy_and_resolve_references().unlock()
   c.seed = seed
-  c.model.path, c.model.max_tokens = str(model), 48
+  c.model.path, c.model.guidelines, c.model.max_tokens = str(model), args.guidelines, 32
   c.limits.turns, c.limits.answer = 1, "number"  # It was not taught to write a box.
   c.pace = "lockstep"  # So a run is a function of its seed.
-  c.samples, c.vote.voters = args.samples, ("samples",)
+  c.samples, c.temperature, c.vote.voters = args.samples, args.temperature, ("samples",)
   c.gate.confidence, c.gate.margin = 0.0, 0.0  # Ties alone teach nothing, as there.
   c.learn.requests, c.learn.contrast, c.learn.publish_every = 8, 2, 4
-  c.learn.max_tokens, c.learn.lr, c.learn.warmup = 192, args.lr, 2
+  c.learn.max_tokens = 128  # A prompt has up to 80.
+  c.learn.rows_multiple = c.learn.requests * c.learn.contrast
+  c.learn.lr, c.learn.warmup = args.lr, 2
   c.probe.canary, c.probe.rehearse, c.keep = 0, 0, 1
   return c.lock()
 
@@ -236,6 +243,8 @@ def main() -> None:
   parser.add_argument("--samples", type=int, default=8)
   parser.add_argument("--steps", type=int, default=1)
   parser.add_argument("--most", type=int, default=20)
+  parser.add_argument("--temperature", type=float, default=0.6, help="of all samples")
+  parser.add_argument("--guidelines", default=GUIDELINES, help="said after each problem")
   parser.add_argument("--lr", type=float, default=1e-5)
   parser.add_argument("--split", choices=("held_out", "dev"), default="held_out")
   parser.add_argument("--out", type=Path, default=Path("runs/text_online"))

@@ -118,6 +118,7 @@ def limits() -> ConfigDict:
   c.tokens = 320
   c.bad_calls = 1
   c.seconds = float("inf")
+  c.answer = "boxed"  # Where it is: in the last \boxed{}, or "number": the last number there is.
   return c
 
 

@@ -1,4 +1,4 @@
-"""The policy as pure functions of a parameter tree: Qwen2.5-VL, Qwen3-VL or text-only Qwen3.
+"""The policy as pure functions of a parameter tree: Qwen2.5-VL, Qwen3-VL, text-only Qwen3 or Llama.
 
 The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they are split once, here.
 """

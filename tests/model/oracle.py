@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+  LlamaConfig,
+  LlamaForCausalLM,
   PretrainedConfig,
   PreTrainedModel,
   Qwen2_5_VLConfig,
@@ -37,14 +39,16 @@ MODELS = {
   "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
   "qwen3_vl": Qwen3VLForConditionalGeneration,
   "qwen3": Qwen3ForCausalLM,
+  "llama": LlamaForCausalLM,
 }
+TEXT_CONFIGS = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
 def hf_config(*, tied: bool, family: str = "qwen2_5_vl") -> PretrainedConfig:
   """The tied and the untied model of a family differ in most fields, so that none goes unread."""
   text = _text_config(tied, family)
-  if family == "qwen3":
-    config = Qwen3Config(**text, tie_word_embeddings=tied)
+  if family in TEXT_CONFIGS:
+    config = TEXT_CONFIGS[family](**text, tie_word_embeddings=tied)
   else:
     made = Qwen2_5_VLConfig if family == "qwen2_5_vl" else Qwen3VLConfig
     config = made(
@@ -61,7 +65,10 @@ def hf_config(*, tied: bool, family: str = "qwen2_5_vl") -> PretrainedConfig:
 
 
 def _text_config(tied: bool, family: str) -> dict:
-  """Heads 4 to 2 (or 1), unequal m-RoPE sections, and in Qwen3 heads wider than width / heads."""
+  """Heads 4 to 2 (or 1), unequal m-RoPE sections, and heads wider than width / heads.
+
+  Not in Qwen2.5-VL, whose width is its heads', nor in the tied Llama, which leaves it open.
+  """
   rope = {"rope_type": "default", "rope_theta": 5e6 if tied else 1e4}
   config = {
     "vocab_size": 96,
@@ -77,8 +84,9 @@ def _text_config(tied: bool, family: str) -> dict:
   }
   if family == "qwen2_5_vl":
     return config | {"rope_parameters": rope | {"mrope_section": [1, 3, 4] if tied else [2, 3, 3]}}
-  config |= {"head_dim": 24}
-  if family == "qwen3":
+  if family != "llama" or not tied:
+    config |= {"head_dim": 24}
+  if family in TEXT_CONFIGS:
     return config | {"rope_parameters": rope}
   section = [5, 4, 3] if tied else [6, 3, 3]
   return config | {"rope_parameters": rope | {"mrope_section": section, "mrope_interleaved": True}}

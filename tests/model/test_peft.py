@@ -38,7 +38,7 @@ TOWERS = {
 }
 
 
-@pytest.fixture(scope="module", params=oracle.MODELS)
+@pytest.fixture(scope="module", params=TOWERS)
 def pair(request, tmp_path_factory) -> SimpleNamespace:
   """A model on both sides, without adapters."""
   path = tmp_path_factory.mktemp("pair") / "model"

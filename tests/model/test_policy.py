@@ -31,7 +31,13 @@ def seen(pair, *, params=None, model=None, batch=None) -> bool:
 
 
 # Each family; whether the embedding is the head, too, is one matter in all.
-KINDS = [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_vl", True), ("qwen3", True)]
+KINDS = [
+  ("qwen2_5_vl", True),
+  ("qwen2_5_vl", False),
+  ("qwen3_vl", True),
+  ("qwen3", True),
+  ("llama", False),
+]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)

@@ -47,7 +47,7 @@ METRICS: dict[str, str] = {
   "actor/kl": "k3 estimate of that KL, nats a token of rows that push; online after the update.",
   "actor/entropy": "Mean entropy of the trained tokens' distributions, nats, whatever the mode.",
   "actor/pg_clipfrac": "Share of trained tokens that a bound cut, dual clip's too, or kl_cov held.",
-  "actor/ppo_kl": "k1 estimate of the KL from the ratio's policy to the new one, nats a token.",
+  "actor/ppo_kl": "k1 estimate of the KL from the policy before to the new one, nats a token.",
   "actor/ratio_mean": "Mean probability ratio of the trained tokens, which those two make.",
   "actor/grad_norm": "Global L2 norm of the gradient before clipping.",
   "actor/lr": "Learning rate of this update.",
@@ -112,7 +112,7 @@ METRICS: dict[str, str] = {
   "perf/max_memory_allocated_gb": "GiB a device of this process has had in use; not told of CPUs.",
   "filled": "Share of the token slots of the update's batch that hold a token, 0 to 1.",
   # The online loop.
-  "majority_ratio": "Weight share of the voted answer, mean over the requests; TTRL weighs alike.",
+  "majority_ratio": "Weight share of the voted answer, mean over requests; TTRL's weigh alike.",
   "majority_voting_reward": "Share of learned-from samples whose answer is the vote's, 0 to 1.",
   "vote_confidence": "How far the votes are believed, calibrated where the config says so, mean.",
   "vote_margin": "Winner's share less the runner-up's, mean over the requests, 0 to 1.",

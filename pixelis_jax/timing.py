@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pixelis_jax.model.cost import peak
 
 TRACED = 2, 5  # Of a run's steps: the first ones compile.
+PEAK = "peak_bytes_in_use"  # In what a device tells of its memory; CPUs tell nothing.
 
 
 class Stopwatch:
@@ -135,9 +136,9 @@ class Stopwatch:
       line["perf/throughput_gen"] = self._sampled / (rollout * self._players)
     if self._peak is not None and (update := spent.get("update_actor")):
       line["perf/mfu/actor"] = self._flops / (update * devices * self._peak)
-    if known := [stats for d in self._devices if (stats := d.memory_stats())]:
-      most = max(stats["peak_bytes_in_use"] for stats in known)
-      line["perf/max_memory_allocated_gb"] = most / 2**30
+    told = [device.memory_stats() or {} for device in self._devices]
+    if peaks := [stats[PEAK] for stats in told if PEAK in stats]:
+      line["perf/max_memory_allocated_gb"] = max(peaks) / 2**30
     self._begin(now)
     return line
 

@@ -175,6 +175,14 @@ def pseudo_reward() -> ConfigDict:
   return c
 
 
+def wandb() -> ConfigDict:
+  """Whether W&B is told what metrics.jsonl is; see metrics.check_wandb."""
+  c = ConfigDict()
+  c.mode = "off"  # Or "offline": into the workdir, nothing leaves the machine; or "online".
+  c.project = "pixelis_jax"
+  return c
+
+
 def mesh() -> ConfigDict:
   """sharding.make_mesh; data -1 takes what the others leave."""
   c = ConfigDict()

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import demo, tiny_rft, tiny_sft
-from pixelis_jax import cluster, online, rft, sft
+from pixelis_jax import cluster, evaluate, online, rft, sft
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.memory.store import Memory
@@ -76,7 +76,7 @@ def logged(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 
 def losses(workdir: Path) -> list[float]:
-  return values(workdir, "loss")
+  return values(workdir, "actor/loss") or values(workdir, "train/loss")
 
 
 def values(workdir: Path, name: str) -> list[float]:
@@ -128,6 +128,9 @@ def test_two_processes_train_what_one_trains(runs):
   agree(losses(two), losses(one))
   for name in ("dynamics", "dynamics_error", "dynamics_scale"):
     agree(values(two, name), values(one, name))
+  for name in ("prompt_length", "response_length", "num_turns", "tool_call_counts"):
+    for part in ("mean", "max", "min"):  # Of all episodes, whoever played them.
+      agree(values(two, f"{name}/{part}"), values(one, f"{name}/{part}"))
   mine, theirs = weights(one), weights(two)
   assert mine.keys() == theirs.keys()
   gaps = np.concatenate([np.abs(mine[name] - theirs[name]).ravel() for name in mine])
@@ -138,7 +141,7 @@ def test_only_the_first_process_writes(runs):
   """As many lines as one process writes, and one evaluation over all questions."""
   one, two = runs
   assert [line["step"] for line in logged(two)] == [line["step"] for line in logged(one)]
-  assert values(two, "accuracy") == values(one, "accuracy")
+  assert values(two, evaluate.ACCURACY) == values(one, evaluate.ACCURACY) != []
 
 
 def test_sft_in_two_processes_is_stopped_by_telling_one(tmp_path):

@@ -116,7 +116,10 @@ def test_kl_weights_scale_each_rows_hold(policy, table_policy):
   plain, _ = grpo(policy.model)(table_policy, packed, ZERO)
   held, measured = grpo(policy.model)(table_policy, packed, np.float32(0.5))
   np.testing.assert_allclose(held - plain, 0.5 * (10 * 2 * up + down) / 3, rtol=1e-5)
-  # What is measured is unweighted, and of rows that push: here both, below only the second.
+  # The loss's parts, before the coefficient: at ratio 1 the policy's is -(2 + 2 - 1) / 3.
+  np.testing.assert_allclose(measured["pg_loss"], -1.0, rtol=1e-6)
+  np.testing.assert_allclose(measured["kl_loss"], (10 * 2 * up + down) / 3, rtol=1e-5)
+  # `kl` is unweighted, and of rows that push: here both, below only the second.
   np.testing.assert_allclose(measured["kl"], (2 * up + down) / 3, rtol=1e-5)
   rehearsed = table_batch(kl_weights=[10.0, 1.0], advantages=[0.0, -1.0]).replace(ref_logps=ref)
   _, measured = grpo(policy.model)(table_policy, rehearsed, np.float32(0.5))
@@ -165,7 +168,7 @@ def test_clip_bounds_are_the_configured_ones(policy, table_policy):
   packed = grpo_batch([[0]], [[True]], [[np.log(0.125)]], [1.0])
   value, measured = grpo(policy.model)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, -1.28, rtol=1e-6)
-  assert float(measured["clip_fraction"]) == 1.0
+  assert float(measured["pg_clipfrac"]) == 1.0
   value, _ = grpo(policy.model, clip_ratio_high=3.0)(table_policy, packed, ZERO)
   np.testing.assert_allclose(value, -2.0, rtol=1e-6)
   # At ratio 1/2 and a negative advantage the lower bound holds: 0.8.
@@ -416,7 +419,7 @@ def test_one_step_makes_rewarded_tokens_likelier(policy, played, sgd_step, state
   gained = np.where(packed.loss_mask, gained, 0.0).sum(axis=1)
   assert (np.sign(gained) == np.sign(ADVANTAGES)).all(), gained
   assert abs(float(measured["ratio_mean"]) - 1.0) < 1e-5  # old_logps are the learner's own.
-  assert float(measured["clip_fraction"]) == 0.0
+  assert float(measured["pg_clipfrac"]) == 0.0
 
 
 def test_padding_rows_change_nothing(policy, played, sgd_step, state):

@@ -64,21 +64,32 @@ def test_a_run_leaves_what_the_readme_says(finished, config):
 def test_what_votes_were_worth_is_read_when_all_is_over(config, tmp_path):
   """Of four requests two were answered, one of them right; a line a sample, a vote a request."""
   asked = online.evaluate.made(config.stream)
-  line = lambda i, answer, **vote: {
+  line = lambda i, answer, said=None, **vote: {
     "id": asked[i].id,
+    "step": 2 * (i + 1),
+    "answer": said,
     "tag": "stream",
     "vote": {"answer": answer, "confidence": 0.45, "uncalibrated": 0.85, **vote},
   }
-  lines = [line(0, asked[0].answer), line(0, asked[0].answer), line(1, None, confidence=0.55)]
+  truth = asked[0].answer
+  lines = [line(0, truth), line(0, truth, said=truth), *[line(1, None, confidence=0.55)] * 2]
   lines.append({**line(2, "wrong"), "tag": "shifted_after"})
   (tmp_path / "trajectories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
   # Before: 1 of 2 right at 0.85. After: one right at 0.45, in another bin one wrong at 0.55.
   got = online._reliability(config, tmp_path)
-  assert got == pytest.approx({"label_accuracy": 0.5, "ece_before": 0.35, "ece_after": 0.55})
+  # By the vote as by the label one of the first two samples is paid, and none of the others.
+  first = {"label_accuracy": 1.0, "reward_accuracy": 1.0, "ground_truth_ratio": 0.5, "pass@2": 1.0}
+  second = {"label_accuracy": 0.0, "reward_accuracy": 1.0, "ground_truth_ratio": 0, "pass@2": 0}
+  mean = {name: (value + second[name]) / 2 for name, value in first.items()}
+  assert got == pytest.approx({**mean, "ece_before": 0.35, "ece_after": 0.55})
   c = config.copy_and_resolve_references().unlock()
   c.calibration.method = "none"
   got = online._reliability(c, tmp_path)
   assert (got["ece_before"], got["ece_after"]) == (pytest.approx(0.55), None)
+  # By arrival, and once though it was read twice: a run that is killed here reads it again.
+  logged = [json.loads(x) for x in (tmp_path / "labels/metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in logged] == [2, 4]
+  assert logged[0].items() >= first.items() and logged[1].items() >= second.items()
   c.requests = "some.jsonl"  # Nobody knows the answers.
   assert set(online._reliability(c, tmp_path).values()) == {None}
 

@@ -57,7 +57,7 @@ def straight(config, tmp_path_factory):
 
 def logged(workdir, name="metrics.jsonl"):
   lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-  timeless = lambda line: {k: v for k, v in line.items() if "time" != k and "second" not in k}
+  timeless = lambda line: {k: v for k, v in line.items() if not k.startswith(("tim", "perf/"))}
   return [timeless(line) for line in lines]
 
 
@@ -66,12 +66,18 @@ def test_a_run_learns_from_its_own_samples(config, straight, policy):
   assert int(state.step) == config.optimizer.steps == 4
   lines = logged(workdir)
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
-  steps = [line for line in lines if "loss" in line]
+  steps = [line for line in lines if "actor/loss" in line]
   assert steps, "no group had two outcomes: the test says nothing"
   for line in steps:
-    assert line["skipped"] == 0.0 and 0 < line["grad_norm"] < np.inf
+    assert line["actor/skipped"] == 0.0 and 0 < line["actor/grad_norm"] < np.inf
     # The learner's probabilities of the tokens are the sampler's.
-    assert line["ratio_mean"] == pytest.approx(1.0, abs=1e-5) and line["clip_fraction"] == 0.0
+    assert line["actor/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert line["actor/pg_clipfrac"] == 0.0
+    assert line["actor/loss"] == pytest.approx(line["actor/pg_loss"], abs=1e-7)  # kl_coef is 0.
+    assert line["critic/score/mean"] == line["task"] and line["tool_call_counts/max"] >= 0
+    # A turn has up to 3 tokens here, an episode two turns, that is up to four of the chat.
+    assert 1 <= line["response_length/min"] <= line["response_length/mean"]
+    assert 2 <= line["num_turns/min"] <= line["num_turns/mean"] <= line["num_turns/max"] <= 4
   assert max_difference(state.params, policy.params) > 1e-5
   assert (workdir / "model" / "model.safetensors").exists()
   assert [line["step"] for line in logged(workdir, "trajectories.jsonl")] == [1, 2, 3, 4]
@@ -145,8 +151,13 @@ def test_the_reference_is_the_base_without_adapters(
   lora_config, lora_run, policy, monkeypatch, tmp_path
 ):
   """At the first step B is zero and the KL with it; what is compared with must not move later."""
-  steps = [line for line in logged(lora_run[0]) if "kl" in line]
-  assert len(steps) > 1 and steps[0]["kl"] < 1e-7 < steps[-1]["kl"]
+  steps = [line for line in logged(lora_run[0]) if "actor/kl" in line]
+  assert len(steps) > 1 and steps[0]["actor/kl"] < 1e-7 < steps[-1]["actor/kl"]
+  # Of all tokens, as all rows push and weigh 1; the loss has a tenth of it.
+  for line in steps:
+    assert line["actor/kl_loss"] == pytest.approx(line["actor/kl"], rel=1e-5, abs=1e-9)
+    whole = line["actor/pg_loss"] + 0.1 * line["actor/kl_loss"]
+    assert line["actor/loss"] == pytest.approx(whole, rel=1e-5, abs=1e-7)
   seen, make_logps = [], rft.learner.make_logps
 
   def spied(model, *how, **options):
@@ -221,7 +232,11 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
   saved.close()
   assert (curriculum["stage"], curriculum["steps"]) == ("goal", 2)
   # Sampler and learner are one program: there is next to nothing to correct.
-  weights = [line["rollout_is_mean"] for line in logged(tmp_path / "run") if "loss" in line]
+  weights = [
+    line["rollout_corr/rollout_is_mean"]
+    for line in logged(tmp_path / "run")
+    if "actor/loss" in line
+  ]
   assert weights and weights == pytest.approx([1.0] * len(weights), abs=1e-5)
   learned = state.params
   assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
@@ -247,13 +262,14 @@ def test_summary_is_means_over_trajectories():
     result=ToolResult(text="seen"),
   )
   end = Step(completion=fakes.completion("y"))
-  episode = lambda *steps: Trajectory(
-    task=fakes.task("a"), steps=steps, status=Status.NO_ANSWER, answer=None
+  episode = lambda status, *steps: Trajectory(
+    task=fakes.task("a"), steps=steps, status=status, answer=None
   )
-  played = [episode(look, look, end), episode(end)]
+  played = [episode(Status.NO_ANSWER, look, look, end), episode(Status.OUT_OF_TOKENS, end)]
   rewards = [Reward(task=1.0, curiosity=0.5), Reward(format=1.0)]
   weights = {"task": 0.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0}
-  expected = {"task": 0.5, "format": 0.5, "curiosity": 0.25, "tool_rate": 0.5, "calls": 1.0}
+  expected = {"task": 0.5, "format": 0.5, "curiosity": 0.25, "rapr": 0.5}
+  expected["response_length/clip_ratio"] = 0.5  # The second episode was cut off.
   assert rft.summary(rewards, weights, played) == expected
 
 
@@ -327,12 +343,12 @@ def test_rollouts_elsewhere_are_played_with_weights_of_a_known_age(split):
 
 def test_what_an_old_policy_sampled_is_weighed(split):
   """The ratio is taken to the weights that the update starts from, and so is 1 at any age."""
-  steps = [line for line in logged(split[0]) if "loss" in line]
+  steps = [line for line in logged(split[0]) if "actor/loss" in line]
   assert [line["staleness"] for line in steps] == [0, 1, 0, 1]
-  away = [abs(line["rollout_is_mean"] - 1) for line in steps]
+  away = [abs(line["rollout_corr/rollout_is_mean"] - 1) for line in steps]
   # After step 0, at a rate of 0, nothing had moved.
   assert max(away[:3]) < 1e-5 and away[3] > 1e-4
-  assert [line["ratio_mean"] for line in steps] == pytest.approx([1.0] * 4, abs=1e-5)
+  assert [line["actor/ratio_mean"] for line in steps] == pytest.approx([1.0] * 4, abs=1e-5)
 
 
 def test_a_run_that_is_behind_resumes_bit_for_bit(split_config, split, tmp_path):

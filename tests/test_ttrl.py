@@ -442,7 +442,7 @@ def test_a_question_teaches_so_often_and_no_more(policy, learner):
   pushes = [push for _, push, _ in pushing(learn, *twice, twice[0], other)]
   assert [push > 0 for push in pushes] == [True, True, False, True]
   measured = learn.update(twice)  # Neither may teach again: nothing is computed.
-  assert (learn.applied, learn.refused) == (0, 1) and "kl" not in measured
+  assert (learn.applied, learn.refused) == (0, 1) and "actor/kl" not in measured
   assert list(learner()._fresh([*twice, *twice])) == [True] * 4
 
 
@@ -487,7 +487,7 @@ def test_the_kl_guard_refuses_and_the_old_state_stands(policy, learner):
   learn = learner(kl__limit=0.0, learn__lr=0.1)
   before = learn.state
   measured = learn.update([experience(policy, unlabelled("a"), {0})])
-  assert measured["kl"] > 0.0 and (learn.applied, learn.refused) == (0, 1)
+  assert measured["actor/kl"] > 0.0 and (learn.applied, learn.refused) == (0, 1)
   assert learn.state is before
 
 

@@ -157,17 +157,17 @@ class Batch:
   """Rows of tokens and images, as our model takes them; `rows` are unpadded (tokens, images)."""
 
   rows: Sequence[tuple[np.ndarray, Sequence[Patches]]]
-  tokens: jnp.ndarray
-  positions: jnp.ndarray
-  sources: jnp.ndarray
-  segments: jnp.ndarray
+  tokens: np.ndarray
+  positions: np.ndarray
+  sources: np.ndarray
+  segments: np.ndarray
   vision: VisionInputs | None
 
   @property
   def valid(self) -> np.ndarray:
-    return np.asarray(self.segments) != 0
+    return self.segments != 0
 
-  def arguments(self, features: jnp.ndarray) -> tuple:
+  def arguments(self, features: jax.Array | np.ndarray) -> tuple:
     """Of `Model.hidden`, where all rows are one block with these features [F, W]."""
     return self.tokens, self.positions, features[None], self.sources, self.segments
 
@@ -194,8 +194,7 @@ def batch(config: ModelConfig, rows, *, length: int, left: Sequence[bool], patch
   vision = None
   if config.vision is not None:
     vision = layout.vision_inputs(images, config.vision, rows=len(images) + 1, patches=patches)
-  arrays = (jnp.asarray(x) for x in (tokens, positions, sources, segments))
-  return Batch(rows, *arrays, vision)
+  return Batch(rows, tokens, positions, sources, segments, vision)
 
 
 def two_rows(config: ModelConfig) -> Batch:
@@ -217,7 +216,7 @@ def two_rows(config: ModelConfig) -> Batch:
 
 @functools.lru_cache(maxsize=16)
 def tower(model: Model):
-  return jax.jit(model.encode)
+  return jax.jit(lambda params, vision: model.encode(params, vision))
 
 
 @functools.lru_cache(maxsize=16)

@@ -168,17 +168,12 @@ def test_a_wrong_config_is_seen(pair, part, change):
 
 
 def flat_positions(batch):
-  count = batch.tokens.shape[1]
-  flat = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None, None], batch.positions.shape)
-  return dataclasses.replace(batch, positions=flat)
+  flat = np.arange(batch.tokens.shape[1], dtype=np.int32)
+  return dataclasses.replace(batch, positions=np.broadcast_to(flat, batch.positions.shape))
 
 
 def seen_padding(batch):
-  return dataclasses.replace(batch, segments=jnp.ones_like(batch.segments))
-
-
-def swapped_images(batch):
-  return dataclasses.replace(batch, sources=jnp.where(batch.sources < 0, -1, batch.sources[::-1]))
+  return dataclasses.replace(batch, segments=np.ones_like(batch.segments))
 
 
 def with_vision(**changes):

@@ -111,9 +111,13 @@ def test_an_adapter_of_peft_gives_the_same_logits(pair, tmp_path, settings):
   expected = by_peft(pair, tmp_path, **settings)
   model, params = load_adapter(tmp_path, pair.model, pair.params)
   assert np.abs(expected - ours(pair, pair.model, pair.params)).max() > 1000 * TOLERANCE
-  assert_allclose(ours(pair, model, params), expected, atol=TOLERANCE)
+  # Of Qwen2.5-VL's tower the MLPs have the decoder's names, and so adapters.
+  features = None if pair.family == "qwen2_5_vl" else pair.features
+  got = oracle.logits(model, params, pair.batch, features)
+  assert_allclose(got, expected, atol=TOLERANCE)
   # And so do the merged weights.
-  assert_allclose(ours(pair, pair.model, lora.merge(params)), expected, atol=TOLERANCE)
+  got = oracle.logits(pair.model, lora.merge(params), pair.batch, features)
+  assert_allclose(got, expected, atol=TOLERANCE)
 
 
 def test_every_linear_layer_may_be_adapted(pair, tmp_path):

@@ -106,21 +106,28 @@ def lora_config(config):
 
 @pytest.fixture(scope="module")
 def lora_run(lora_config, tmp_path_factory):
-  """(workdir, final state, what the step was given as its base) of a run from 0 to 4."""
-  workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], rft.learner.parts
+  """(workdir, final state, the step's base, [the reference's weights]) of a run from 0 to 4."""
+  workdir, bases, references = tmp_path_factory.mktemp("lora") / "run", [], []
+  parts, make_logps = rft.learner.parts, rft.learner.make_logps
 
   def spied(model, params):
     bases.append(parts(model, params)[1])
     return parts(model, params)
 
+  def compared(model, *how, **options):
+    assert model.lora is None
+    compute = make_logps(model, *how, **options)
+    return lambda params, inputs: references.append(params) or compute(params, inputs)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rft.learner, "parts", spied)
+    patch.setattr(rft.learner, "make_logps", compared)
     state = rft.main(lora_config, workdir)
-  return workdir, state, bases[0]
+  return workdir, state, bases[0], references
 
 
 def test_adapters_alone_are_trained_and_saved(lora_run, policy):
-  workdir, state, base = lora_run
+  workdir, state, base, _ = lora_run
   last = lambda tree: [path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(tree)]
   moments = [x for x in jax.tree_util.tree_leaves_with_path(state.opt_state) if x[1].ndim]
   adapters = state.params
@@ -137,7 +144,7 @@ def test_adapters_alone_are_trained_and_saved(lora_run, policy):
 
 
 def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path):
-  workdir, state, _ = lora_run
+  workdir, state, *_ = lora_run
   killed = tmp_path / "killed"
   shutil.copytree(workdir, killed)
   shutil.rmtree(killed / "checkpoints" / "4")
@@ -147,30 +154,18 @@ def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path
   assert logged(killed) == logged(workdir)
 
 
-def test_the_reference_is_the_base_without_adapters(
-  lora_config, lora_run, policy, monkeypatch, tmp_path
-):
+def test_the_reference_is_the_base_without_adapters(lora_run, policy):
   """At the first step B is zero and the KL with it; what is compared with must not move later."""
-  steps = [line for line in logged(lora_run[0]) if "actor/kl" in line]
+  workdir, _, _, references = lora_run
+  steps = [line for line in logged(workdir) if "actor/kl" in line]
   assert len(steps) > 1 and steps[0]["actor/kl"] < 1e-7 < steps[-1]["actor/kl"]
   # Of all tokens, as all rows push and weigh 1; the loss has a tenth of it.
   for line in steps:
     assert line["actor/kl_loss"] == pytest.approx(line["actor/kl"], rel=1e-5, abs=1e-9)
     whole = line["actor/pg_loss"] + 0.1 * line["actor/kl_loss"]
     assert line["actor/loss"] == pytest.approx(whole, rel=1e-5, abs=1e-7)
-  seen, make_logps = [], rft.learner.make_logps
-
-  def spied(model, *how, **options):
-    assert model.lora is None
-    compute = make_logps(model, *how, **options)
-    return lambda params, inputs: seen.append(params) or compute(params, inputs)
-
-  monkeypatch.setattr(rft.learner, "make_logps", spied)
-  c = lora_config.copy_and_resolve_references().unlock()
-  c.optimizer.steps = 2
-  rft.main(c, tmp_path / "run")
-  assert seen and all(params is seen[0] for params in seen)
-  assert max_difference(seen[0], policy.params) == 0.0
+  assert len(references) == len(steps) and all(params is references[0] for params in references)
+  assert max_difference(references[0], policy.params) == 0.0
 
 
 def looked(trajectory: Trajectory) -> Trajectory:

@@ -17,6 +17,7 @@ from pixelis_jax.sampler import load_policy
 from tests.episodes import max_difference
 
 
+@jax.jit
 def moved(params, by):
   return jax.tree.map(lambda x: x + by, params)
 

@@ -29,6 +29,7 @@ def config(model_config):
   c = tiny_sft.get_config("debug").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed, c.model.max_tokens = model_config.path, 0, 3
   c.limits.turns, c.eval.n = 2, 2
+  c.data.parts = 0  # All batches are as large: one program.
   c.mesh.data = 1  # Meshes: test_meshes.py, test_cluster.py.
   return c.lock()
 
@@ -151,11 +152,13 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
 
 
 def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy):
-  batches = list(itertools.islice(read(config, policy), 3))
-  data = read(config, policy)
+  c = config.copy_and_resolve_references().unlock()
+  c.data.parts = 8  # The second batch's: after the tower's step, before whole demonstrations.
+  batches = list(itertools.islice(read(c, policy), 3))
+  data = read(c, policy)
   next(data)
   position = json.loads(json.dumps(data.get_state()))  # What a checkpoint keeps is JSON.
-  other = read(config, policy)
+  other = read(c, policy)
   other.set_state(position)
   for one, two in zip(batches[1:], other, strict=False):
     for a, b in zip(one, two, strict=True):

@@ -63,7 +63,7 @@ def settings(args: argparse.Namespace, model: Path, seed: int) -> Any:
   c.samples, c.temperature, c.vote.voters = args.samples, args.temperature, ("samples",)
   c.gate.confidence, c.gate.margin = 0.0, 0.0  # Ties alone teach nothing, as there.
   c.learn.requests, c.learn.contrast, c.learn.publish_every = 8, 2, 4
-  c.learn.max_tokens = 128  # A prompt has up to 80.
+  c.learn.max_tokens = 512  # Room; rows are padded to the longest, here to 96 or 128.
   c.learn.rows_multiple = c.learn.requests * c.learn.contrast
   c.learn.lr, c.learn.warmup = args.lr, 2
   c.probe.canary, c.probe.rehearse, c.keep = 0, 0, 1

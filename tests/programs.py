@@ -2,8 +2,15 @@
 
 import sys
 
-# Transformers imports torch where it is installed: 3 of 8 seconds, for nothing that we use.
-WITHOUT_TORCH = 'import runpy, sys; sys.modules["torch"] = None\n'
+# Transformers imports torch where it is installed: 3 of 8 seconds, for nothing that we use. Others
+# only look whether it is there, which None would not tell them.
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+import tensorboardX
+from transformers import AutoTokenizer
+del sys.modules["torch"]
+"""
 
 
 def program(name: str, *, before: str = "") -> list[str]:

@@ -211,20 +211,23 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--most", type=float, default=12.0, help="GiB of a reference's temporaries")
   parser.add_argument("--out", type=Path, help="the rows as JSON")
   args = parser.parse_args(argv)
+  cases = [
+    (op, name, direction)
+    for op in args.ops
+    for name in args.specs
+    if name in OPS[op][0]
+    for direction in ("forward", "backward")[: 1 + bool(OPS[op][2])]
+  ]
+  if not cases:
+    parser.error(f"no op of {args.ops} has a spec of {args.specs}")
   peak = machine(args.repeats)
   device = jax.devices()[0].device_kind
   print(f"{device}: product {peak[0] / 1e9:.0f} GFLOP/s, copy {peak[1] / 1e9:.1f} GB/s")
   print(f"{'op':16} {'spec':22} {'pass':8} {'ms':>9} {'roofline':>8} {'MiB':>8}  beside it")
-  rows = []
-  for op in args.ops:
-    for name in (name for name in args.specs if name in OPS[op][0]):
-      for direction in ("forward", "backward")[: 1 + bool(OPS[op][2])]:
-        most = int(args.most * GIB)
-        row = measure(op, name, direction, peak=peak, most=most, repeats=args.repeats)
-        rows.append(row)
-        print(shown(row), flush=True)
-  if not rows:
-    parser.error(f"no op of {args.ops} has a spec of {args.specs}")
+  rows, most = [], int(args.most * GIB)
+  for case in cases:
+    rows.append(measure(*case, peak=peak, most=most, repeats=args.repeats))
+    print(shown(rows[-1]), flush=True)
   if args.out:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"device": device, "product": peak[0], "copy": peak[1], "repeats": args.repeats}

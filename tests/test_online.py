@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import pytest
 from PIL import Image
 
 from configs import demo
-from pixelis_jax import online
+from pixelis_jax import online, sampler
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
 from tests import fakes
 from tests.conftest import CACHE
+from tests.programs import program
 
 ROOT = Path(__file__).parents[1]
 KEYS = (
@@ -30,11 +30,19 @@ KEYS = (
 
 @pytest.fixture(scope="module")
 def config(model_config):
-  c = demo.get_config("debug").copy_and_resolve_references().unlock()
+  # One kind of question: prompts that are as long share their programs.
+  c = demo.get_config("debug/framed").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed = model_config.path, 0
   c.limits.turns, c.baseline, c.memory.backend = 2, False, "exact"
   c.calibration.method = "platt"
   return c.lock()
+
+
+@pytest.fixture(scope="module")
+def policy(config):
+  """As `finished` has it, so that its programs are there."""
+  answering, _ = online.meshes(config)
+  return sampler.load_policy(config.model, mesh=answering)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +232,7 @@ def test_a_missing_model_is_named(config, tmp_path):
 def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   """Killed after the first replies and continued: each request is in memory once."""
   workdir = tmp_path / "run"
-  command = [sys.executable, "-m", "pixelis_jax.online", "--config=configs/demo.py:debug"]
+  command = [*program("online"), "--config=configs/demo.py:debug/framed"]
   command += [f"--workdir={workdir}", f"--config.model.path={config.model.path}"]
   command += ["--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.calibration.method=platt"]
@@ -232,7 +240,8 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
   again = config.copy_and_resolve_references().unlock()  # The same, in this process.
   again.stream.n, again.gate.confidence, again.gate.margin = 16, 0.0, 0.0
-  env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+  # As many devices as here, as programs are kept for: it finds what `finished` has compiled.
+  env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_NUM_CPU_DEVICES": "8"}
   quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
   child = subprocess.Popen(command, cwd=ROOT, env=env, **quiet)
   metrics = workdir / "metrics.jsonl"

@@ -22,7 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import demo, tiny_rft, tiny_sft
-from pixelis_jax import cluster, online, rft, sft
+from pixelis_jax import cluster, evaluate, online, rft, sft
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.memory.store import Memory

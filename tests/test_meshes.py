@@ -68,14 +68,25 @@ def grpo_batch(policy: sampler.Policy, played, *, packed: bool = False) -> batch
   )
 
 
-def update(policy: sampler.Policy, packed: batch.GrpoBatch):
-  """(state, measured) after one step held to the policy's own reference."""
+COMPILED = {}
+
+
+def compiled(policy: sampler.Policy, packed: batch.GrpoBatch):
+  """(the compiled step of such a batch, what it is given): once a model and shape."""
   state = learner.init_state(policy.params, optax.sgd(1.0), seed=0)
   # A reference that differs, so that the KL has a gradient.
   packed = packed.replace(ref_logps=packed.old_logps - np.float32(0.1))
-  return grpo_step(policy.model)(
-    state, sharding.put_rows(packed, policy.model.mesh), np.float32(0.5)
-  )
+  given = state, sharding.put_rows(packed, policy.model.mesh), np.float32(0.5)
+  key = policy.model, str(jax.tree.map(np.shape, packed))
+  if key not in COMPILED:
+    COMPILED[key] = grpo_step(policy.model).lower(*given).compile()
+  return COMPILED[key], given
+
+
+def update(policy: sampler.Policy, packed: batch.GrpoBatch):
+  """(state, measured) after one step held to the policy's own reference."""
+  step, given = compiled(policy, packed)
+  return step(*given)
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +174,8 @@ def test_a_layer_is_gathered_when_it_is_used_and_never_the_whole_tree(policy, pl
   Gathered stacks of layers would be several times that.
   """
   sharded = on(policy, (1, 8, 1))
-  state = learner.init_state(sharded.params, optax.sgd(1.0), seed=0)
-  packed = sharding.put_rows(grpo_batch(sharded, played), sharded.model.mesh)
-  step = grpo_step(sharded.model).lower(state, packed, np.float32(0.5))
-  text = step.compile().as_text()
+  step, _ = compiled(sharded, grpo_batch(sharded, played))
+  text = step.as_text()
   leaves = jax.tree_util.tree_leaves_with_path(sharded.params)
   stacked = lambda path: any(getattr(e, "key", None) in ("layers", "blocks") for e in path)
   single = [x.nbytes // (len(x) if stacked(path) else 1) for path, x in leaves]

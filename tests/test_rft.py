@@ -38,6 +38,7 @@ def config(model_config):
   c.limits.turns, c.eval.n = 2, 2
   c.mesh.data = 1  # Meshes: test_meshes.py, test_cluster.py.
   c.model.rows_multiple = c.rows_multiple = 8  # All rows of a step, always: few programs.
+  c.optimizer.lr = 1e-3  # So that an update more or less shows.
   return c.lock()
 
 
@@ -281,7 +282,6 @@ def split_config(config):
   c = config.copy_and_resolve_references().unlock()
   c.staleness, c.rollout_mesh.data = 1, 1
   c.grpo.rollout_correction.rollout_is = "token"
-  c.optimizer.lr = 1e-3  # So that an update more or less shows.
   return c.lock()
 
 
@@ -289,7 +289,7 @@ def split_config(config):
 def split(split_config, tmp_path_factory):
   """(workdir, final state, [what each rollout was played with], {updates: a weight after them})."""
   workdir, bound, after = tmp_path_factory.mktemp("split") / "run", [], {}
-  bind, make_step = rft.sampler.Sampler.bind, rft.learner.make_step
+  bind, make_step = rft.sampler.Sampler.bind, rft.make_step
   weight = lambda params: np.array(params["text"]["layers"]["mlp"]["up"]["kernel"])
   where = lambda tree: {d.id for x in jax.tree.leaves(tree) for d in x.devices()}
 
@@ -304,19 +304,19 @@ def split(split_config, tmp_path_factory):
 
     return spied if how["temperature"] else generate
 
-  def spied_make_step(*args, **options):
-    step = make_step(*args, **options)
+  def spied_make_step(c, model):
+    step, *others = make_step(c, model)
 
     def spied(state, packed, *rest):
       after[int(state.step)] = weight(state.params)
       assert where((state.params, packed)) == {0}
       return step(state, packed, *rest)
 
-    return spied
+    return spied, *others
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rft.sampler.Sampler, "bind", spied_bind)
-    patch.setattr(rft.learner, "make_step", spied_make_step)
+    patch.setattr(rft, "make_step", spied_make_step)
     state = rft.main(split_config, workdir)
   return workdir, state, bound, after
 

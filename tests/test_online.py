@@ -236,17 +236,17 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command += [f"--workdir={workdir}", f"--config.model.path={config.model.path}"]
   command += ["--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.calibration.method=platt"]
-  command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
+  command += ["--config.stream.n=12", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
   again = config.copy_and_resolve_references().unlock()  # The same, in this process.
-  again.stream.n, again.gate.confidence, again.gate.margin = 16, 0.0, 0.0
+  again.stream.n, again.gate.confidence, again.gate.margin = 12, 0.0, 0.0
   # As many devices as here, as programs are kept for: it finds what `finished` has compiled.
   env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_NUM_CPU_DEVICES": "8"}
   quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
   child = subprocess.Popen(command, cwd=ROOT, env=env, **quiet)
   metrics = workdir / "metrics.jsonl"
   deadline = time.monotonic() + 240
-  while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+  while not (metrics.exists() and "\n" in metrics.read_text()):
     assert child.poll() is None and time.monotonic() < deadline, "no reply before the kill"
     time.sleep(0.02)
   child.send_signal(signal.SIGKILL)
@@ -254,15 +254,15 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   dim = 2 * policy.model.config.text.width
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     answered, state = memory.ids(), memory.get_state("stream")
-  assert 8 <= len(answered) == state["next"] < 16
+  assert 4 <= len(answered) == state["next"] < 12
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
   published = checkpoints.latest_step()
   checkpoints.close()
   result = online.main(again.lock(), workdir)
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     ids = memory.ids()
-  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 16
+  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 12
   applied = result["updates_applied"] + result["updates_refused"]
   assert applied >= (published or 0)
   steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-  assert steps == sorted(set(steps)) == list(np.arange(4, 17, 4))
+  assert steps == sorted(set(steps)) == list(np.arange(4, 13, 4))

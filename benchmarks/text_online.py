@@ -34,7 +34,7 @@ from record import record  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import online, sampler, ttrl
-from pixelis_jax.algo import verifiers, voting
+from pixelis_jax.algo import pseudo_rewards, verifiers, voting
 from pixelis_jax.data.arithmetic import problems, write_questions
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.requests import write_requests
@@ -75,15 +75,15 @@ def outcomes(asked: Sequence[Task], groups: Sequence[Sequence[Trajectory]]) -> d
 
   And whether one of them is, and the share of samples with an answer.
   """
-  equal = lambda said, task: verifiers.alike(said, task.answer, verifier="equal")
   found: dict[str, list] = {name: [] for name in MEASURES}
   for task, group in zip(asked, groups, strict=True):
-    right = [equal(t.answer, task) for t in group]
-    vote = voting.majority([Ballot(answer=t.answer, weight=1.0, view="samples") for t in group])
-    found["avg"].append(float(np.mean(right)))
-    found["majority"].append(float(equal(vote.answer, task)))
-    found["passed"].append(float(any(right)))
-    found["answered"].append(float(np.mean([t.answer is not None for t in group])))
+    answers = [t.answer for t in group]
+    vote = voting.majority([Ballot(answer=a, weight=1.0, view="samples") for a in answers])
+    worth = pseudo_rewards.by_label(answers, vote.answer, task.answer, verifier="equal")
+    found["avg"].append(worth["ground_truth_ratio"])
+    found["majority"].append(worth["label_accuracy"])
+    found["passed"].append(worth[f"pass@{len(answers)}"])
+    found["answered"].append(float(np.mean([a is not None for a in answers])))
   return found
 
 

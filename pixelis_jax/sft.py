@@ -65,10 +65,11 @@ def rows(
     )
   if not c.data.file:
     return _batches(_made(c, policy, blind, 1.0), c)
-  parts = {_of_file(c, policy, curriculum): 1.0 - c.data.made}
-  if c.data.made:
-    parts[_made(c, policy, blind, c.data.made)] = c.data.made
-  return _batches(grain.MapDataset.mix([*parts], weights=[*parts.values()]), c)
+  read, share = _of_file(c, policy, curriculum), c.data.made
+  if share:
+    made = _made(c, policy, blind, share)
+    read = grain.MapDataset.mix([read, made], weights=[1.0 - share, share])
+  return _batches(read, c)
 
 
 def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -> grain.MapDataset:

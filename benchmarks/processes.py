@@ -27,6 +27,7 @@ import numpy as np
 from record import ROOT, record  # The file beside this one.
 from safetensors.numpy import load_file
 
+from pixelis_jax.evaluate import ACCURACY
 from pixelis_jax.runs import save_checkpoint
 
 TRAINING = ["--config.optimizer.steps=2", "--config.eval.n=3"]
@@ -94,18 +95,22 @@ def lines(workdir: Path) -> list[dict[str, float]]:
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def logged(workdir: Path, name: str) -> list[float]:
+  return [line[name] for line in lines(workdir) if name in line]
+
+
 def train(program: str, workdir: Path, count: int) -> dict:
   """Losses, scores and weights of a run; one that has ended before is not run again."""
   ended = workdir / ("result.json" if program == "online" else "model/model.safetensors")
   if not ended.exists():
     wait(start(program, workdir, count, *ARGUMENTS[program]), workdir, 900)
   if program == "online":
-    losses = [line["loss"] for line in lines(workdir / "learn") if "loss" in line]
+    losses = logged(workdir / "learn", "actor/loss")
     save_checkpoint(workdir, workdir)
     scores = [answers(workdir), accuracies(json.loads(ended.read_text()))]
   else:
-    losses = [line["loss"] for line in lines(workdir) if "loss" in line]
-    scores = [line["accuracy"] for line in lines(workdir) if "accuracy" in line]
+    losses = logged(workdir, "train/loss" if program == "sft" else "actor/loss")
+    scores = logged(workdir, ACCURACY)
   weights = load_file(workdir / "model" / "model.safetensors")
   return {"losses": np.array(losses), "scores": scores, "weights": weights}
 

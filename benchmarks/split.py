@@ -27,7 +27,7 @@ from record import ROOT, record  # noqa: E402 - the file beside this one.
 from configs import tiny_rft  # noqa: E402
 from pixelis_jax import plan, rft, sampler  # noqa: E402
 
-PARTS = ("seconds", "seconds_rollout", "seconds_update", "seconds_wait")
+PARTS = ("timing_s/step", "timing_s/gen", "timing_s/update_actor", "timing_s/wait")
 # (mesh, rollout_mesh): sizes of data, fsdp, tensor.
 LAYOUTS = (((1, 1, 1), (1, 1, 1)), ((1, 4, 1), (2, 1, 2)), ((1, 4, 1), (4, 1, 1)))
 
@@ -52,7 +52,7 @@ def seconds(c: Any, workdir: Path, compiled: int) -> dict[str, float]:
   shutil.rmtree(workdir, ignore_errors=True)
   rft.main(c, workdir)
   lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-  steps = [line for line in lines if "seconds" in line and line["step"] > compiled]
+  steps = [line for line in lines if "timing_s/step" in line and line["step"] > compiled]
   return {name: statistics.median(line.get(name, 0.0) for line in steps[:-1]) for name in PARTS}
 
 

@@ -118,6 +118,7 @@ def limits() -> ConfigDict:
   c.tokens = 320
   c.bad_calls = 1
   c.seconds = float("inf")
+  c.answer = "boxed"  # Where it is: in the last \boxed{}, or "number": the last number there is.
   return c
 
 
@@ -171,6 +172,14 @@ def pseudo_reward() -> ConfigDict:
   c.rule = "agreement"  # TTRL's; or soft (TTRV), scrl, evol.
   c.entropy = 0.75  # Of soft.
   c.share, c.margin, c.rare, c.uncertainty = 0.375, 0.125, 0.125, 0.1  # Of scrl.
+  return c
+
+
+def wandb() -> ConfigDict:
+  """Whether W&B is told what metrics.jsonl is; see metrics.check_wandb."""
+  c = ConfigDict()
+  c.mode = "off"  # Or "offline": into the workdir, nothing leaves the machine; or "online".
+  c.project = "pixelis_jax"
   return c
 
 

@@ -113,6 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.probe.rehearse = 28  # Rows an update: 64 with 2 + 1 of each experience.
   c.probe.weight = 80.0  # Of their KL.
   c.keep = 2
+  c.wandb = common.wandb()
   if arg == "debug":
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1

@@ -85,6 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.log_every = 1
   c.save_every = 6
   c.keep = 2
+  c.wandb = common.wandb()
   c.profile = False  # A profiler's trace of three steps, in `profile` in the workdir.
   if arg in RECIPES and arg != "dynamics":
     c.grpo.adv_estimator = "grpo"

@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.log_every = 20
   c.save_every = 250
   c.keep = 2
+  c.wandb = common.wandb()
   c.profile = False  # A profiler's trace of three steps, in `profile` in the workdir.
   if arg.startswith("tools"):
     common.all_tools(c, c.eval)

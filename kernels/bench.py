@@ -9,10 +9,12 @@ large matrix product, measured in the same run, and of what the bytes of the spe
 of a large copy; operations and bytes are counted from the spec, for a backward pass 3.5 and 3 times
 those of the forward one. A reference that would take more than --most GiB is not run. On a GPU,
 attention in plain XLA's tiles stands beside it too, and cuDNN's where rows are one segment each:
-it has no other mask; and beside the other ops the kernels that nothing prefers yet.
+it has no other mask; and beside the other ops the kernels that nothing prefers yet. On a TPU JAX's
+own splash attention stands beside ours.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -23,6 +25,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+from jaxtyping import Array, Float, Int
 
 from kernels import attention_gpu, specs, tiles, token_logps_gpu
 from kernels import decode_attention as decode
@@ -55,11 +60,46 @@ def attend(spec: specs.Attention) -> Sides:
     )
 
   sides = {"op": by(None), "reference": naive}
+  if jax.default_backend() == "tpu":
+    sides["splash"] = functools.partial(splash_attention, causal=spec.causal)
   if jax.default_backend() == "gpu":
     sides["xla"] = by("xla")
     if not spec.segment:
       sides["cudnn"] = cudnn
   return sides
+
+
+def splash_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  q_at: Int[Array, "B T"],
+  kv_at: Int[Array, "B S"],
+  *,
+  causal: bool,
+  interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+  """JAX's kernel for TPUs, in blocks of up to 512. Padding sees padding; with ours, nothing."""
+  (T, N), (S, K) = q.shape[1:3], k.shape[1:3]
+  mask = (splash_masks.CausalMask if causal else splash_masks.FullMask)((T, S))
+  block_q, block_kv = min(512, T), min(512, S)
+  sizes = splash.BlockSizes(
+    block_q=block_q,
+    block_kv=block_kv,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_q_dq=block_q,
+    block_kv_dq=block_kv,
+  )
+  # One key head and the query heads that share it; then all key heads, and all rows.
+  kernel = splash.make_splash_mqa_single_device(
+    splash_masks.MultiHeadMask([mask] * (N // K)), block_sizes=sizes, interpret=interpret
+  )
+  kernel = jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))
+  heads_first = lambda x: jnp.moveaxis(x, 1, -2)  # [B, K, S, H], and queries [B, K, R, T, H].
+  queries = heads_first((q * q.shape[-1] ** -0.5).reshape(*q.shape[:2], K, N // K, -1))
+  out = kernel(queries, heads_first(k), heads_first(v), splash.SegmentIds(q=q_at, kv=kv_at))
+  return jnp.moveaxis(out, -2, 1).reshape(q.shape)
 
 
 def score(spec: specs.TokenLogps) -> Sides:
@@ -171,20 +211,23 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--most", type=float, default=12.0, help="GiB of a reference's temporaries")
   parser.add_argument("--out", type=Path, help="the rows as JSON")
   args = parser.parse_args(argv)
+  cases = [
+    (op, name, direction)
+    for op in args.ops
+    for name in args.specs
+    if name in OPS[op][0]
+    for direction in ("forward", "backward")[: 1 + bool(OPS[op][2])]
+  ]
+  if not cases:
+    parser.error(f"no op of {args.ops} has a spec of {args.specs}")
   peak = machine(args.repeats)
   device = jax.devices()[0].device_kind
   print(f"{device}: product {peak[0] / 1e9:.0f} GFLOP/s, copy {peak[1] / 1e9:.1f} GB/s")
   print(f"{'op':16} {'spec':22} {'pass':8} {'ms':>9} {'roofline':>8} {'MiB':>8}  beside it")
-  rows = []
-  for op in args.ops:
-    for name in (name for name in args.specs if name in OPS[op][0]):
-      for direction in ("forward", "backward")[: 1 + bool(OPS[op][2])]:
-        most = int(args.most * GIB)
-        row = measure(op, name, direction, peak=peak, most=most, repeats=args.repeats)
-        rows.append(row)
-        print(shown(row), flush=True)
-  if not rows:
-    parser.error(f"no op of {args.ops} has a spec of {args.specs}")
+  rows, most = [], int(args.most * GIB)
+  for case in cases:
+    rows.append(measure(*case, peak=peak, most=most, repeats=args.repeats))
+    print(shown(rows[-1]), flush=True)
   if args.out:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"device": device, "product": peak[0], "copy": peak[1], "repeats": args.repeats}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
-from pixelis_jax.chat.parse import parse_answer, parse_call
+from pixelis_jax.chat.parse import ANSWERS, parse_call
 from pixelis_jax.cluster import agree
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import (
@@ -45,7 +45,7 @@ class Run(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-  """When to stop.
+  """When to stop, and where the answer is then, one of `parse.ANSWERS`.
 
   Turns an episode; tokens an episode, those the policy saw and those it wrote; malformed calls an
   episode; wall seconds a batch.
@@ -55,6 +55,11 @@ class Limits:
   tokens: int
   bad_calls: int = 1
   seconds: float = float("inf")
+  answer: str = "boxed"
+
+  def __post_init__(self):
+    if self.answer not in ANSWERS:
+      raise ValueError(f"limits.answer {self.answer!r} must be one of {tuple(ANSWERS)}")
 
 
 def play(
@@ -95,7 +100,7 @@ def play(
           ended[i] = status
       if len(ended) < len(tasks) and clock() - started > limits.seconds:
         ended = dict.fromkeys(range(len(tasks)), Status.TIMEOUT) | ended
-  return [_finish(task, turns[i], ended[i]) for i, task in enumerate(tasks)]
+  return [_finish(task, turns[i], ended[i], limits) for i, task in enumerate(tasks)]
 
 
 def _advance(
@@ -113,7 +118,7 @@ def _advance(
       before, completion, limits, Status.BAD_CALL if bad > limits.bad_calls else None
     )
   if call is None:
-    answered = parse_answer(completion.text) is not None
+    answered = ANSWERS[limits.answer](completion.text) is not None
     return Step(completion=completion), Status.ANSWERED if answered else Status.NO_ANSWER
   if status := _limit(before, completion, limits, None):
     return Step(completion=completion, call=call), status
@@ -135,6 +140,7 @@ def _limit(
   return Status.OUT_OF_TOKENS if sum(read) >= limits.tokens else None
 
 
-def _finish(task: Task, turns: Turns, status: Status) -> Trajectory:
-  answer = parse_answer(turns[-1].completion.text) if status is Status.ANSWERED else None
+def _finish(task: Task, turns: Turns, status: Status, limits: Limits) -> Trajectory:
+  said = turns[-1].completion.text
+  answer = ANSWERS[limits.answer](said) if status is Status.ANSWERED else None
   return Trajectory(task=task, steps=turns, status=status, answer=answer)

@@ -29,6 +29,8 @@ from pixelis_jax.tools.sight import Sight
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import Generate, Task, ToolCall, ToolResult, Trajectory, content_key
 
+ACCURACY = "val-core/all/acc/mean@1"  # As it is logged, of all held-out questions.
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
@@ -303,8 +305,14 @@ def made(c: Any) -> Mixture:
 
 
 def measured(result: Result) -> dict[str, float]:
-  """What of a result goes into the metrics."""
-  return {"accuracy": result.accuracy, "tool_calls": result.tool_calls, "hit_rate": result.hit_rate}
+  """What of a result goes into the metrics: accuracies of each kind, where several, and of all."""
+  scores = result.by_kind if len(result.by_kind) > 1 else {}
+  return {
+    **{f"val-core/{kind}/acc/mean@1": score.accuracy for kind, score in scores.items()},
+    ACCURACY: result.accuracy,
+    "val-aux/all/tool_call_counts/mean@1": result.tool_calls,
+    "val-aux/all/hit_rate/mean@1": result.hit_rate,
+  }
 
 
 class HeldOut:

@@ -273,9 +273,9 @@ def grpo_loss(model: Model, c: Objective) -> Loss:
   """The policy's loss plus `kl_coef` times the KL to `ref_logps`, less `entropy_coeff` entropies.
 
   The loss takes (params, batch, kl_coef); with kl_coef 0 the reference term is zero. All three are
-  made one number by `loss_agg_mode`, over the whole batch. Rows weigh `batch.kl_weights` in the KL:
-  rehearsed rows, whose advantage is 0, may be held harder than new ones. The measured `kl` is that
-  of the rows that push, k3, in nats a token.
+  made one number by `loss_agg_mode`, over the whole batch; the first two are measured as `pg_loss`
+  and `kl_loss`. Rows weigh `batch.kl_weights` in the KL: rehearsed rows, whose advantage is 0, may
+  be held harder than new ones. `kl` is measured over the rows that push, k3, in nats a token.
   """
 
   def loss(params: Params, batch: GrpoBatch, kl_coef: Float[Array, ""]) -> tuple[Array, Metrics]:
@@ -289,10 +289,11 @@ def grpo_loss(model: Model, c: Objective) -> Loss:
     counts = None if batch.share is None else batch.share.counts
     how = {"mode": c.loss_agg_mode, "scale": c.loss_scale_factor, "counts": counts}
     one = lambda x: losses.aggregate(x, batch.loss_mask, segments, **how)
-    held = one(losses.KL[c.kl_loss_type](taken, ref_logps) * batch.kl_weights)
+    policy, held = one(pushed), one(losses.KL[c.kl_loss_type](taken, ref_logps) * batch.kl_weights)
     measured = {name: mean(x, "tokens") for name, x in aux.items()}
-    measured |= {"kl": pushing_kl(taken, batch), "entropy": mean(entropies, "tokens")}
-    return one(pushed) + kl_coef * held - c.entropy_coeff * one(entropies), measured
+    measured |= {"pg_loss": policy, "kl_loss": held, "kl": pushing_kl(taken, batch)}
+    measured["entropy"] = mean(entropies, "tokens")
+    return policy + kl_coef * held - c.entropy_coeff * one(entropies), measured
 
   return loss
 

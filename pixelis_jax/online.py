@@ -41,7 +41,7 @@ from pixelis_jax import (
   sampler,
   sharding,
 )
-from pixelis_jax.algo import calibration, verifiers, voting
+from pixelis_jax.algo import calibration, pseudo_rewards, verifiers, voting
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.data.video import Budget
@@ -51,6 +51,7 @@ from pixelis_jax.metrics import (
   TRAJECTORIES_FILE,
   Metrics,
   TrajectoryLog,
+  check_wandb,
   interval,
   read_lines,
 )
@@ -106,7 +107,7 @@ def run(
     with (
       contextlib.closing(learn),
       TrajectoryLog(workdir, resume=state["next"]) as trajectories,
-      Metrics(workdir, resume=state["next"]) as metrics,
+      Metrics(workdir, resume=state["next"], c=c) as metrics,
       (InTurn if c.pace == "lockstep" else Beside)(c, learn, inbox) as learner_path,
     ):
       for at in range(state["next"], len(stream), c.arrivals):
@@ -118,7 +119,7 @@ def run(
         tasks = [request.task for request in arrived]
         keys = _keys(arrived, c.memory.embedding_size)
         experiences, history = answer(tasks, key, history, keys)
-        seconds = {"answer_seconds": time.monotonic() - started}
+        seconds = {"timing_s/answer": time.monotonic() - started}
         done = at + len(arrived)
         if memory is not None:
           after = {"next": done, "history": history.to_dict()}
@@ -142,8 +143,8 @@ def run(
     params=params,
     applied=learn.applied,
     refused=learn.refused,
-    latencies=logged(workdir, "answer_seconds"),
-    learning=logged(workdir / "learn", "learn_seconds"),
+    latencies=logged(workdir, "timing_s/answer"),
+    learning=logged(workdir / "learn", "timing_s/learn"),
   )
 
 
@@ -307,21 +308,36 @@ def _right(voted: str | None, task: Task, c: Any) -> bool:
 def _reliability(c: Any, workdir: Path) -> dict[str, float | None]:
   """How often the stream's votes were right, and how far from that their confidence was.
 
-  Errors are `calibration.ece`, before calibration and after; None where there was none. A stream
-  from a file has no labels. Read from the log when all is over.
+  What else labels say is `pseudo_rewards.by_label`: here of all requests, and in the workdir's
+  `labels` of what arrived together. Errors are `calibration.ece`, before calibration and after;
+  None where there was none. A stream from a file has no labels. Read from the log when all is over.
   """
-  names = ("label_accuracy", "ece_before", "ece_after")
   if c.requests:
-    return dict.fromkeys(names)
-  lines = read_lines(workdir / TRAJECTORIES_FILE)
-  votes = {line["id"]: line["vote"] for line in lines if line["tag"] == "stream"}
-  asked = [task for task in evaluate.made(c.stream) if task.id in votes]
-  right = [_right(votes[task.id]["answer"], task, c) for task in asked]
-  used = [votes[task.id]["confidence"] for task in asked]
-  raw = [votes[task.id]["uncalibrated"] for task in asked]
+    return dict.fromkeys(("label_accuracy", "ece_before", "ece_after"))
+  truths = {task.id: task.answer for task in evaluate.made(c.stream)}
+  asked: dict[str, list[dict]] = collections.defaultdict(list)
+  for line in read_lines(workdir / TRAJECTORIES_FILE):
+    if line["tag"] == "stream":
+      asked[line["id"]].append(line)
+  votes, found, arrived = [], [], collections.defaultdict(list)
+  for id, samples in asked.items():
+    answers, vote = [line["answer"] for line in samples], samples[0]["vote"]
+    how = {"verifier": c.vote.verifier}
+    found.append(pseudo_rewards.by_label(answers, vote["answer"], truths[id], **how))
+    arrived[samples[0]["step"]].append(found[-1])
+    votes.append(vote)
+  with Metrics(workdir / "labels", resume=0, c=c) as metrics:
+    for step, together in arrived.items():
+      metrics.log(step, _mean(together))
+  right = [values["label_accuracy"] == 1.0 for values in found]
+  used, raw = ([vote[name] for vote in votes] for name in ("confidence", "uncalibrated"))
   done = c.calibration.method != calibration.NONE
   before, after = calibration.ece(raw if done else used, right), calibration.ece(used, right)
-  return dict(zip(names, (float(np.mean(right)), before, after if done else None), strict=True))
+  return {**_mean(found), "ece_before": before, "ece_after": after if done else None}
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+  return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def passes(vote: Vote, c: Any) -> bool:
@@ -345,7 +361,7 @@ def _signals(
   experiences: Sequence[Experience], admitted: int, size: int, version: int
 ) -> dict[str, float]:
   return {
-    "vote_share": float(np.mean([e.vote.share for e in experiences])),
+    "majority_ratio": float(np.mean([e.vote.share for e in experiences])),
     "vote_confidence": float(np.mean([e.vote.confidence for e in experiences])),
     "vote_margin": float(np.mean([e.vote.margin for e in experiences])),
     "gate_rate": admitted / len(experiences),
@@ -356,6 +372,7 @@ def _signals(
 
 def main(c: Any, workdir: Path) -> dict[str, Any]:
   """The whole experiment: score, answer and learn from the unlabelled stream, score again."""
+  check_wandb(c.wandb)
   if jax.process_count() > 1:
     # `jax.distributed` has it only noted; here it may end a process at any point, as without it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -470,7 +487,7 @@ def _watched(c: Any, policy, learning, stream, probe, workdir: Path, name: str) 
   with tqdm.tqdm(total=total, desc=name, unit="q", smoothing=0.05, disable=quiet) as bar:
 
     def on_answers(answered: int, signals: dict[str, float]) -> None:
-      shown = ("vote_share", "gate_rate", "kl", "memory_size", "updates_applied")
+      shown = ("majority_ratio", "gate_rate", "actor/kl", "memory_size", "updates_applied")
       bar.set_postfix({k: f"{signals[k]:.3g}" for k in shown if k in signals}, refresh=False)
       bar.update(answered - bar.n)
 

@@ -47,7 +47,16 @@ from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.algo.replay import Replay
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.streams import training_tasks
-from pixelis_jax.metrics import Metrics, TrajectoryLog, due
+from pixelis_jax.metrics import (
+  Metrics,
+  TrajectoryLog,
+  check_wandb,
+  due,
+  episodes,
+  named,
+  outcomes,
+  spreads,
+)
 from pixelis_jax.model import cost, lora
 from pixelis_jax.model.policy import Model
 from pixelis_jax.rollouts import Rollouts
@@ -59,6 +68,7 @@ Score = Callable[[Sequence[Trajectory], Sequence[float] | None], list[Reward]]
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
+  check_wandb(c.wandb)
   mesh, playing = meshes(c)
   adapters = jax.random.key(c.seed)
   policy = sampler.load_policy(c.model, mesh=mesh, rollouts=playing, adapters=adapters)
@@ -81,7 +91,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
     held, extra = restored
     state = surprise.resumed(held, extra)
     curriculum = RewardCurriculum.from_dict(curriculum.settings, extra["curriculum"])
-  metrics = Metrics(workdir, resume=int(state.step))
+  metrics = Metrics(workdir, resume=int(state.step), c=c)
   trajectories = TrajectoryLog(workdir, resume=int(state.step))
   watch = timing.Stopwatch(mesh, workdir, profile=c.profile, playing=playing)
   steps = range(int(state.step), c.optimizer.steps)
@@ -96,7 +106,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   with program.Preemption() as preemption, rollouts:
     for i in watch.steps(steps):
       dropout = jax.random.fold_in(state.rng, c.optimizer.steps + i)  # No step samples by this key.
-      with watch.part("wait" if c.staleness else "rollout"):
+      with watch.part("wait" if c.staleness else "gen"):
         rollouts.publish(i, serve(lora.join(state.params, base)))
         played = rollouts.take()
 
@@ -126,24 +136,25 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
           )
           work, measured["filled"] = batch.work(packed), batch.filled(packed)
           packed = sharding.put_rows(packed, mesh)
-        with watch.part("update"):
+        with watch.part("update_actor"):
           packed, corrected = compared(packed, lora.join(state.params, base))
           state, update = step(state, packed, base, dropout, jnp.float32(c.grpo.kl_coef))
-          measured |= {k: float(v) for k, v in {**corrected, **update}.items()}
+          update |= {"lr": schedule(i), "kl_coef": c.grpo.kl_coef}
+          measured |= {k: float(v) for k, v in {**corrected, **named(update, "actor")}.items()}
           watch.did(tokens=work.tokens, flops=flops(work))
       else:
         state = state.replace(step=state.step + 1)  # Nothing tells one sample from another.
 
       if due(i, c.log_every, c.optimizer.steps):
-        metrics.log(i + 1, {**measured, **described, "lr": float(schedule(i)), **watch.read()})
+        metrics.log(i + 1, {**measured, **described, **watch.read()})
         trajectories.write(i + 1, "rft", played[0])
       if due(i, c.eval.every, c.optimizer.steps):
-        with watch.part("evaluate"):
+        with watch.part("testing"):
           params = serve(lora.join(state.params, base))
           rollouts.call(held_out.ask, i + 1, params, state.params, metrics)
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
-        with watch.part("checkpoint"):
+        with watch.part("save_checkpoint"):
           extra = {"curriculum": curriculum.to_dict(), **surprise.extra()}
           checkpoints.save(i + 1, surprise.beside(state), extra)
       if stop:
@@ -217,7 +228,7 @@ def play(
         temperature=c.grpo.temperature,
         first=(n * Q + own.start) * G,
       )
-      with clock.part("rollout"):
+      with clock.part("gen"):
         run = clock.timed("tools", policy.tools.run)
         asked = [task for task in questions for _ in range(G)]
         played = agent.play(asked, generate=generate, run=run, limits=limits)
@@ -269,15 +280,15 @@ def compare(
   of = lambda n: None if surprises is None else surprises[n * G : (n + 1) * G]
   scored = [reward for n, group in enumerate(groups) for reward in score(group, of(n))]
   totals_QG = rewards.totals(scored, weights=weights, group=G)
-  advantages_QG = advantages.advantages(
-    totals_QG, batch.sampled_tokens(groups), adv_estimator=c.grpo.adv_estimator
-  )
+  lengths_QG = batch.sampled_tokens(groups)
+  advantages_QG = advantages.advantages(totals_QG, lengths_QG, adv_estimator=c.grpo.adv_estimator)
   taught = np.repeat((advantages_QG != 0).any(axis=1), G)
   if c.grpo.over_turn_masking:
     taught &= np.array([t.status not in OVER_TURN for t in played])
   rows = [batch.trajectory_row(t) for t, kept in zip(played, taught, strict=True) if kept]
   alike = 1.0 - float(advantages.keep_groups(totals_QG).mean())
-  measured = cluster.averaged({"zero_variance": alike})
+  by_episode = {**outcomes(totals_QG, advantages_QG, lengths_QG), **episodes(played)}
+  measured = cluster.averaged({"zero_variance": alike}) | spreads(by_episode)
   return scored, rows, advantages_QG.reshape(-1)[taught], measured
 
 
@@ -352,16 +363,17 @@ def make_compared(
 def summary(
   scored: Sequence[Reward], weights: Mapping[str, float], played: Sequence[Trajectory]
 ) -> dict[str, float]:
-  """Means over the step's trajectories: reward parts in their own units, and the use of tools.
+  """Means over the step's trajectories: reward parts in their own units, who looked, what was cut.
 
   Parts other than the task's that weigh nothing are left out.
   """
   shown = [part for part, weight in weights.items() if weight or part == "task"]
   parts = {part: float(np.mean([getattr(r, part) for r in scored])) for part in shown}
+  cut = [t.status is Status.OUT_OF_TOKENS for t in played]
   return {
     **parts,
-    "tool_rate": float(np.mean([t.calls > 0 for t in played])),
-    "calls": float(np.mean([t.calls for t in played])),
+    "rapr": float(np.mean([t.calls > 0 for t in played])),
+    "response_length/clip_ratio": float(np.mean(cut)),
   }
 
 

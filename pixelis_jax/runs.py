@@ -21,12 +21,14 @@ _PLACES = (("average",), ("params", "policy"), ("params",), ("policy", "params")
 def keep_config(workdir: Path, c: Any, *, same: bool = False) -> None:
   """Writes config.json whole: who reads it never finds half of one.
 
-  With `same` a workdir belongs to one config; ValueError says what differs.
+  With `same` a workdir belongs to one config; ValueError says what differs. Whether W&B is told
+  may: nothing that is computed depends on it.
   """
   path, now = workdir / CONFIG, json.loads(c.to_json())
   if same and path.exists():
     before = json.loads(path.read_text())
-    differs = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    fields = (before.keys() | now.keys()) - {"wandb"}
+    differs = sorted(k for k in fields if before.get(k) != now.get(k))
     if differs:
       was = {k: before.get(k) for k in differs}
       raise ValueError(

@@ -38,7 +38,7 @@ from pixelis_jax.data.mixture import Demonstrations, Mixture
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.streams import shuffled, weighted
 from pixelis_jax.lessons import Lessons
-from pixelis_jax.metrics import Metrics, due
+from pixelis_jax.metrics import Metrics, check_wandb, due, named
 from pixelis_jax.model import cost
 from pixelis_jax.model.lora import join
 from pixelis_jax.model.policy import Model
@@ -65,10 +65,11 @@ def rows(
     )
   if not c.data.file:
     return _batches(_made(c, policy, blind, 1.0), c)
-  parts = {_of_file(c, policy, curriculum): 1.0 - c.data.made}
-  if c.data.made:
-    parts[_made(c, policy, blind, c.data.made)] = c.data.made
-  return _batches(grain.MapDataset.mix([*parts], weights=[*parts.values()]), c)
+  read, share = _of_file(c, policy, curriculum), c.data.made
+  if share:
+    made = _made(c, policy, blind, share)
+    read = grain.MapDataset.mix([read, made], weights=[1.0 - share, share])
+  return _batches(read, c)
 
 
 def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -> grain.MapDataset:
@@ -117,6 +118,7 @@ def _batches(dataset: grain.MapDataset, c: Any) -> grain.DatasetIterator:
 
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
+  check_wandb(c.wandb)
   if c.data.file and c.see_steps and not c.data.made:
     raise ValueError(
       f"see_steps is {c.see_steps}: no file says what its images show, with data.file it must be 0"
@@ -143,7 +145,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   if restored := checkpoints.restore(state):
     state, extra = restored
     lessons.restore(extra)
-  metrics = Metrics(workdir, resume=int(state.step))
+  metrics = Metrics(workdir, resume=int(state.step), c=c)
   watch = timing.Stopwatch(mesh, workdir, profile=c.profile)
 
   with program.Preemption() as preemption:
@@ -161,26 +163,26 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
         work, filled = batch.work(packed), batch.filled(packed)
         packed = sharding.put_rows(packed, mesh)
       # The step is dispatched, not waited for: the next batch is made while the devices compute.
-      with watch.part("update"):
+      with watch.part("update_actor"):
         taught, took = (see, seeing) if i < c.see_steps else (step, flops)
         key = jax.random.fold_in(state.rng, i)
         state, measured = taught(state, packed, {"policy": base}, key)
         watch.did(tokens=work.tokens, flops=took(work))
       if due(i, c.log_every, c.optimizer.steps):
         # The devices are waited for first, as a part of the update.
-        measured |= watch.read(measured) | {"lr": float(schedule(i)), "filled": filled}
-        measured |= lessons.measured()
-        metrics.log(i + 1, measured)
+        timed = watch.read(measured) | {"filled": filled}
+        learned = named({**measured, "lr": float(schedule(i))}, "train")
+        metrics.log(i + 1, {**learned, **timed, **lessons.measured()})
       if due(i, c.eval.every, c.optimizer.steps):
-        with watch.part("evaluate"):
+        with watch.part("testing"):
           trained = state.params["policy"]
           params = policy.sampler.serve(join(trained, base))
           result = held_out.ask(i + 1, params, trained, metrics)
-        with watch.part("checkpoint"):
+        with watch.part("save_checkpoint"):
           state = lessons.heard(i + 1, result.accuracy, state)
       stop = preemption.asked()
       if due(i, c.save_every, c.optimizer.steps) or stop:
-        with watch.part("checkpoint"):
+        with watch.part("save_checkpoint"):
           checkpoints.save(i + 1, state, lessons.position())
       if stop:
         break

@@ -156,7 +156,8 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
   """A tree of `NamedSharding` for weights of these shapes.
 
   A dimension that does not divide into its parts stays whole: the gated MLPs of Qwen2.5-VL's tower
-  are 3,420 wide, which no tensor axis of 8 splits.
+  are 3,420 wide, which no tensor axis of 8 splits. What is not split is not named: so programs
+  return weights, and one that gets its own results back is not compiled for another partition.
 
   Args:
     axes: a tree whose leaves are tuples of logical axis names.
@@ -164,11 +165,14 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
   """
 
   def place(names: tuple[str | None, ...], array: Any) -> NamedSharding:
-    even = [
-      name if name is None or size % parts(name, mesh) == 0 else None
-      for name, size in zip(names, array.shape, strict=True)
-    ]
-    return NamedSharding(mesh, spec(even))
+    split = list(spec(names))
+    for at, (name, size) in enumerate(zip(names, array.shape, strict=True)):
+      count = 1 if name is None else parts(name, mesh)
+      if count == 1 or size % count:
+        split[at] = None
+    while split and split[-1] is None:
+      split.pop()
+    return NamedSharding(mesh, PartitionSpec(*split))
 
   return jax.tree.map(place, axes, shapes, is_leaf=lambda node: isinstance(node, tuple))
 

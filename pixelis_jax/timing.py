@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pixelis_jax.model.cost import peak
 
 TRACED = 2, 5  # Of a run's steps: the first ones compile.
+PEAK = "peak_bytes_in_use"  # In what a device tells of its memory; CPUs tell nothing.
 
 
 class Stopwatch:
@@ -35,13 +36,14 @@ class Stopwatch:
     clock: Callable[[], float] = time.monotonic,
   ):
     """Args:
-    mesh: Rates are for one of its devices that this process has; `mfu` where their peak is known.
+    mesh: Rates are for one of its devices that this process has; MFU where their peak is known,
+      memory where they tell it.
     playing: The devices that rollouts have, if others: their rate is for one of these.
     profile: Whether three steps are traced, into `profile` in the workdir, which TensorBoard and
       Perfetto read.
     """
     devices = mesh.local_devices
-    self._devices, self._peak = len(devices), peak(devices[0].device_kind)
+    self._devices, self._peak = devices, peak(devices[0].device_kind)
     self._players = len((mesh if playing is None else playing).local_devices)
     self._trace, self._clock = workdir / "profile" if profile else None, clock
     self._inside: list[str] = []
@@ -68,7 +70,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def part(self, name: str) -> Iterator[None]:
-    """What happens inside is the part `name` of the step, a metric `seconds_<name>`."""
+    """What happens inside is the part `name` of the step, a metric `timing_s/<name>`."""
     with self._lock:
       self._mark()
       self._inside.append(name)
@@ -117,7 +119,7 @@ class Stopwatch:
     `updated`, as a part of the update.
     """
     if updated is not None:
-      with self.part("update"):
+      with self.part("update_actor"):
         jax.block_until_ready(updated)
     with self._lock:
       return self._line()
@@ -125,13 +127,18 @@ class Stopwatch:
   def _line(self) -> dict[str, float]:
     now = self._mark()
     spent, seconds = self._spent, now - self._since
-    line = {"seconds": seconds / self._steps}
-    line |= {f"seconds_{name}": spent[name] / self._steps for name in sorted(spent)}
-    line["tokens_per_second"] = self._tokens / (seconds * self._devices)
-    if rollout := spent.get("rollout"):
-      line["sampled_per_second"] = self._sampled / (rollout * self._players)
-    if self._peak is not None and (update := spent.get("update")):
-      line["mfu"] = self._flops / (update * self._devices * self._peak)
+    step, devices = seconds / self._steps, len(self._devices)
+    line = {"timing_s/step": step, "perf/time_per_step": step}
+    line |= {f"timing_s/{name}": spent[name] / self._steps for name in sorted(spent)}
+    line["perf/total_num_tokens"] = self._tokens / self._steps
+    line["perf/throughput"] = self._tokens / (seconds * devices)
+    if rollout := spent.get("gen"):
+      line["perf/throughput_gen"] = self._sampled / (rollout * self._players)
+    if self._peak is not None and (update := spent.get("update_actor")):
+      line["perf/mfu/actor"] = self._flops / (update * devices * self._peak)
+    told = [device.memory_stats() or {} for device in self._devices]
+    if peaks := [stats[PEAK] for stats in told if PEAK in stats]:
+      line["perf/max_memory_allocated_gb"] = max(peaks) / 2**30
     self._begin(now)
     return line
 

@@ -38,7 +38,7 @@ from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.history import History, Voter
 from pixelis_jax.memory.store import Memory
-from pixelis_jax.metrics import Metrics
+from pixelis_jax.metrics import Metrics, named, outcomes, spreads
 from pixelis_jax.model.policy import Model
 from pixelis_jax.tools.views import IDENTITY, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote, content_key
@@ -347,7 +347,7 @@ class Learner:
       self.lessons = Counter(extra["lessons"])
       published.publish(self.updates, self.average)
     self.stable = (self.state, self.average)  # What is served now.
-    self.metrics = Metrics(workdir / "learn", resume=self.updates)
+    self.metrics = Metrics(workdir / "learn", resume=self.updates, c=c)
 
   @property
   def updates(self) -> int:
@@ -356,7 +356,7 @@ class Learner:
 
   def signals(self) -> dict[str, float]:
     """For a progress display."""
-    return {"kl": self.latest_kl, "updates_applied": float(self.applied)}
+    return {"actor/kl": self.latest_kl, "updates_applied": float(self.applied)}
 
   def run(self, inbox: Inbox) -> None:
     """Learns until the inbox is closed and empty."""
@@ -379,7 +379,7 @@ class Learner:
     if self.updates % self.c.learn.publish_every == 0:
       measured |= self.publish()
     counts = {"updates_applied": float(self.applied), "updates_refused": float(self.refused)}
-    seconds = {"learn_seconds": time.monotonic() - started}
+    seconds = {"timing_s/learn": time.monotonic() - started}
     self.metrics.log(self.updates, {**measured, **counts, **seconds})
 
   def close(self) -> None:
@@ -399,7 +399,11 @@ class Learner:
     lengths = batch.sampled_tokens([e.trajectories for e in taken])
     pushes = advantages.advantages(earned, lengths, adv_estimator=c.adv_estimator)
     kept = advantages.keep_groups(earned)
-    measured = {"agreement": float(agreed.mean()), "zero_variance": 1.0 - float(kept.mean())}
+    measured = {
+      "majority_voting_reward": float(agreed.mean()),
+      "zero_variance": 1.0 - float(kept.mean()),
+      **spreads(outcomes(earned, pushes, lengths)),
+    }
     fresh = self._fresh(taken)
     if (agreed.all() and not kept.any()) or not fresh.any():
       self.refused += 1  # Nothing to learn.
@@ -424,8 +428,8 @@ class Learner:
       self.latest_kl = after
       self.state = proposed
       self.average = _average(self.average, proposed.params, c.ema)
-    kl = {"kl": after, "kl_coef": self.kl.coef}
-    return {**measured, **{k: float(v) for k, v in update.items()}, **kl}
+    update |= {"kl": after, "kl_coef": self.kl.coef}
+    return {**measured, **{k: float(v) for k, v in named(update, "actor").items()}}
 
   def publish(self) -> dict[str, float]:
     """Serves the averaged parameters if the canary agrees, else goes back to the last that did."""

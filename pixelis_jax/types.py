@@ -239,7 +239,7 @@ class Step:
 
 @value
 class Trajectory:
-  """A finished episode. `answer` is the text in the last turn's \\boxed{}; None: there is none."""
+  """A finished episode. `answer` is what the last turn has as one (`agent.Limits`), or None."""
 
   task: Task
   steps: tuple[Step, ...]

@@ -51,6 +51,19 @@ def test_looks_then_answers():
   assert shown == ["what?", "a saw 0"]
 
 
+def test_where_an_answer_is_looked_for():
+  """A policy that was taught no box: its last number, or none where boxes alone count."""
+  said, anywhere = "3 + 4 = 7 pens.", Limits(turns=4, tokens=10_000, answer="number")
+  assert (episode(said).status, episode(said).answer) == (Status.NO_ANSWER, None)
+  played = episode(said, limits=anywhere)
+  assert (played.status, played.answer) == (Status.ANSWERED, "7")
+  assert episode("many", limits=anywhere).status is Status.NO_ANSWER
+  # The call's own numbers are none.
+  assert episode(look(9), "so 7", limits=anywhere).answer == "7"
+  with pytest.raises(ValueError, match="limits.answer 'words' must be one of .*boxed.*number"):
+    Limits(turns=1, tokens=1, answer="words")
+
+
 def test_a_call_goes_before_an_answer_in_the_same_turn():
   played = episode(ANSWER + look(), r"no, \boxed{8}")
   assert (played.calls, played.answer) == (1, "8")

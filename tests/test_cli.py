@@ -376,7 +376,7 @@ def test_view_writes_the_report_and_prints_where(tmp_path, capsys):
   counts = {"n": 4, "shifted_before": 0.5, "shifted_after": 0.75}
   write(tmp_path / "result.json", counts | {"original_before": 1.0, "original_after": 1.0})
   with Metrics(tmp_path) as metrics:
-    metrics.log(1, {"vote_share": 0.5})
+    metrics.log(1, {"majority_ratio": 0.5})
   steps = (Step(completion=fakes.completion("\\boxed{7}")),)
   played = Trajectory(task=fakes.task("a"), steps=steps, status=Status.ANSWERED, answer="7")
   with TrajectoryLog(tmp_path) as log:

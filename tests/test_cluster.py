@@ -1,5 +1,10 @@
-"""Two processes train what one trains: real programs on loopback, each with a device of its own."""
+"""Two processes train what one trains: real programs on loopback, each with a device of its own.
 
+Compiling is what costs. So one pair runs all programs one after the other, on prompts, rows and
+turns of the same sizes; and what both processes run is compiled by the first.
+"""
+
+import dataclasses
 import json
 import os
 import re
@@ -17,7 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import demo, tiny_rft, tiny_sft
-from pixelis_jax import cluster, online, rft, sft
+from pixelis_jax import cluster, evaluate, online, rft, sft
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.memory.store import Memory
@@ -25,25 +30,125 @@ from pixelis_jax.model.load import load_config
 from pixelis_jax.runs import save_checkpoint
 from pixelis_jax.types import Experience
 from tests.conftest import CACHE
+from tests.programs import WITHOUT_TORCH, program
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "assets" / "tiny-vl"
-SPLIT = ["--config.mesh.data=1", "--config.mesh.fsdp=2"]  # Weights lie in both processes.
+SPLIT = {"mesh.data": 1, "mesh.fsdp": 2}  # Weights lie in both processes.
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"  # tests/conftest.py
+KINDS = ("framed",)  # Of all questions: prompts are as long, and pictures as large, everywhere.
+# JAX has the first process compile for all, by keys that must be equal in all. On CPUs these also
+# name the devices as each process sees them; so the others would wait for what never comes.
+SHARED = """
+from jax._src import cache_key
+assert cache_key._hash_accelerator_config
+cache_key._hash_accelerator_config = lambda *_: None
+"""
+SHARING = {
+  "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
+  "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "200000",
+}
+ONE_BY_ONE = """
+import json
+from importlib import import_module
+from pathlib import Path
+from pixelis_jax import cluster, program
+at, index, *runs = sys.argv[1:]
+cluster.join(at, 2, int(index))
+for run in runs:
+  name, workdir, *flags = json.loads(run)
+  import_module(f"pixelis_jax.{name}").main(program.read(flags), Path(workdir))
+  print(name, "is done", flush=True)
+"""
+# Three updates of two, two and one of five requests, which all teach and come two at a time.
+ONLINE = {
+  "pace": "lockstep",
+  "arrivals": 2,
+  "limits.turns": 2,
+  "baseline": False,
+  "memory.backend": "exact",
+  "gate.confidence": 0.0,
+  "gate.margin": 0.0,
+  "learn.rows_multiple": 16,  # One program.
+  "temperature": 1.5,  # The embedded model is right too often: groups would not differ.
+  "samples": 4,
+  "vote.voters": ("samples", "memory"),  # Fewer programs than those of 13 views.
+  "stream.n": 5,
+  **{f"{name}.kinds": KINDS for name in ("stream", "shifted", "original", "probe.tasks")},
+}
+ONLINE_IN_TWO = {**ONLINE, "mesh.data": 2}
+RFT = {
+  "optimizer.steps": 2,
+  "limits.turns": 2,
+  "eval.n": 3,
+  "grpo.temperature": 1.5,
+  "grpo.questions": 4,
+  "model.rows_multiple": 16,  # As online has.
+  "rows_multiple": 16,
+  # A forward model beside the policy learns from what both processes' calls showed.
+  "reward.weights.dynamics": 0.05,
+  "reward.dynamics.warmup": 1,
+  "data.kinds": KINDS,
+  "eval.kinds": KINDS,
+}
+# The rate is that of the peak, however many steps there are to be.
+SFT = {
+  "optimizer.final_fraction": 1.0,
+  "see_steps": 0,
+  "model.random_seed": -1,
+  "limits.turns": 1,
+  "data.parts": 0,
+  "data.direct": 0.0,
+  "data.kinds": KINDS,
+}
 
 
-def start(program: str, workdir: Path, *arguments: str, process: str = "") -> subprocess.Popen:
-  """A program in a process with one device; `process` says which of how many, and where."""
-  command = [sys.executable, "-m", f"pixelis_jax.{program}", f"--workdir={workdir}", *arguments]
-  if process:
-    index, count, port = process.split()
-    at = [f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process={index}"]
-    command += at
-  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
-  # What keeps devices of one process from waiting for each other lets processes cross messages.
-  env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(SCHEDULER, "")
-  with (workdir.parent / f"{workdir.name}-{process.split(' ')[0]}.log").open("w") as log:
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Two processes and the folder with their logs."""
+
+  folder: Path
+  name: str
+  processes: list[subprocess.Popen]
+
+  def logs(self) -> list[str]:
+    return [self._log(i).read_text() for i in range(2)]
+
+  def _log(self, index: int) -> Path:
+    return self.folder / f"{self.name}-{index}.log"
+
+  def wait_for(self, condition, seconds: float = 240) -> None:
+    """Until it holds; a process that fails meanwhile says what went wrong."""
+    end = time.monotonic() + seconds
+    while not condition():
+      self.check([None, 0])
+      assert time.monotonic() < end, f"not after {seconds} s"
+      time.sleep(0.2)
+
+  def done(self, program: str) -> None:
+    self.wait_for(lambda: all(f"{program} is done" in log for log in self.logs()))
+
+  def check(self, allowed: list[int | None]) -> None:
+    """Exit codes; their output is what a failure shows."""
+    good = all(process.poll() in allowed for process in self.processes)
+    assert good, "\n".join(log[-3000:] for log in self.logs())
+
+  def kill(self) -> None:
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+  def start(self, index: int, command: list[str], *arguments: str) -> None:
+    """A process with one device."""
+    env = {**os.environ, **SHARING, "JAX_NUM_CPU_DEVICES": "1"}
+    # What keeps devices of one process from waiting for each other lets processes cross messages.
+    env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(SCHEDULER, "")
+    how = {"cwd": ROOT, "env": env, "stderr": subprocess.STDOUT}
+    with self._log(index).open("w") as log:
+      process = subprocess.Popen([*command, *arguments], stdout=log, **how)
+    self.processes.append(process)
 
 
 def port() -> int:
@@ -52,20 +157,44 @@ def port() -> int:
     return s.getsockname()[1]
 
 
-def together(program: str, workdir: Path, count: int, *arguments: str) -> list[subprocess.Popen]:
-  at = port()
-  return [start(program, workdir, *arguments, process=f"{i} {count} {at}") for i in range(count)]
-
-
-def ended(started: list[subprocess.Popen], workdir: Path) -> None:
-  """Waits for all; their output is what a failure shows."""
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory):
+  """`pixelis_jax.online` in two processes; the second is killed after the first answers."""
+  pair = Pair(tmp_path_factory.mktemp("pair"), "lost", [])
+  workdir, at = pair.folder / "online", port()
+  for i in range(2):
+    joined = [f"--coordinator=127.0.0.1:{at}", "--processes=2", f"--process={i}"]
+    command = program("online", before=SHARED)
+    pair.start(i, command, f"--workdir={workdir}", *joined, *flags("demo", ONLINE_IN_TWO))
   try:
-    codes = [process.wait(timeout=280) for process in started]
+    pair.wait_for(lambda: logged(workdir))
+    pair.processes[1].send_signal(signal.SIGKILL)
+    pair.processes[0].wait(timeout=60)
+    yield pair
   finally:
-    for process in started:
-      process.kill()
-  logs = [log.read_text()[-3000:] for log in sorted(workdir.parent.glob(f"{workdir.name}-*.log"))]
-  assert codes == [0] * len(codes), "\n".join(logs)
+    pair.kill()
+
+
+@pytest.fixture(scope="module")
+def pair(lost):
+  """Two processes that go on with `online`, then run rft, then sft until they are stopped."""
+  pair = Pair(lost.folder, "pair", [])
+  split = {**SPLIT, "rollout_mesh.data": 2}
+  many = {"optimizer.steps": 1000, "eval.every": 1000, "save_every": 1000}
+  runs = [
+    ["online", str(pair.folder / "online"), *flags("demo", ONLINE_IN_TWO)],
+    # Weights that play are whole in both: the processes then exchange nothing at each token.
+    ["rft", str(pair.folder / "rft"), *flags("tiny_rft", {**RFT, **split})],
+    ["sft", str(pair.folder / "sft"), *flags("tiny_sft", {**SFT, **SPLIT, **many})],
+  ]
+  at = f"127.0.0.1:{port()}"
+  for i in range(2):
+    command = [sys.executable, "-c", WITHOUT_TORCH + SHARED + ONE_BY_ONE]
+    pair.start(i, command, at, str(i), *map(json.dumps, runs))
+  try:
+    yield pair
+  finally:
+    pair.kill()
 
 
 def logged(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -76,7 +205,7 @@ def logged(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 
 def losses(workdir: Path) -> list[float]:
-  return values(workdir, "loss")
+  return values(workdir, "actor/loss") or values(workdir, "train/loss")
 
 
 def values(workdir: Path, name: str) -> list[float]:
@@ -99,70 +228,15 @@ def flags(config: str, changes: dict) -> list[str]:
   return [f"--config=configs/{config}.py:debug", *(f"--config.{k}={v}" for k, v in changes.items())]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """(the directory of one process's run, that of two) of GRPO."""
-  folder = tmp_path_factory.mktemp("rft")
-  changes = {"eval.n": 3, "optimizer.steps": 2, "limits.turns": 2}
-  # The embedded model is right too often: groups would not differ.
-  changes |= {"grpo.temperature": 1.5, "grpo.questions": 4}
-  changes |= {"model.rows_multiple": 16, "rows_multiple": 32}  # Few programs.
-  # A forward model beside the policy learns from what both processes' calls showed.
-  changes |= {"reward.weights.dynamics": 0.05, "reward.dynamics.warmup": 1}
-  alone(rft, tiny_rft, folder / "one", changes)
-  # Weights that play are whole in both: the processes then exchange nothing at each token.
-  split = [*SPLIT, "--config.rollout_mesh.data=2"]
-  ended(together("rft", folder / "two", 2, *flags("tiny_rft", changes), *split), folder / "two")
-  return folder / "one", folder / "two"
+def test_a_process_that_is_killed_ends_the_other_which_says_who_is_lost(lost):
+  """Within a minute, or the wait in `lost` would have failed."""
+  assert lost.processes[0].returncode != 0
+  # The words depend on whether an exchange or the silence was noticed first.
+  words = r"Task 1 heartbeat timeout|stopped sending heartbeats\):\s+1\b"
+  assert re.search(words, lost.logs()[0]), lost.logs()[0][-3000:]
 
 
-def test_two_processes_train_what_one_trains(runs):
-  """Weights split over both; each plays and packs its share of each step.
-
-  Losses agree to float32 sums in another order. Adam divides a gradient by its own size, so that
-  where one is nearly 0 its rounding moves a weight by up to the rate: 2 steps of at most 2e-5,
-  in either direction.
-  """
-  one, two = runs
-  assert len(losses(one)) == 2
-  agree(losses(two), losses(one))
-  for name in ("dynamics", "dynamics_error", "dynamics_scale"):
-    agree(values(two, name), values(one, name))
-  mine, theirs = weights(one), weights(two)
-  assert mine.keys() == theirs.keys()
-  gaps = np.concatenate([np.abs(mine[name] - theirs[name]).ravel() for name in mine])
-  assert gaps.max() < 8e-5 and np.median(gaps) < 1e-6
-
-
-def test_only_the_first_process_writes(runs):
-  """As many lines as one process writes, and one evaluation over all questions."""
-  one, two = runs
-  assert [line["step"] for line in logged(two)] == [line["step"] for line in logged(one)]
-  assert values(two, "accuracy") == values(one, "accuracy")
-
-
-def test_sft_in_two_processes_is_stopped_by_telling_one(tmp_path):
-  """With a checkpoint and no failure; until then they learned what one process learns."""
-  # The rate is that of the peak, however many steps there are to be.
-  changes = {"see_steps": 0, "optimizer.final_fraction": 1.0, "limits.turns": 1}
-  many = {"optimizer.steps": 1000, "eval.every": 1000, "save_every": 1000}
-  two = tmp_path / "two"
-  started = together("sft", two, 2, *flags("tiny_sft", changes | many), *SPLIT)
-  try:
-    wait_for(lambda: len(losses(two)) >= 3, 240)
-    started[0].send_signal(signal.SIGTERM)
-  finally:
-    ended(started, two)
-  steps = len(losses(two))
-  assert f"stopped by SIGTERM at step {steps}" in (tmp_path / "two-0.log").read_text()
-  checkpoints = Checkpoints(two / FOLDER, keep=1)
-  assert checkpoints.latest_step() == steps
-  checkpoints.close()
-  alone(sft, tiny_sft, tmp_path / "one", changes | {"optimizer.steps": steps})
-  agree(losses(two), losses(tmp_path / "one"))
-
-
-def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
+def test_online_in_two_processes_killed_and_resumed_is_online_in_one(pair, tmp_path):
   """Five requests, two at a time: the last is one process's alone. One of the two is killed after
   the first answers; the same command goes on, and answers, votes and teaches as one process does.
 
@@ -172,16 +246,9 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
   then 0.8 of that and 0.2, come to 2.26e-5. Few gradients are nearly 0, so all gaps together are
   far below what was learned; an update from one process's rows would learn something else.
   """
-  changes = {"pace": "lockstep", "stream.n": 5, "arrivals": 2, "limits.turns": 2}
-  changes |= {"baseline": False, "memory.backend": "exact"}
-  changes |= {"gate.confidence": 0.0, "gate.margin": 0.0, "learn.rows_multiple": 8}  # All teach.
-  changes |= {"temperature": 1.5, "samples": 4}  # Groups differ, as in `runs`.
-  changes |= {"vote.voters": ("samples", "memory")}  # Fewer programs than those of 13 views.
-  one, two = tmp_path / "one", tmp_path / "two"
-  result = alone(online, demo, one, changes)
-  arguments = flags("demo", {**changes, "mesh.data": 2})
-  kill_the_second(together("online", two, 2, *arguments), two, steps=1)
-  ended(together("online", two, 2, *arguments), two)
+  one, two = tmp_path / "one", pair.folder / "online"
+  result = alone(online, demo, one, ONLINE)
+  pair.done("online")
 
   read = lambda d: {e.id: e for e in remembered(d)}
   mine, theirs = read(one), read(two)
@@ -207,6 +274,50 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(tmp_path):
   assert result["updates_applied"] > 0
 
 
+def test_two_processes_train_what_one_trains(pair, tmp_path):
+  """Weights split over both; each plays and packs its share of each step.
+
+  Losses agree to float32 sums in another order. Adam divides a gradient by its own size, so that
+  where one is nearly 0 its rounding moves a weight by up to the rate: 2 steps of at most 2e-5,
+  in either direction. As many lines are written as by one process, and one evaluation is over all
+  questions.
+  """
+  one, two = tmp_path / "one", pair.folder / "rft"
+  alone(rft, tiny_rft, one, RFT)
+  pair.done("rft")
+  assert len(losses(one)) == 2
+  agree(losses(two), losses(one))
+  for name in ("dynamics", "dynamics_error", "dynamics_scale"):
+    agree(values(two, name), values(one, name))
+  for name in ("prompt_length", "response_length", "num_turns", "tool_call_counts"):
+    for part in ("mean", "max", "min"):  # Of all episodes, whoever played them.
+      agree(values(two, f"{name}/{part}"), values(one, f"{name}/{part}"))
+  mine, theirs = weights(one), weights(two)
+  assert mine.keys() == theirs.keys()
+  gaps = np.concatenate([np.abs(mine[name] - theirs[name]).ravel() for name in mine])
+  assert gaps.max() < 8e-5 and np.median(gaps) < 1e-6
+  assert [line["step"] for line in logged(two)] == [line["step"] for line in logged(one)]
+  assert values(two, evaluate.ACCURACY) == values(one, evaluate.ACCURACY) != []
+
+
+def test_sft_in_two_processes_is_stopped_by_telling_one(pair, tmp_path):
+  """With a checkpoint and no failure; until then they learned what one process learns."""
+  two = pair.folder / "sft"
+  pair.wait_for(lambda: len(losses(two)) >= 3)
+  pair.processes[0].send_signal(signal.SIGTERM)
+  pair.done("sft")
+  for process in pair.processes:
+    process.wait(timeout=60)
+  pair.check([0])
+  steps = len(losses(two))
+  assert f"stopped by SIGTERM at step {steps}" in pair.logs()[0]
+  checkpoints = Checkpoints(two / FOLDER, keep=1)
+  assert checkpoints.latest_step() == steps
+  checkpoints.close()
+  alone(sft, tiny_sft, tmp_path / "one", SFT | {"optimizer.steps": steps})
+  agree(losses(two), losses(tmp_path / "one"))
+
+
 def remembered(workdir: Path) -> list[Experience]:
   """Oldest first."""
   patches = Chat.from_directory(MODEL, tools=()).patches
@@ -221,33 +332,9 @@ def published(workdir: Path) -> dict[str, np.ndarray]:
   return weights(workdir)
 
 
-def kill_the_second(started: list[subprocess.Popen], workdir: Path, *, steps: int) -> None:
-  """After so many logged steps. The first ends within a minute, and says who is lost."""
-  try:
-    wait_for(lambda: len(logged(workdir)) >= steps, 240)
-    started[1].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    assert started[0].wait(timeout=60) != 0
-    assert time.monotonic() - began < 60
-  finally:
-    for process in started:
-      process.kill()
-  log = (workdir.parent / f"{workdir.name}-0.log").read_text()
-  # The words depend on whether an exchange or the silence was noticed first.
-  lost = r"Task 1 heartbeat timeout|stopped sending heartbeats\):\s+1\b"
-  assert re.search(lost, log), log[-3000:]
-
-
 def agree(found: list[float], wanted: list[float]) -> None:
   """float32 sums in another order; nearly 0 where GRPO's advantages cancel."""
   np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-def wait_for(condition, seconds: float) -> None:
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end, f"not after {seconds} s"
-    time.sleep(0.2)
 
 
 def test_alone_a_process_asks_nobody():

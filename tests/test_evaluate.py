@@ -71,10 +71,14 @@ def test_scores_by_meaning_with_kinds_calls_and_hits():
   assert summary["by_kind"]["parity"] == dataclasses.asdict(half)
   assert "trajectories" not in json.loads(json.dumps(summary))
   assert evaluate.measured(result) == {
-    "accuracy": 0.5,
-    "tool_calls": 0.75,
-    "hit_rate": pytest.approx(1 / 3),
+    "val-core/digit/acc/mean@1": 0.5,
+    "val-core/parity/acc/mean@1": 0.5,
+    "val-core/all/acc/mean@1": 0.5,
+    "val-aux/all/tool_call_counts/mean@1": 0.75,
+    "val-aux/all/hit_rate/mean@1": pytest.approx(1 / 3),
   }
+  one = dataclasses.replace(result, by_kind={"digit": half})  # It would be said twice.
+  assert "val-core/digit/acc/mean@1" not in evaluate.measured(one)
 
 
 def test_what_nobody_looked_at_is_no_hit():
@@ -280,7 +284,8 @@ def test_the_best_weights_are_kept_over_a_restart(model_config, policy, tmp_path
   assert run(range(1, 4)) == (2, 0.7)
   assert run(range(2, 4)) == (2, 0.7)  # Killed and done again: as good as before is not better.
   assert run(range(4, 5)) == (4, 0.8)
-  assert [line["accuracy"] for line in read_lines(tmp_path / METRICS_FILE)] == [0.4, 0.7, 0.65, 0.8]
+  lines = read_lines(tmp_path / METRICS_FILE)
+  assert [line[evaluate.ACCURACY] for line in lines] == [0.4, 0.7, 0.65, 0.8]
 
 
 def test_the_program_writes_all_four_arms(model_config, tmp_path, capsys):

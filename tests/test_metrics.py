@@ -1,25 +1,41 @@
 """metrics.py: nothing lost or repeated on resuming, every metric explained, intervals derived."""
 
+import ast
+import dataclasses
 import json
 import math
+import os
+import sys
 import threading
+from pathlib import Path
+from types import ModuleType
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from pixelis_jax import metrics as metrics_module
 from pixelis_jax.metrics import (
   METRICS,
+  SPREADS,
   Metrics,
   TrajectoryLog,
+  check_wandb,
+  entry,
+  episodes,
   interval,
   mean_interval,
+  outcomes,
   read_lines,
+  spreads,
 )
 from pixelis_jax.types import (
   Box,
   Picture,
+  Reward,
+  Segment,
   Status,
   Step,
   Task,
@@ -31,6 +47,8 @@ from pixelis_jax.types import (
 )
 from tests import fakes
 
+ROOT = Path(__file__).parents[1]
+
 
 def steps(path):
   return [line["step"] for line in read_lines(path)]
@@ -38,51 +56,197 @@ def steps(path):
 
 def test_scalars_of_every_kind_are_written(tmp_path):
   with Metrics(tmp_path / "run") as metrics:
-    metrics.log(3, {"loss": jnp.float32(0.5), "lr": np.float64(0.25), "tokens": 7})
-    metrics.log(4, {"shifted/accuracy": 1.0, "loss": math.nan, "grad_norm": math.inf})
+    metrics.log(3, {"train/loss": jnp.float32(0.5), "train/lr": np.float64(0.25), "stage": 7})
+    accuracy = "val-core/read/acc/mean@1"
+    metrics.log(4, {accuracy: 1.0, "train/loss": math.nan, "train/grad_norm": math.inf})
   first, second = read_lines(tmp_path / "run" / "metrics.jsonl")
-  assert (first["step"], first["loss"], first["lr"], first["tokens"]) == (3, 0.5, 0.25, 7.0)
-  assert second["shifted/accuracy"] == 1.0
-  assert second["loss"] is None and second["grad_norm"] is None  # Strict JSON readers know no NaN.
+  assert (first["step"], first["train/loss"]) == (3, 0.5)
+  assert (first["train/lr"], first["stage"], second[accuracy]) == (0.25, 7.0, 1.0)
+  # Strict JSON readers know no NaN.
+  assert second["train/loss"] is None and second["train/grad_norm"] is None
   assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
 def test_a_line_is_on_disk_when_log_returns(tmp_path):
   with Metrics(tmp_path) as metrics:
-    metrics.log(1, {"loss": 1.0})
+    metrics.log(1, {"train/loss": 1.0})
     assert steps(tmp_path / "metrics.jsonl") == [1]
 
 
 def test_an_unexplained_metric_is_refused_with_the_nearest(tmp_path):
   with Metrics(tmp_path) as metrics:
-    with pytest.raises(ValueError, match="'grad_nrom' is not explained.*'grad_norm'"):
-      metrics.log(0, {"grad_nrom": 1.0})
-    with pytest.raises(ValueError, match="'shifted/acuracy'.*'accuracy'"):
-      metrics.log(0, {"loss": 1.0, "shifted/acuracy": 1.0})
+    with pytest.raises(ValueError, match="'actor/grad_nrom' is not explained.*'actor/grad_norm'"):
+      metrics.log(0, {"actor/grad_nrom": 1.0})
+    with pytest.raises(ValueError, match="'val-core/read/acc/maen@1'.*'val-core/.*/acc/mean@1'"):
+      metrics.log(0, {"train/loss": 1.0, "val-core/read/acc/maen@1": 1.0})
+    # A prefix is a part of the name: what has one is not explained under others, or without.
+    for name in ("loss", "val-core/loss", "train/pg_loss", "shifted/stage"):
+      with pytest.raises(ValueError, match=f"'{name}' is not explained"):
+        metrics.log(0, {name: 1.0})
   assert read_lines(tmp_path / "metrics.jsonl") == []  # Not even the good half.
+
+
+def test_a_name_that_is_known_when_it_is_logged_is_found_by_its_pattern():
+  assert entry("val-core/algebra/linear/acc/mean@1") == "val-core/*/acc/mean@1"  # A file's kind.
+  assert entry("pass@16") == "pass@*" and entry("actor/loss") == "actor/loss"
+  assert entry("val-core/all/acc/mean@10") is None
 
 
 def test_explanations_are_sentences():
   for name, text in METRICS.items():
     assert text.endswith(".") and len(text.split()) > 3, name
-    assert "/" not in name, f"{name}: the slash separates a prefix"
+    assert entry(name) == name, f"{name} is explained by a pattern too"
+
+
+PROGRAMS = "rft sft ttrl online evaluate lessons surprise timing learner".split()
+PARTS = "policy_losses correction losses pseudo_rewards".split()
+
+
+def literals() -> set[str]:
+  """All strings of the modules that measure, those within others' too."""
+  files = [f"{name}.py" for name in PROGRAMS] + [f"algo/{name}.py" for name in PARTS]
+  found = set(Reward.__dataclass_fields__)
+  for tree in (ast.parse((ROOT / "pixelis_jax" / file).read_text()) for file in files):
+    nodes = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    found |= {value for value in nodes if isinstance(value, str)}
+  return found
+
+
+def logged(name: str, said: set[str]) -> bool:
+  """Whether a program may: by its name, or by that behind what `named` or `part` put before it."""
+  family, _, rest = name.partition("/")
+  by = family in ("actor", "train", "timing_s") and rest in said
+  head, pattern, _ = name.partition("*")
+  return by or name in said or bool(pattern) and (head in said or name in map(entry, said))
+
+
+def test_every_explained_metric_is_logged_by_some_program():
+  """Those of `SPREADS` are names of what the two functions give, with nothing left over."""
+  lengths = np.array([[2, 1]])
+  given = outcomes(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), lengths)
+  assert given.keys() | episodes([played()]).keys() == SPREADS.keys()
+  spread = {f"{name}/{part}" for name in SPREADS for part in ("mean", "max", "min")}
+  said = literals()
+  assert [name for name in METRICS if name not in spread and not logged(name, said)] == []
+  for name in ("actor/vf_loss", "answered_share", "val/loss", "perf/mfu"):
+    assert not logged(name, said), "whatever is asked for is found"
+
+
+def test_an_episode_is_measured_as_verl_does():
+  """Prompt 5, then 4 sampled, 2 shown, 3 sampled, 1 shown, 9 sampled; a call and a bad one."""
+  shown = lambda n: Segment(tokens=np.zeros(n, np.int32))
+  said = lambda text, n: fakes.completion(text, context=shown(n))
+  look, bad, end = played().steps
+  steps = (
+    dataclasses.replace(look, completion=said("look", 5)),
+    dataclasses.replace(bad, completion=said("bad", 2)),
+    dataclasses.replace(end, completion=said("\\boxed{3}", 1)),
+  )
+  episode = dataclasses.replace(played(), steps=steps)
+  short = dataclasses.replace(episode, steps=steps[2:])
+  assert episodes([episode, short]) == {
+    "prompt_length": [5, 1],
+    "response_length": [4 + 2 + 3 + 1 + 9, 9],  # Sampled tokens alone would be 16.
+    "num_turns": [6, 2],  # verl has 2 where one turn is sampled: the prompt is the other.
+    "tool_call_counts": [2, 0],
+  }
+
+
+def test_spreads_are_of_all_processes(monkeypatch):
+  # 1, 2, 6 here and 0 there: a mean of the two means would be 1.5.
+  theirs = {"num_turns": (0.0, 1, 0.0, 0.0)}
+  monkeypatch.setattr(metrics_module, "everyone", lambda own: [own, theirs])
+  got = spreads({"num_turns": [1, 2, 6]})
+  assert got == {"num_turns/mean": 2.25, "num_turns/max": 6.0, "num_turns/min": 0.0}
+
+
+def test_advantages_are_weighed_by_sampled_tokens():
+  # (3 * 1 - 1 * 1) / 4; by episode it would be 0.
+  rewards = np.array([[2.0, 0.0]], np.float32)
+  got = spreads(outcomes(rewards, rewards - 1, np.array([[3, 1]])))
+  assert [got[f"critic/advantages/{part}"] for part in ("mean", "max", "min")] == [0.5, 1.0, -1.0]
+  assert got["critic/score/mean"] == got["critic/rewards/mean"] == 1.0
+
+
+def wandb_config(mode: str) -> ConfigDict:
+  return ConfigDict({"seed": 3, "wandb": {"mode": mode, "project": "pixels"}})
+
+
+class Fake(ModuleType):
+  """The two calls of wandb that are ours, and what they were given."""
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.begun, self.lines, self.axes, self.finished = [], [], [], 0
+
+  def init(self, **how):
+    self.begun.append(how)
+    return self
+
+  def define_metric(self, name, *, step_metric):
+    self.axes.append((name, step_metric))
+
+  def log(self, line):
+    self.lines.append(line)
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_wandb_is_told_the_same_and_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):
+  fake = Fake()
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+  folder = tmp_path / "demo" / "learn"
+  for mode in ("offline", "online"):
+    with Metrics(folder, c=wandb_config(mode)) as metrics:
+      metrics.log(7, {"train/loss": jnp.float32(0.5)})
+  first, again = fake.begun
+  assert (first["mode"], first["project"], first["name"]) == ("offline", "pixels", "demo/learn")
+  assert first["config"]["seed"] == 3 and first["dir"] == str(folder)
+  assert first["id"] == again["id"] and (first["resume"], again["resume"]) == (None, "allow")
+  # Steps are an axis of ours: W&B drops lines whose own step is behind its last.
+  assert fake.axes == [("*", "training/global_step")] * 2
+  assert fake.lines == [{"training/global_step": 7, "train/loss": 0.5}] * 2 and fake.finished == 2
+  assert os.environ.pop("WANDB_ERROR_REPORTING") == "false"
+  with Metrics(tmp_path / "other", c=wandb_config("offline")):
+    assert fake.begun[-1]["id"] != first["id"]
+  os.environ.pop("WANDB_ERROR_REPORTING")
+
+
+def test_without_being_asked_wandb_is_not_imported(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)  # Importing it raises ImportError.
+  check_wandb(wandb_config("off").wandb)
+  with Metrics(tmp_path, c=wandb_config("off")) as metrics:
+    metrics.log(1, {"train/loss": 1.0})
+  with pytest.raises(
+    ImportError, match=r"wandb.mode 'offline' .* pip install 'pixelis-jax\[wandb\]'"
+  ):
+    check_wandb(wandb_config("offline").wandb)
+  with pytest.raises(ValueError, match="wandb.mode 'on' must be one of"):
+    check_wandb(wandb_config("on").wandb)
+  monkeypatch.setitem(
+    sys.modules, "wandb", ModuleType("wandb")
+  )  # As of the folder that runs leave.
+  with pytest.raises(ImportError, match="needs the extra wandb"):
+    check_wandb(wandb_config("online").wandb)
 
 
 def test_resuming_cuts_the_torn_line_and_what_will_be_done_again(tmp_path):
   path = tmp_path / "metrics.jsonl"
   with Metrics(tmp_path) as metrics:
     for step in (1, 2, 3, 4):
-      metrics.log(step, {"loss": float(step)})
+      metrics.log(step, {"train/loss": float(step)})
   path.write_bytes(path.read_bytes() + b'{"step": 5, "lo')  # Killed in the middle of a write.
   assert steps(path) == [1, 2, 3, 4]
   with Metrics(tmp_path) as metrics:  # Without a step everything complete stays.
     assert steps(path) == [1, 2, 3, 4]
-    metrics.log(5, {"loss": 5.0})
+    metrics.log(5, {"train/loss": 5.0})
   # The checkpoint is of step 2: steps 3 to 5 run again.
   with Metrics(tmp_path, resume=2) as metrics:
     assert steps(path) == [1, 2]
-    metrics.log(3, {"loss": 30.0})
-  assert [line["loss"] for line in read_lines(path)] == [1.0, 2.0, 30.0]
+    metrics.log(3, {"train/loss": 30.0})
+  assert [line["train/loss"] for line in read_lines(path)] == [1.0, 2.0, 30.0]
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
@@ -96,7 +260,7 @@ def test_threads_do_not_tear_each_others_lines(tmp_path):
 
     def work(offset):
       for i in range(50):
-        metrics.log(offset + i, {"loss": 1.0, "vote_share": 0.5})
+        metrics.log(offset + i, {"train/loss": 1.0, "majority_ratio": 0.5})
 
     threads = [threading.Thread(target=work, args=(100 * t,)) for t in range(4)]
     for thread in threads:

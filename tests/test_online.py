@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import pytest
 from PIL import Image
 
 from configs import demo
-from pixelis_jax import online
+from pixelis_jax import online, sampler
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
 from tests import fakes
 from tests.conftest import CACHE
+from tests.programs import program
 
 ROOT = Path(__file__).parents[1]
 KEYS = (
@@ -30,11 +30,19 @@ KEYS = (
 
 @pytest.fixture(scope="module")
 def config(model_config):
-  c = demo.get_config("debug").copy_and_resolve_references().unlock()
+  # One kind of question: prompts that are as long share their programs.
+  c = demo.get_config("debug/framed").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed = model_config.path, 0
   c.limits.turns, c.baseline, c.memory.backend = 2, False, "exact"
   c.calibration.method = "platt"
   return c.lock()
+
+
+@pytest.fixture(scope="module")
+def policy(config):
+  """As `finished` has it, so that its programs are there."""
+  answering, _ = online.meshes(config)
+  return sampler.load_policy(config.model, mesh=answering)
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +72,32 @@ def test_a_run_leaves_what_the_readme_says(finished, config):
 def test_what_votes_were_worth_is_read_when_all_is_over(config, tmp_path):
   """Of four requests two were answered, one of them right; a line a sample, a vote a request."""
   asked = online.evaluate.made(config.stream)
-  line = lambda i, answer, **vote: {
+  line = lambda i, answer, said=None, **vote: {
     "id": asked[i].id,
+    "step": 2 * (i + 1),
+    "answer": said,
     "tag": "stream",
     "vote": {"answer": answer, "confidence": 0.45, "uncalibrated": 0.85, **vote},
   }
-  lines = [line(0, asked[0].answer), line(0, asked[0].answer), line(1, None, confidence=0.55)]
+  truth = asked[0].answer
+  lines = [line(0, truth), line(0, truth, said=truth), *[line(1, None, confidence=0.55)] * 2]
   lines.append({**line(2, "wrong"), "tag": "shifted_after"})
   (tmp_path / "trajectories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
   # Before: 1 of 2 right at 0.85. After: one right at 0.45, in another bin one wrong at 0.55.
   got = online._reliability(config, tmp_path)
-  assert got == pytest.approx({"label_accuracy": 0.5, "ece_before": 0.35, "ece_after": 0.55})
+  # By the vote as by the label one of the first two samples is paid, and none of the others.
+  first = {"label_accuracy": 1.0, "reward_accuracy": 1.0, "ground_truth_ratio": 0.5, "pass@2": 1.0}
+  second = {"label_accuracy": 0.0, "reward_accuracy": 1.0, "ground_truth_ratio": 0, "pass@2": 0}
+  mean = {name: (value + second[name]) / 2 for name, value in first.items()}
+  assert got == pytest.approx({**mean, "ece_before": 0.35, "ece_after": 0.55})
   c = config.copy_and_resolve_references().unlock()
   c.calibration.method = "none"
   got = online._reliability(c, tmp_path)
   assert (got["ece_before"], got["ece_after"]) == (pytest.approx(0.55), None)
+  # By arrival, and once though it was read twice: a run that is killed here reads it again.
+  logged = [json.loads(x) for x in (tmp_path / "labels/metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in logged] == [2, 4]
+  assert logged[0].items() >= first.items() and logged[1].items() >= second.items()
   c.requests = "some.jsonl"  # Nobody knows the answers.
   assert set(online._reliability(c, tmp_path).values()) == {None}
 
@@ -213,20 +232,21 @@ def test_a_missing_model_is_named(config, tmp_path):
 def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   """Killed after the first replies and continued: each request is in memory once."""
   workdir = tmp_path / "run"
-  command = [sys.executable, "-m", "pixelis_jax.online", "--config=configs/demo.py:debug"]
+  command = [*program("online"), "--config=configs/demo.py:debug/framed"]
   command += [f"--workdir={workdir}", f"--config.model.path={config.model.path}"]
   command += ["--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.calibration.method=platt"]
-  command += ["--config.stream.n=16", "--config.limits.turns=2", "--config.memory.backend=exact"]
+  command += ["--config.stream.n=12", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
   again = config.copy_and_resolve_references().unlock()  # The same, in this process.
-  again.stream.n, again.gate.confidence, again.gate.margin = 16, 0.0, 0.0
-  env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+  again.stream.n, again.gate.confidence, again.gate.margin = 12, 0.0, 0.0
+  # As many devices as here, as programs are kept for: it finds what `finished` has compiled.
+  env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_NUM_CPU_DEVICES": "8"}
   quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
   child = subprocess.Popen(command, cwd=ROOT, env=env, **quiet)
   metrics = workdir / "metrics.jsonl"
   deadline = time.monotonic() + 240
-  while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+  while not (metrics.exists() and "\n" in metrics.read_text()):
     assert child.poll() is None and time.monotonic() < deadline, "no reply before the kill"
     time.sleep(0.02)
   child.send_signal(signal.SIGKILL)
@@ -234,15 +254,15 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   dim = 2 * policy.model.config.text.width
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     answered, state = memory.ids(), memory.get_state("stream")
-  assert 8 <= len(answered) == state["next"] < 16
+  assert 4 <= len(answered) == state["next"] < 12
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
   published = checkpoints.latest_step()
   checkpoints.close()
   result = online.main(again.lock(), workdir)
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     ids = memory.ids()
-  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 16
+  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 12
   applied = result["updates_applied"] + result["updates_refused"]
   assert applied >= (published or 0)
   steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-  assert steps == sorted(set(steps)) == list(np.arange(4, 17, 4))
+  assert steps == sorted(set(steps)) == list(np.arange(4, 13, 4))

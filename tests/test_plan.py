@@ -110,9 +110,11 @@ def planned(tmp_path_factory):
   """
   out = tmp_path_factory.mktemp("plan") / "plan.json"
   sizes = ["--images=2", "--patches=64", "--asked=40", "--written=24", f"--out={out}"]
-  mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.model.max_rows=64"]
+  mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
   mesh += ["--config.rollout_mesh.data=2", "--config.rollout_mesh.tensor=2"]
-  mesh += ["--config.grpo.questions=4"]
+  # A row for each device, or two: more of them compile for longer, into the same programs.
+  mesh += ["--config.grpo.questions=2", "--config.grpo.group=2", "--config.rows_multiple=4"]
+  mesh += ["--config.model.rows_multiple=4", "--config.model.max_rows=4"]
   mesh += ["--config.model.path=assets/tiny-vl", "--config.model.dtype=bfloat16"]
   config = "--config=configs/tiny_rft.py"
   commands = [[config, *wrong] for wrong in MISTAKES.values()]
@@ -152,11 +154,14 @@ def test_what_is_held_is_arithmetic(planned):
 
 
 def test_rollouts_move_less_than_a_layer_of_weights_a_token(planned):
-  """Split heads exchange sums of hidden states; no weight is gathered while tokens are written."""
+  """Split heads exchange sums of hidden states; no weight is gathered while tokens are written.
+
+  The keys' projections alone, of 3 layers, would be 3 * 128 * 64 * 2 bytes; the bound is 27 kB.
+  """
   write = planned[0]["programs"][3]
   assert set(write["moved"]) <= {"all-reduce", "all-gather"}
   weights = planned[0]["held"]["weights that play"]
-  assert sum(write["moved"].values()) / 32 < weights / 4  # 32 tokens.
+  assert sum(write["moved"].values()) / 32 < weights / 32  # 32 tokens.
 
 
 def test_an_sft_update_is_planned_as_it_is_run(policy):

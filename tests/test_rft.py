@@ -38,6 +38,7 @@ def config(model_config):
   c.limits.turns, c.eval.n = 2, 2
   c.mesh.data = 1  # Meshes: test_meshes.py, test_cluster.py.
   c.model.rows_multiple = c.rows_multiple = 8  # All rows of a step, always: few programs.
+  c.optimizer.lr = 1e-3  # So that an update more or less shows.
   return c.lock()
 
 
@@ -57,7 +58,7 @@ def straight(config, tmp_path_factory):
 
 def logged(workdir, name="metrics.jsonl"):
   lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-  timeless = lambda line: {k: v for k, v in line.items() if "time" != k and "second" not in k}
+  timeless = lambda line: {k: v for k, v in line.items() if not k.startswith(("tim", "perf/"))}
   return [timeless(line) for line in lines]
 
 
@@ -66,12 +67,18 @@ def test_a_run_learns_from_its_own_samples(config, straight, policy):
   assert int(state.step) == config.optimizer.steps == 4
   lines = logged(workdir)
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
-  steps = [line for line in lines if "loss" in line]
+  steps = [line for line in lines if "actor/loss" in line]
   assert steps, "no group had two outcomes: the test says nothing"
   for line in steps:
-    assert line["skipped"] == 0.0 and 0 < line["grad_norm"] < np.inf
+    assert line["actor/skipped"] == 0.0 and 0 < line["actor/grad_norm"] < np.inf
     # The learner's probabilities of the tokens are the sampler's.
-    assert line["ratio_mean"] == pytest.approx(1.0, abs=1e-5) and line["clip_fraction"] == 0.0
+    assert line["actor/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert line["actor/pg_clipfrac"] == 0.0
+    assert line["actor/loss"] == pytest.approx(line["actor/pg_loss"], abs=1e-7)  # kl_coef is 0.
+    assert line["critic/score/mean"] == line["task"] and line["tool_call_counts/max"] >= 0
+    # A turn has up to 3 tokens here, an episode two turns, that is up to four of the chat.
+    assert 1 <= line["response_length/min"] <= line["response_length/mean"]
+    assert 2 <= line["num_turns/min"] <= line["num_turns/mean"] <= line["num_turns/max"] <= 4
   assert max_difference(state.params, policy.params) > 1e-5
   assert (workdir / "model" / "model.safetensors").exists()
   assert [line["step"] for line in logged(workdir, "trajectories.jsonl")] == [1, 2, 3, 4]
@@ -100,21 +107,28 @@ def lora_config(config):
 
 @pytest.fixture(scope="module")
 def lora_run(lora_config, tmp_path_factory):
-  """(workdir, final state, what the step was given as its base) of a run from 0 to 4."""
-  workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], rft.learner.parts
+  """(workdir, final state, the step's base, [the reference's weights]) of a run from 0 to 4."""
+  workdir, bases, references = tmp_path_factory.mktemp("lora") / "run", [], []
+  parts, make_logps = rft.learner.parts, rft.learner.make_logps
 
   def spied(model, params):
     bases.append(parts(model, params)[1])
     return parts(model, params)
 
+  def compared(model, *how, **options):
+    assert model.lora is None
+    compute = make_logps(model, *how, **options)
+    return lambda params, inputs: references.append(params) or compute(params, inputs)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rft.learner, "parts", spied)
+    patch.setattr(rft.learner, "make_logps", compared)
     state = rft.main(lora_config, workdir)
-  return workdir, state, bases[0]
+  return workdir, state, bases[0], references
 
 
 def test_adapters_alone_are_trained_and_saved(lora_run, policy):
-  workdir, state, base = lora_run
+  workdir, state, base, _ = lora_run
   last = lambda tree: [path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(tree)]
   moments = [x for x in jax.tree_util.tree_leaves_with_path(state.opt_state) if x[1].ndim]
   adapters = state.params
@@ -131,7 +145,7 @@ def test_adapters_alone_are_trained_and_saved(lora_run, policy):
 
 
 def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path):
-  workdir, state, _ = lora_run
+  workdir, state, *_ = lora_run
   killed = tmp_path / "killed"
   shutil.copytree(workdir, killed)
   shutil.rmtree(killed / "checkpoints" / "4")
@@ -141,25 +155,18 @@ def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path
   assert logged(killed) == logged(workdir)
 
 
-def test_the_reference_is_the_base_without_adapters(
-  lora_config, lora_run, policy, monkeypatch, tmp_path
-):
+def test_the_reference_is_the_base_without_adapters(lora_run, policy):
   """At the first step B is zero and the KL with it; what is compared with must not move later."""
-  steps = [line for line in logged(lora_run[0]) if "kl" in line]
-  assert len(steps) > 1 and steps[0]["kl"] < 1e-7 < steps[-1]["kl"]
-  seen, make_logps = [], rft.learner.make_logps
-
-  def spied(model, *how, **options):
-    assert model.lora is None
-    compute = make_logps(model, *how, **options)
-    return lambda params, inputs: seen.append(params) or compute(params, inputs)
-
-  monkeypatch.setattr(rft.learner, "make_logps", spied)
-  c = lora_config.copy_and_resolve_references().unlock()
-  c.optimizer.steps = 2
-  rft.main(c, tmp_path / "run")
-  assert seen and all(params is seen[0] for params in seen)
-  assert max_difference(seen[0], policy.params) == 0.0
+  workdir, _, _, references = lora_run
+  steps = [line for line in logged(workdir) if "actor/kl" in line]
+  assert len(steps) > 1 and steps[0]["actor/kl"] < 1e-7 < steps[-1]["actor/kl"]
+  # Of all tokens, as all rows push and weigh 1; the loss has a tenth of it.
+  for line in steps:
+    assert line["actor/kl_loss"] == pytest.approx(line["actor/kl"], rel=1e-5, abs=1e-9)
+    whole = line["actor/pg_loss"] + 0.1 * line["actor/kl_loss"]
+    assert line["actor/loss"] == pytest.approx(whole, rel=1e-5, abs=1e-7)
+  assert len(references) == len(steps) and all(params is references[0] for params in references)
+  assert max_difference(references[0], policy.params) == 0.0
 
 
 def looked(trajectory: Trajectory) -> Trajectory:
@@ -221,7 +228,11 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
   saved.close()
   assert (curriculum["stage"], curriculum["steps"]) == ("goal", 2)
   # Sampler and learner are one program: there is next to nothing to correct.
-  weights = [line["rollout_is_mean"] for line in logged(tmp_path / "run") if "loss" in line]
+  weights = [
+    line["rollout_corr/rollout_is_mean"]
+    for line in logged(tmp_path / "run")
+    if "actor/loss" in line
+  ]
   assert weights and weights == pytest.approx([1.0] * len(weights), abs=1e-5)
   learned = state.params
   assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
@@ -247,13 +258,14 @@ def test_summary_is_means_over_trajectories():
     result=ToolResult(text="seen"),
   )
   end = Step(completion=fakes.completion("y"))
-  episode = lambda *steps: Trajectory(
-    task=fakes.task("a"), steps=steps, status=Status.NO_ANSWER, answer=None
+  episode = lambda status, *steps: Trajectory(
+    task=fakes.task("a"), steps=steps, status=status, answer=None
   )
-  played = [episode(look, look, end), episode(end)]
+  played = [episode(Status.NO_ANSWER, look, look, end), episode(Status.OUT_OF_TOKENS, end)]
   rewards = [Reward(task=1.0, curiosity=0.5), Reward(format=1.0)]
   weights = {"task": 0.0, "format": 0.1, "curiosity": 1.0, "coherence": 0.0}
-  expected = {"task": 0.5, "format": 0.5, "curiosity": 0.25, "tool_rate": 0.5, "calls": 1.0}
+  expected = {"task": 0.5, "format": 0.5, "curiosity": 0.25, "rapr": 0.5}
+  expected["response_length/clip_ratio"] = 0.5  # The second episode was cut off.
   assert rft.summary(rewards, weights, played) == expected
 
 
@@ -270,7 +282,6 @@ def split_config(config):
   c = config.copy_and_resolve_references().unlock()
   c.staleness, c.rollout_mesh.data = 1, 1
   c.grpo.rollout_correction.rollout_is = "token"
-  c.optimizer.lr = 1e-3  # So that an update more or less shows.
   return c.lock()
 
 
@@ -278,7 +289,7 @@ def split_config(config):
 def split(split_config, tmp_path_factory):
   """(workdir, final state, [what each rollout was played with], {updates: a weight after them})."""
   workdir, bound, after = tmp_path_factory.mktemp("split") / "run", [], {}
-  bind, make_step = rft.sampler.Sampler.bind, rft.learner.make_step
+  bind, make_step = rft.sampler.Sampler.bind, rft.make_step
   weight = lambda params: np.array(params["text"]["layers"]["mlp"]["up"]["kernel"])
   where = lambda tree: {d.id for x in jax.tree.leaves(tree) for d in x.devices()}
 
@@ -293,19 +304,19 @@ def split(split_config, tmp_path_factory):
 
     return spied if how["temperature"] else generate
 
-  def spied_make_step(*args, **options):
-    step = make_step(*args, **options)
+  def spied_make_step(c, model):
+    step, *others = make_step(c, model)
 
     def spied(state, packed, *rest):
       after[int(state.step)] = weight(state.params)
       assert where((state.params, packed)) == {0}
       return step(state, packed, *rest)
 
-    return spied
+    return spied, *others
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rft.sampler.Sampler, "bind", spied_bind)
-    patch.setattr(rft.learner, "make_step", spied_make_step)
+    patch.setattr(rft, "make_step", spied_make_step)
     state = rft.main(split_config, workdir)
   return workdir, state, bound, after
 
@@ -327,12 +338,12 @@ def test_rollouts_elsewhere_are_played_with_weights_of_a_known_age(split):
 
 def test_what_an_old_policy_sampled_is_weighed(split):
   """The ratio is taken to the weights that the update starts from, and so is 1 at any age."""
-  steps = [line for line in logged(split[0]) if "loss" in line]
+  steps = [line for line in logged(split[0]) if "actor/loss" in line]
   assert [line["staleness"] for line in steps] == [0, 1, 0, 1]
-  away = [abs(line["rollout_is_mean"] - 1) for line in steps]
+  away = [abs(line["rollout_corr/rollout_is_mean"] - 1) for line in steps]
   # After step 0, at a rate of 0, nothing had moved.
   assert max(away[:3]) < 1e-5 and away[3] > 1e-4
-  assert [line["ratio_mean"] for line in steps] == pytest.approx([1.0] * 4, abs=1e-5)
+  assert [line["actor/ratio_mean"] for line in steps] == pytest.approx([1.0] * 4, abs=1e-5)
 
 
 def test_a_run_that_is_behind_resumes_bit_for_bit(split_config, split, tmp_path):

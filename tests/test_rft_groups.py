@@ -106,14 +106,20 @@ def test_what_the_limits_cut_off_counts_in_the_mean_and_teaches_nothing(config, 
   task = fakes.task("a")
   group = [episode(task, "7"), episode(task, "8"), episode(task, "8")]
   group.append(episode(task, None, Status.OUT_OF_STEPS))
-  _, rows, pushes, _ = compared(config, policy, group)
+  _, rows, pushes, spread = compared(config, policy, group)
   assert len(rows) == 4 and pushes.tolist() == [0.75, -0.25, -0.25, -0.25]
+  # Rewards 1, 0, 0, 0.
+  parts = lambda name: [spread[f"{name}/{part}"] for part in ("mean", "max", "min")]
+  assert parts("critic/score") == parts("critic/rewards") == [0.25, 1.0, 0.0]
+  assert parts("critic/advantages") == [0.0, 0.75, -0.25]  # All episodes have as many tokens.
   c = config.copy_and_resolve_references().unlock()
   c.grpo.over_turn_masking = True
   _, rows, pushes, measured = compared(c, policy, group)
   # Left out of the mean, too, it would be 2/3 and -1/3.
   assert len(rows) == 3 and pushes.tolist() == [0.75, -0.25, -0.25]
   assert measured["zero_variance"] == 0.0
+  # What teaches nothing was still earned: the spread is that of all samples.
+  assert measured.items() >= spread.items()
 
 
 def test_the_estimator_is_the_configured_one(config, policy):

@@ -1,5 +1,6 @@
 """Votes without labels, a learner that may refuse, and nothing lost between the two."""
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -19,6 +20,7 @@ from tests import episodes, fakes
 from tests.episodes import max_difference
 
 START = ttrl.History.start(demo.get_config().vote)
+SAMPLED = {}  # By image: the same samples whenever they are asked for.
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,12 @@ def config(model_config):
 
 def experience(policy, task, odd, *, id="e") -> Experience:
   """Four samples of a task, voted "1"; those in `odd` answered it, so that advantages differ."""
-  generate = policy.sampler.bind(policy.params, key=jax.random.key(3), version=0)
+  image = task.images[0].tobytes()
+  if image not in SAMPLED:
+    generate = policy.sampler.bind(policy.params, key=jax.random.key(3), version=0)
+    SAMPLED[image] = generate([(task, ())] * 4)
   samples = []
-  for i, completion in enumerate(generate([(task, ())] * 4)):
+  for i, completion in enumerate(SAMPLED[image]):
     answer = "1" if i in odd else "2"
     samples.append(
       Trajectory(
@@ -55,12 +60,25 @@ def without_image(id):
   return dataclasses.replace(unlabelled(id), images=())
 
 
+@contextlib.contextmanager
+def answering(config, policy, folder):
+  dim = 2 * policy.model.config.text.width
+  with Memory(folder / "memory.sqlite", dim=dim, backend="exact") as memory:
+    yield ttrl.Answerer(config, policy, ttrl.Published(7, policy.params), memory)
+
+
 @pytest.fixture
 def answerer(config, policy, tmp_path):
-  dim = 2 * policy.model.config.text.width
-  with Memory(tmp_path / "memory.sqlite", dim=dim, backend="exact") as memory:
-    published = ttrl.Published(7, policy.params)
-    yield ttrl.Answerer(config, policy, published, memory)
+  with answering(config, policy, tmp_path) as made:
+    yield made
+
+
+@pytest.fixture(scope="module")
+def first(config, policy, tmp_path_factory):
+  """(experience, history) of the first request, answered with nothing in memory."""
+  with answering(config, policy, tmp_path_factory.mktemp("first")) as made:
+    (got,), history = made([unlabelled("a")], jax.random.key(0), START)
+  return got, history
 
 
 @pytest.mark.parametrize("label", [{"answer": "7"}, {"boxes": (Box(0.0, 0.0, 2.0, 2.0),)}])
@@ -106,10 +124,11 @@ def voting_by(answerer, **changes):
     (("samples", "memory"), ["samples", "memory"]),
   ],
 )
-def test_votes_are_of_views_samples_and_memory_as_asked(answerer, config, policy, voters, heard):
-  task = unlabelled("a")
-  (first,), _ = answerer([task], jax.random.key(0), START)
-  answerer.memory.add(dataclasses.replace(experience(policy, task, {0}, id="twin"), key=first.key))
+def test_votes_are_of_views_samples_and_memory_as_asked(
+  answerer, config, policy, first, voters, heard
+):
+  task, key = unlabelled("a"), first[0].key
+  answerer.memory.add(dataclasses.replace(experience(policy, task, {0}, id="twin"), key=key))
   (got,), _ = voting_by(answerer, voters=voters)([task], jax.random.key(0), START)
   cast = {"views": [v.name for v in VIEWS], "samples": ["identity"] * config.samples}
   cast["memory"] = ["memory"]
@@ -129,19 +148,18 @@ def test_wrong_voters_are_named(answerer):
     dataclasses.replace(answerer, c=c)._remembered(tasks[0], np.zeros(1))
 
 
-def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy):
+def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy, first):
   """Published weights that never stop writing change the samples, and no ballot."""
-  tasks = [unlabelled("a")]
-  before, _ = answerer(tasks, jax.random.key(0), START)
+  tasks, before = [unlabelled("a")], first[0]
   token = int(policy.chat.target("a")[0])
   answerer.published.publish(8, episodes.tilted(policy.params, {token: 30.0}))
   after, _ = answerer(tasks, jax.random.key(0), START)
-  assert before[0].vote.ballots[0].weight == after[0].vote.ballots[0].weight
+  assert before.vote.ballots[0].weight == after[0].vote.ballots[0].weight
   sampled = [t.steps[0].completion.tokens.tolist() for t in after[0].trajectories]
   assert all(set(tokens) == {token} for tokens in sampled)
 
 
-def test_views_that_told_more_before_weigh_more(answerer):
+def test_views_that_told_more_before_weigh_more(answerer, first):
   """The same ballots, but for what earlier requests say of their views."""
   views = START.views
   for i in range(64):
@@ -150,9 +168,9 @@ def test_views_that_told_more_before_weigh_more(answerer):
   heard = dataclasses.replace(START, views=views)
   task = unlabelled("a")
   weights = []
-  for history in (START, heard):
-    got, after = answerer([task], jax.random.key(0), history)
-    weights.append({b.view: b.weight for b in got[0].vote.ballots})
+  (informed,), heard = answerer([task], jax.random.key(0), heard)
+  for got, after in (first, (informed, heard)):
+    weights.append({b.view: b.weight for b in got.vote.ballots})
     assert after.views.tallies["stretch"][task.kind].asked >= 1.0  # It has heard this one, too.
   plain, informed = ({k: w[k] / w["identity"] for k in w} for w in weights)
   assert informed["stretch"] > 2 * plain["stretch"]
@@ -174,23 +192,22 @@ def test_votes_of_voters_who_tell_nothing_are_not_believed(answerer):
     assert vote.confidence <= vote.share
 
 
-def test_a_history_survives_json(answerer):
-  _, history = answerer([unlabelled("a")], jax.random.key(0), START)
+def test_a_history_survives_json(first):
+  _, history = first
   assert ttrl.History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
 
 
-def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, config):
-  task = unlabelled("a")
-  first, _ = answerer([task], jax.random.key(0), START)
+def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, config, first):
+  task, (alone, _) = unlabelled("a"), first
   vote = dataclasses.replace(experience(policy, task, {0}).vote, confidence=0.5)
-  twin = dataclasses.replace(first[0], id="twin", vote=vote)
+  twin = dataclasses.replace(alone, id="twin", vote=vote)
   answerer.memory.add(twin)
-  ballots = answerer._remembered(task, first[0].key)
+  ballots = answerer._remembered(task, alone.key)
   # The same key: similarity 1, so the weight is memory.weight times the neighbour's confidence.
   assert [b.source for b in ballots] == ["twin"] and ballots[0].answer == "1"
   np.testing.assert_allclose(ballots[0].weight, config.memory.weight * 0.5, rtol=1e-5)
   answerer.memory.add(dataclasses.replace(twin, id="a"))
-  assert [b.source for b in answerer._remembered(task, first[0].key)] == ["twin"]  # Not itself.
+  assert [b.source for b in answerer._remembered(task, alone.key)] == ["twin"]  # Not itself.
 
 
 def test_a_calibrated_vote_says_how_often_such_votes_hold(answerer):
@@ -442,7 +459,7 @@ def test_a_question_teaches_so_often_and_no_more(policy, learner):
   pushes = [push for _, push, _ in pushing(learn, *twice, twice[0], other)]
   assert [push > 0 for push in pushes] == [True, True, False, True]
   measured = learn.update(twice)  # Neither may teach again: nothing is computed.
-  assert (learn.applied, learn.refused) == (0, 1) and "kl" not in measured
+  assert (learn.applied, learn.refused) == (0, 1) and "actor/kl" not in measured
   assert list(learner()._fresh([*twice, *twice])) == [True] * 4
 
 
@@ -484,10 +501,19 @@ def test_a_group_that_agrees_teaches_nothing(policy, learner):
 
 
 def test_the_kl_guard_refuses_and_the_old_state_stands(policy, learner):
-  learn = learner(kl__limit=0.0, learn__lr=0.1)
-  before = learn.state
+  learn = learner(kl__limit=0.0)
+  before, step = learn.state, learn.step
+
+  def far(state, *rest):
+    """As at a much higher rate: the programs are those of the others."""
+    proposed, measured = step(state, *rest)
+    further = lambda old, new: old + 1e3 * (new - old)
+    params = jax.jit(lambda *both: jax.tree.map(further, *both))(state.params, proposed.params)
+    return proposed.replace(params=params), measured
+
+  learn.step = far
   measured = learn.update([experience(policy, unlabelled("a"), {0})])
-  assert measured["kl"] > 0.0 and (learn.applied, learn.refused) == (0, 1)
+  assert measured["actor/kl"] > 0.0 and (learn.applied, learn.refused) == (0, 1)
   assert learn.state is before
 
 

@@ -68,6 +68,9 @@ def correct(
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Aux]:
   """(each token's weight, the tokens of sequences that stay, what is measured).
 
+  What is measured has the names of verl/trainer/ppo/rollout_corr_helper.py and
+  verl/utils/debug/metrics.py.
+
   Args:
     logps: of the policy that the update starts from.
     rollout_logps: the sampler's; NaN at tokens that nobody sampled, whose weight is 1.
@@ -84,12 +87,13 @@ def correct(
   if c.rollout_rs != OFF:
     keep = mask & REJECTIONS[c.rollout_rs](log_ratio, sampled, segments, c.rollout_rs_threshold)
   firsts = first_tokens(mask, segments)
+  rejected = 1.0 - keep.astype(weights.dtype)
   apart = jnp.abs(jnp.exp(logps) - jnp.exp(rollout_logps))
   measured = {
-    "rollout_kl": token_mean(kl_k3(rollout_logps, logps), sampled),
-    "rollout_probs_diff": token_mean(apart, sampled),
-    "rollout_is_mean": token_mean(weights, sampled),
-    "rollout_rejected": token_mean(1.0 - keep.astype(weights.dtype), firsts),
+    "rollout_corr/k3_kl": token_mean(kl_k3(rollout_logps, logps), sampled),
+    "training/rollout_probs_diff_mean": token_mean(apart, sampled),
+    "rollout_corr/rollout_is_mean": token_mean(weights, sampled),
+    "rollout_corr/rollout_rs_seq_masked_fraction": token_mean(rejected, firsts),
   }
   return weights, keep, measured
 

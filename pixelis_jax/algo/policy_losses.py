@@ -114,17 +114,17 @@ def push(
     c: the objective.
 
   Returns:
-    The losses, and by token: clip_fraction (1 where a bound cut off the gradient, or kl_cov holds),
-    ratio_mean, and approx_kl (k3 estimate of KL(old || new), in nats).
+    The losses, and by token: pg_clipfrac (1 where a bound cut off the gradient, or kl_cov holds),
+    ratio_mean, and ppo_kl (k1 estimate of KL(old || new), in nats, of either sign).
   """
   # Masked positions may hold anything; they must not reach exp, whose gradient would be NaN.
   log_ratio = jnp.clip(jnp.where(mask, logps - old_logps, 0.0), -LOG_RATIO, LOG_RATIO)
   tokens = Tokens(logps, log_ratio, advantages, mask, segments)
   loss, changed = POLICY_LOSSES[c.loss_mode](tokens, c)
   measured = {
-    "clip_fraction": changed.astype(loss.dtype),
+    "pg_clipfrac": changed.astype(loss.dtype),
     "ratio_mean": jnp.exp(log_ratio),
-    "approx_kl": jnp.expm1(log_ratio) - log_ratio,
+    "ppo_kl": -log_ratio,
   }
   return loss, jax.lax.stop_gradient(measured)
 

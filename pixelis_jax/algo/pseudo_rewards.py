@@ -139,6 +139,26 @@ Rule = Callable[[Sequence[Trajectory], Vote, PseudoReward, str], list[float]]
 RULES: dict[str, Rule] = {"agreement": agreement, "soft": soft, "scrl": scrl, "evol": evol}
 
 
+def by_label(
+  answers: Sequence[str | None], voted: str | None, truth: str, *, verifier: str
+) -> dict[str, float]:
+  """What one request's vote and samples were worth by its label: TTRL's metrics under its names.
+
+  https://github.com/PRIME-RL/TTRL/blob/main/verl/verl/utils/reward_score/ttrl/ttt_metrics.py. For
+  what is over: nothing that learns may call it.
+  """
+  alike = lambda a, b: verifiers.alike(a, b, verifier=verifier)
+  right = [alike(answer, truth) for answer in answers]
+  paid = [alike(answer, voted) for answer in answers]
+  agreed = [a == b for a, b in zip(right, paid, strict=True)]
+  return {
+    "label_accuracy": float(alike(voted, truth)),
+    "reward_accuracy": sum(agreed) / len(agreed),
+    "ground_truth_ratio": sum(right) / len(right),
+    f"pass@{len(right)}": float(any(right)),
+  }
+
+
 def _won(samples: Sequence[Trajectory], vote: Vote, c: PseudoReward, verifier: str) -> list[bool]:
   """Whether each is on the winner's side."""
   return [right >= verifiers.ALIKE for right in agreement(samples, vote, c, verifier)]

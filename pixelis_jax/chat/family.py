@@ -49,6 +49,7 @@ FAMILIES = {
     Family(name="qwen2_5_vl"),
     Family(name="qwen3_vl", timed=True, coordinates=(1000, 1000)),
     Family(name="qwen3", sees=False),
+    Family(name="llama", sees=False),  # Those whose chat is ChatML, as Qwen's: SmolLM2.
   )
 }
 

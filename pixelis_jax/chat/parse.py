@@ -1,11 +1,14 @@
-"""What the policy wrote: the last tool call in it, and the answer in the last box."""
+"""What the policy wrote: the last tool call in it, and the answer, in the last box or elsewhere."""
 
 import json
 import re
+from collections.abc import Callable
 
 from pixelis_jax.types import ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+# One that stands alone: not in a word, and not the end of another such as 1.5.
+_NUMBER = re.compile(r"(?<![\w.])-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?!\w|\.[0-9])")
 # The start of a box, a LaTeX escape (its brace is a character, not structure), or a brace.
 _BRACES = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 
@@ -64,6 +67,19 @@ def parse_answer(text: str) -> str | None:
     elif brace.group()[-1] == "{" and (brace["box"] or brace.group() == "{"):
       opened.append(brace)
   return answer
+
+
+def parse_number(text: str) -> str | None:
+  """The last number in digits, such as -3, 1,200 or 0.5: of a policy that was taught no box.
+
+  As the "flexible-extract" of https://github.com/EleutherAI/lm-evaluation-harness reads GSM8K.
+  """
+  found = _NUMBER.findall(text)
+  return found[-1] if found else None
+
+
+# Where an answer is looked for.
+ANSWERS: dict[str, Callable[[str], str | None]] = {"boxed": parse_answer, "number": parse_number}
 
 
 def _refuse(name: str) -> None:

@@ -84,7 +84,7 @@ class Chat:
   ) -> "Chat":
     """Opens a Hugging Face directory: tokenizer, template, processors; without network.
 
-    Qwen2.5-VL, Qwen3-VL or text-only Qwen3, as config.json says.
+    Qwen2.5-VL, Qwen3-VL, or text-only Qwen3 or Llama, as config.json says.
 
     Args:
       tools: schemas in OpenAI's function format, as `Toolbox.schemas` gives them.

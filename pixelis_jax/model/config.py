@@ -76,6 +76,23 @@ _TEXT_DEFAULTS = types.MappingProxyType(
     },
     "qwen3_vl": {**_QWEN3, "rope_theta": 5e5},
     "qwen3": {**_QWEN3, "rope_theta": 1e4},
+    "llama": {
+      "vocab_size": 32000,
+      "hidden_size": 4096,
+      "intermediate_size": 11008,
+      "num_hidden_layers": 32,
+      "num_attention_heads": 32,
+      "num_key_value_heads": None,  # As many as query heads.
+      "head_dim": None,  # hidden_size / num_attention_heads.
+      "hidden_act": "silu",
+      "rms_norm_eps": 1e-6,
+      "rope_theta": 1e4,
+      "attention_dropout": 0.0,
+      "attention_bias": False,
+      "mlp_bias": False,
+      "pretraining_tp": 1,
+      "rope_interleaved": False,
+    },
   }
 )
 _MROPE_DEFAULTS = types.MappingProxyType({"qwen2_5_vl": (16, 24, 24), "qwen3_vl": (24, 20, 20)})
@@ -91,6 +108,17 @@ _TOKEN_DEFAULTS = types.MappingProxyType(
 _TEXT_EXTRAS = frozenset(
   "head_dim layer_types rope_parameters rope_scaling tie_word_embeddings".split()
 )
+# Switches of which one position is computed here; a family's file has some of them.
+_COMPUTED = types.MappingProxyType(
+  {
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "rope_interleaved": False,
+  }
+)
 FAMILIES = tuple(_TEXT_DEFAULTS)
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 # Fields of a config file that do not change what the model computes. Any other that nobody reads
@@ -99,10 +127,10 @@ _WITHOUT_EFFECT = frozenset(
   """
   _attn_implementation _commit_hash _name_or_path add_cross_attention architectures auto_map
   bos_token_id chunk_size_feed_forward dtype eos_token_id finetuning_task id2label in_chans
-  initializer_range is_decoder is_encoder_decoder label2id max_position_embeddings
+  initializer_range is_decoder is_encoder_decoder is_llama_config label2id max_position_embeddings
   max_window_layers model_type output_attentions output_hidden_states pad_token_id problem_type
-  return_dict sliding_window spatial_patch_size text_config torch_dtype transformers_version
-  use_cache vision_config vision_token_id
+  return_dict sliding_window spatial_patch_size text_config torch_dtype transformers.js_config
+  transformers_version use_cache vision_config vision_token_id
   """.split()
 )
 
@@ -303,22 +331,23 @@ def _text(raw: Mapping, tied: bool, family: str) -> TextConfig:
   t = {**defaults, **_present(raw, defaults)}
   rope = {"rope_theta": t["rope_theta"], **(_rope(raw))}
   _known("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", "mrope"))
-  _known("use_sliding_window", t["use_sliding_window"], (False,))
-  _known("attention_dropout", t["attention_dropout"], (0, 0.0))
-  _known("attention_bias", t.get("attention_bias", False), (False,))
+  for field, only in _COMPUTED.items():
+    _known(field, t.get(field, only), (only,))
   for kind in raw.get("layer_types") or ():
     _known("layer_types", kind, ("full_attention",))
-  head_width = t.get("head_dim", t["hidden_size"] // t["num_attention_heads"])
-  if family == "qwen2_5_vl":
-    _divides("hidden_size", t["hidden_size"], "num_attention_heads", t["num_attention_heads"])
+  width, heads = t["hidden_size"], t["num_attention_heads"]
+  if (head_width := t.get("head_dim")) is None:
+    _divides("hidden_size", width, "num_attention_heads", heads)
+    head_width = width // heads
+  if "head_dim" not in defaults:
     _known("head_dim", raw.get("head_dim", head_width), (None, head_width))
   interleaved = family == "qwen3_vl"
   _known("mrope_interleaved", rope.get("mrope_interleaved", interleaved), (interleaved,))
   return TextConfig(
     layers=t["num_hidden_layers"],
-    width=t["hidden_size"],
-    heads=t["num_attention_heads"],
-    kv_heads=t["num_key_value_heads"],
+    width=width,
+    heads=heads,
+    kv_heads=t["num_key_value_heads"] or heads,
     head_width=head_width,
     mlp_width=t["intermediate_size"],
     vocab_size=t["vocab_size"],
@@ -328,7 +357,7 @@ def _text(raw: Mapping, tied: bool, family: str) -> TextConfig:
     mrope_section=_section(rope, family, head_width),
     interleaved=interleaved,
     qkv_bias=family == "qwen2_5_vl",
-    qk_norm=family != "qwen2_5_vl",
+    qk_norm=family not in ("qwen2_5_vl", "llama"),
     tied=tied,
   )
 

@@ -1,9 +1,9 @@
-"""The language model: Qwen2 and Qwen3 decoder layers under multimodal rotary positions (m-RoPE).
+"""The language model: Qwen2, Qwen3 and Llama layers under multimodal rotary positions (m-RoPE).
 
 Axes: B rows, T query tokens, S cached tokens, D width, N query heads, K key heads, H head width,
 J = H / 2 rotary pairs, L layers, F feature rows, W their width (D, and D for each DeepStack
-level). Facts from transformers 5.24, modeling_qwen2_5_vl.py, modeling_qwen3_vl.py and
-modeling_qwen3.py.
+level). Facts from transformers 5.24, modeling_qwen2_5_vl.py, modeling_qwen3_vl.py,
+modeling_qwen3.py and modeling_llama.py.
 """
 
 from collections.abc import Sequence

@@ -103,6 +103,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     *_tower_3("model.visual"),
   ),
   "qwen3": (*_decoder("model", qkv_bias=False, qk_norm=True),),
+  "llama": (*_decoder("model", qkv_bias=False, qk_norm=False),),
 }
 # The module paths of transformers >= 4.52 in memory, which some exporters write to disk.
 _ALIASES = {"qwen2_5_vl": {"model.language_model.": "model.", "model.visual.": "visual."}}

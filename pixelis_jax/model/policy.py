@@ -1,4 +1,4 @@
-"""The policy as pure functions of a parameter tree: Qwen2.5-VL, Qwen3-VL or text-only Qwen3.
+"""The policy as pure functions of a parameter tree: Qwen2.5-VL, Qwen3-VL, text-only Qwen3 or Llama.
 
 The Flax NNX modules of `vision.py` and `decoder.py` declare the weights; they are split once, here.
 """
@@ -73,8 +73,7 @@ class Model:
 
   def adapt(self, params: Params, key: PRNGKeyArray) -> Params:
     """The parameters of the model without `lora`, and fresh adapters that change no output yet."""
-    fresh = jax.jit(lambda key: adapters.adapters(self.init(key)))(key)
-    return adapters.join(params, fresh)
+    return adapters.join(params, _fresh(self)(key))
 
   def shapes(self, dtype: DTypeLike = jnp.float32) -> Params:
     """What `init` returns, as `jax.ShapeDtypeStruct`s."""
@@ -222,6 +221,12 @@ def _initialise(model: Model, dtype: jnp.dtype) -> Callable[[PRNGKeyArray], Para
     return jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
 
   return jax.jit(build, out_shardings=model.shardings())
+
+
+@functools.lru_cache(maxsize=16)
+def _fresh(model: Model) -> Callable[[PRNGKeyArray], Params]:
+  """The adapters of `Model.init` alone, compiled once."""
+  return jax.jit(lambda key: adapters.adapters(model.init(key)))
 
 
 @functools.lru_cache(maxsize=64)

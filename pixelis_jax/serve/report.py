@@ -15,6 +15,7 @@ from pixelis_jax.metrics import (
   METRICS,
   METRICS_FILE,
   TRAJECTORIES_FILE,
+  entry,
   interval,
   read_lines,
 )
@@ -182,14 +183,13 @@ def _curve_sections(workdir: Path) -> list[dict]:
   for file in files:
     lines = read_lines(file)
     names = {name: None for line in lines for name in line if name not in ("step", "time")}
-    rank = list(METRICS)
-    bare = lambda name: name.rsplit("/", 1)[-1]
-    names = sorted(names, key=lambda n: (rank.index(bare(n)) if bare(n) in METRICS else 999, n))
+    rank = {key: at for at, key in enumerate(METRICS)}
+    names = sorted(names, key=lambda name: (rank.get(entry(name), len(rank)), name))
     drawn = []
     for name in names:
       shape = curve([(line["step"], line[name]) for line in lines if name in line])
       if shape is not None:
-        drawn.append({"name": name, "about": METRICS.get(bare(name), ""), **shape})
+        drawn.append({"name": name, "about": METRICS.get(entry(name), ""), **shape})
     title = "" if file.parent == workdir else file.parent.name
     sections.append({"title": title, "curves": drawn})
   return sections

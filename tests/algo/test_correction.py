@@ -27,7 +27,7 @@ def test_a_tokens_weight_is_its_ratio_at_most_the_threshold():
   # 3 is cut to 2. The inverse ratio would be 1/2, 1/3, 2, 1, 2/3.
   np.testing.assert_allclose(weights, [2, 2, 0.5, 1, 1.5], rtol=1e-6)
   assert (keep == MASK).all()
-  np.testing.assert_allclose(measured["rollout_is_mean"], 7 / 5, rtol=1e-6)
+  np.testing.assert_allclose(measured["rollout_corr/rollout_is_mean"], 7 / 5, rtol=1e-6)
   weights, *_ = corrected(rollout_is="token", rollout_is_threshold=2.5)
   np.testing.assert_allclose(weights, [2, 2.5, 0.5, 1, 1.5], rtol=1e-6)
 
@@ -58,7 +58,9 @@ def test_sequences_that_are_too_far_off_are_left_out_whole(rule, threshold, kept
   assert not keep[~MASK].any() and (weights == 1).all()
   # Of three sequences, not of five tokens.
   rejected = 1 - (kept[0] + kept[2] + kept[4]) / 3
-  np.testing.assert_allclose(measured["rollout_rejected"], rejected, rtol=1e-6)
+  np.testing.assert_allclose(
+    measured["rollout_corr/rollout_rs_seq_masked_fraction"], rejected, rtol=1e-6
+  )
 
 
 def test_how_far_the_sampler_is_off_is_measured_over_its_tokens():
@@ -66,9 +68,9 @@ def test_how_far_the_sampler_is_off_is_measured_over_its_tokens():
   # k3 of the KL from the sampler: e^d - 1 - d with d the log-ratios. The k1 of the other
   # direction, the mean log-ratio, is (ln 6 - ln 2 + ln 1.5) / 5 = 0.30.
   k3 = [1 - LN2, 2 - LN3, LN2 - 0.5, 0, 0.5 - np.log(1.5)]
-  np.testing.assert_allclose(measured["rollout_kl"], np.mean(k3), rtol=1e-5)
+  np.testing.assert_allclose(measured["rollout_corr/k3_kl"], np.mean(k3), rtol=1e-5)
   # Probabilities 0.2 become 0.4, 0.6, 0.1, 0.2, 0.3.
-  np.testing.assert_allclose(measured["rollout_probs_diff"], 0.8 / 5, rtol=1e-5)
+  np.testing.assert_allclose(measured["training/rollout_probs_diff_mean"], 0.8 / 5, rtol=1e-5)
 
 
 def test_tokens_that_nobody_sampled_are_not_corrected():
@@ -78,7 +80,7 @@ def test_tokens_that_nobody_sampled_are_not_corrected():
   rollout = jnp.asarray(SAMPLED).at[0, 1].set(jnp.nan)
   weights, _, measured = with_unsampled(rollout, RolloutCorrection(rollout_is="token"))
   assert np.asarray(weights)[MASK].tolist() == [2, 1, 2, 2, 2]
-  assert np.isfinite(measured["rollout_kl"])
+  assert np.isfinite(measured["rollout_corr/k3_kl"])
 
 
 def test_wrong_settings_are_named():

@@ -41,10 +41,10 @@ def test_ppo_clip_bounds_gains_from_above_only():
   # Both sides bounded at 0.2 would be -2, -2.4, -1.6.
   loss, measured, grads = pushed([[0, 1, -1, 5]], [[2]], [[1, 1, 1, 0]], **CLIP)
   np.testing.assert_allclose(loss[0, :3], [-2, -2.56, -2 / np.e], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[0, 1, 0, 0]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[0, 1, 0, 0]])
   np.testing.assert_allclose(measured["ratio_mean"][0, :3], [1, np.e, 1 / np.e], rtol=1e-6)
-  # e^d - 1 - d.
-  np.testing.assert_allclose(measured["approx_kl"][0, :3], [0, np.e - 2, 1 / np.e], atol=1e-6)
+  # Old less new log-probabilities, as in verl; k3 would be 0, e - 2 and 1 / e.
+  np.testing.assert_allclose(measured["ppo_kl"][0, :3], [0, -1, 1], atol=1e-6)
   # -A ratio where nothing is cut: at ratio 1, REINFORCE.
   np.testing.assert_allclose(grads, [[-2, 0, -2 / np.e, 0]], rtol=1e-6)
 
@@ -57,7 +57,7 @@ def test_ppo_clip_bounds_losses_from_below_and_the_dual_clip_from_above():
   # e < 3 stays, e^2 = 7.39 becomes 3.
   loss, measured, grads = pushed([[1, -1, 2]], [[-1]], clip_ratio_c=3.0, **CLIP)
   np.testing.assert_allclose(loss, [[np.e, 0.8, 3]], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[0, 1, 1]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[0, 1, 1]])
   assert grads[0, 2] == 0
   # Positive advantages know nothing of it.
   loss, *_ = pushed([[1, -1, 2]], [[1]], clip_ratio_c=3.0, **CLIP)
@@ -71,7 +71,7 @@ def test_gspo_has_one_ratio_for_a_sequence():
   at = {"segments": [[1, 1, 2]], "clip_ratio_low": 0.1, "clip_ratio_high": 0.1}
   loss, measured, grads = pushed([[0.2, -0.1, 0.4]], [[1]], **settings, **at)
   np.testing.assert_allclose(loss, [[-np.exp(0.05), -np.exp(0.05), -1.1]], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[0, 0, 1]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[0, 0, 1]])
   # The whole sequence's ratio, and each token's own gradient.
   np.testing.assert_allclose(grads, [[-np.exp(0.05), -np.exp(0.05), 0]], rtol=1e-5)
 
@@ -93,7 +93,7 @@ def test_cispo_bounds_the_weight_and_keeps_every_gradient():
   # Ratios 1 and e -> 1.28: -weight * A * logp, with log-probs -1.5 and -0.5.
   loss, measured, grads = pushed([[0, 1]], [[2]], loss_mode="cispo", **CLIP)
   np.testing.assert_allclose(loss, [[2 * 1.5, 1.28 * 2 * 0.5]], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[0, 1]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[0, 1]])
   # PPO's second gradient is 0; without the stop it would have the weight's own in it.
   np.testing.assert_allclose(grads, [[-2, -2.56]], rtol=1e-6)
 
@@ -104,7 +104,7 @@ def test_gmpo_is_the_geometric_mean_of_bounded_ratios():
   at = {"clip_ratio_low": 0.4, "clip_ratio_high": 0.4}
   loss, measured, grads = pushed([[1, -0.6]], [[2]], **settings, **at)
   np.testing.assert_allclose(loss, [[-2 * np.exp(-0.1)] * 2], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[1, 0]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[1, 0]])
   # Of the sum of both tokens' losses; the cut one has none.
   np.testing.assert_allclose(grads, [[0, -2 * np.exp(-0.1)]], rtol=1e-5)
   # Negative: -0.6 -> -0.4, 1 stays: 0.3. The other side's rule would give -0.1.
@@ -123,16 +123,16 @@ def test_clip_cov_drops_some_tokens_of_a_band_of_covariance():
   loss, measured, grads = pushed(*COV, clip_cov_ratio=0.25, **wide)
   free = [-3 * np.e**2, np.e**-2, 1, 1]
   np.testing.assert_allclose(loss, [[free[0], 0, 1, 1]], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[0, 1, 0, 0]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[0, 1, 0, 0]])
   assert grads[0, 1] == 0 and grads[0, 0] != 0
   # One at least, however small the share; both where the share and the band are wide.
   loss, *_ = pushed(*COV, clip_cov_ratio=1e-6, **wide)
   assert loss[0, 1] == 0
   loss, measured, _ = pushed(*COV, clip_cov_ratio=1.0, clip_cov_ub=9.0, **wide)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[1, 1, 0, 0]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[1, 1, 0, 0]])
   # Masked tokens count in no mean: the other three have one advantage, so nothing covaries.
   _, measured, _ = pushed(*COV, mask=[[0, 1, 1, 1]], clip_cov_ratio=1.0, **wide)
-  assert not measured["clip_fraction"].any()
+  assert not measured["pg_clipfrac"].any()
 
 
 def test_clip_cov_draws_among_the_telling():
@@ -140,9 +140,9 @@ def test_clip_cov_draws_among_the_telling():
   ratios, advantages = [[2.0, -2.0] * 8], [[1.0, -1.0] * 8]  # All covary by 2.
   draws = {
     tuple(
-      pushed(np.float32(ratios) + shift, advantages, clip_cov_ratio=0.25, **wide)[1][
-        "clip_fraction"
-      ][0].tolist()
+      pushed(np.float32(ratios) + shift, advantages, clip_cov_ratio=0.25, **wide)[1]["pg_clipfrac"][
+        0
+      ].tolist()
     )
     for shift in (0.0, 1e-3, 2e-3, 3e-3)
   }
@@ -156,7 +156,7 @@ def test_kl_cov_holds_the_tokens_that_covary_most():
   # The first pays 0.5 |2| = 1; nothing is clipped, though e^2 > 1.2.
   free = np.array([-3 * np.e**2, np.e**-2, 1, 1])
   np.testing.assert_allclose(loss, [free + [1, 0, 0, 0]], rtol=1e-6)
-  np.testing.assert_array_equal(measured["clip_fraction"], [[1, 0, 0, 0]])
+  np.testing.assert_array_equal(measured["pg_clipfrac"], [[1, 0, 0, 0]])
   np.testing.assert_allclose(grads, [free + [0.5, 0, 0, 0]], rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pixelis_jax.algo import voting
-from pixelis_jax.algo.pseudo_rewards import RULES, PseudoReward, pseudo_rewards
+from pixelis_jax.algo.pseudo_rewards import RULES, PseudoReward, by_label, pseudo_rewards
 from pixelis_jax.types import Ballot, Status, Step, Trajectory, Vote
 from tests import fakes
 
@@ -30,6 +30,23 @@ def earned(rule: str, samples: list[Trajectory], by: Vote, **constants: float) -
 def test_agreement_pays_the_winners_answer_by_meaning():
   samples = [sample("1/2"), sample("0.5"), sample("2"), sample(None)]
   assert earned("agreement", samples, vote("50%", "0.5", "2")) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_vote_is_compared_with_the_label():
+  """Voted 2, true 1/2: the first and the third are paid wrongly, the second is wrong either way."""
+  got = by_label(["2", "7", "0.5", None], "2", "1/2", verifier="equal")
+  assert got == {
+    "label_accuracy": 0.0,
+    "reward_accuracy": 0.5,  # "7" and no answer: neither right nor paid.
+    "ground_truth_ratio": 0.25,
+    "pass@4": 1.0,
+  }
+  # Nobody is right: a wrong vote then pays those who said it, a vote for nothing nobody.
+  assert by_label(["7", "7"], "7", "1", verifier="equal")["reward_accuracy"] == 0.0
+  nothing = by_label(["7", "7"], None, "1", verifier="equal")
+  assert (nothing["reward_accuracy"], nothing["pass@2"]) == (1.0, 0.0)
+  right = by_label(["1", "2"], "1.0", "1", verifier="equal")
+  assert (right["label_accuracy"], right["reward_accuracy"]) == (1.0, 1.0)
 
 
 def test_soft_pays_shares_less_the_entropy_of_the_vote():

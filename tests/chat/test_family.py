@@ -87,7 +87,7 @@ def shown_as(chat, segment):
 
 def test_the_family_is_what_config_json_says(tmp_path):
   assert family_of(tmp_path).name == "qwen2_5_vl"  # A directory of a tokenizer alone.
-  for name in ("qwen2_5_vl", "qwen3_vl", "qwen3"):
+  for name in ("qwen2_5_vl", "qwen3_vl", "qwen3", "llama"):
     write(tmp_path / "config.json", model_type=name)
     assert family_of(tmp_path) is FAMILIES[name]
   write(tmp_path / "config.json", model_type="qwen9")

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from pixelis_jax.chat.parse import parse_answer, parse_call
+from pixelis_jax.chat.parse import parse_answer, parse_call, parse_number
 
 ZOOM = '<tool_call>\n{"name": "zoom_in", "arguments": {"bbox_2d": [34, 56, 44, 66]}}\n</tool_call>'
 
@@ -88,3 +88,23 @@ def test_a_long_text_of_open_boxes_costs_linear_time():
   started = time.perf_counter()
   assert parse_answer("\\boxed{" * 20_000) is None
   assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+  "text, number",
+  [
+    ("Tom has 8 + 8 = 16 apples now.", "16"),
+    ("#### 24\nThe answer is 24.", "24"),
+    ("so 1,200 in all", "1,200"),
+    ("It fell to -3.5 degrees.", "-3.5"),
+    ("10-7", "7"),  # A difference, not a negative number.
+    ("1, 2", "2"),
+    ("$5", "5"),
+    ("It is \\boxed{12}", "12"),
+    ("the 2nd of room B12, by version 1.2.3, is 1.5x", None),  # In words, or no single number.
+    ("twelve", None),
+    ("", None),
+  ],
+)
+def test_the_last_number_of_a_text(text, number):
+  assert parse_number(text) == number

@@ -11,12 +11,12 @@ from kernels.tiles import visible
 
 def inputs(B=2, T=5, S=7, N=4, K=2, H=8, seed=0):
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   return draw(B, T, N, H), draw(B, S, K, H), draw(B, S, K, H)
 
 
 def segments(*rows):
-  return jnp.asarray(rows, jnp.int32)
+  return np.array(rows, np.int32)
 
 
 def gradients(function, *inputs):
@@ -54,7 +54,7 @@ def tiles_are_the_reference(backend, *, causal, T, extra, tile):
 
   for seed in range(4):
     rng = np.random.default_rng(seed)
-    at = (jnp.asarray(rng.integers(0, 3, (2, n)), jnp.int32) for n in (T, S))
+    at = (rng.integers(0, 3, (2, n)).astype(np.int32) for n in (T, S))
     for ours, theirs in zip(*both(*inputs(T=T, S=S, K=2, seed=seed), *at), strict=True):
       # Float32 sums of up to 139 terms of order 1, in another order.
       assert_allclose(ours, theirs, atol=1e-5)

@@ -1,7 +1,5 @@
 """Attention of single tokens: against loops in float64, with prompts and without."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +7,18 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from kernels import decode_attention as kernel
-from kernels.decode_attention import Prompts, decode_attention, reference
+from kernels.decode_attention import Prompts
+
+# One program a shape in the place of one an operation.
+decode_attention = jax.jit(kernel.decode_attention, static_argnames="backend")
+reference = jax.jit(kernel.reference)
 
 
 def inputs(B=6, S=5, N=4, K=2, H=8, G=0, P=3, dtype=jnp.float32):
   """A cache of B rows; with G, as many prompts."""
   rng = np.random.default_rng(0)
-  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
-  seen = lambda *shape: jnp.asarray(rng.random(shape) < 0.7)
+  draw = lambda *shape: rng.standard_normal(shape).astype(dtype)
+  seen = lambda *shape: rng.random(shape) < 0.7
   own = draw(B, N, H), draw(B, S, K, H), draw(B, S, K, H), seen(B, S)
   prompts = Prompts(draw(G, K, P, H), draw(G, K, P, H), seen(G, P)) if G else None
   return (*own, prompts)
@@ -33,7 +35,7 @@ def by_loops(q, k, v, seen, prompts):
       keys, values = wide(k)[b, seen[b], head], wide(v)[b, seen[b], head]
       if prompts is not None:
         g = b // (B // len(prompts.keys))
-        shown = np.asarray(prompts.seen[g])
+        shown = prompts.seen[g]
         keys = np.concatenate([wide(prompts.keys)[g, head, shown], keys])
         values = np.concatenate([wide(prompts.values)[g, head, shown], values])
       if len(keys):
@@ -56,8 +58,8 @@ def test_equals_loops(function, K, G):
 @pytest.mark.parametrize("G", [0, 2])
 def test_what_sees_nothing_is_zero(G):
   q, k, v, seen, prompts = inputs(G=G)
-  hidden = None if prompts is None else prompts._replace(seen=jnp.zeros_like(prompts.seen))
-  assert_array_equal(decode_attention(q, k, v, jnp.zeros_like(seen), hidden), np.zeros(q.shape))
+  hidden = None if prompts is None else prompts._replace(seen=np.zeros_like(prompts.seen))
+  assert_array_equal(decode_attention(q, k, v, np.zeros_like(seen), hidden), np.zeros(q.shape))
 
 
 def test_either_part_alone():
@@ -71,28 +73,29 @@ def test_either_part_alone():
 def test_large_logits_of_one_part_do_not_overflow():
   """exp(1000) is infinite in float32: the larger of both maxima must be taken out first."""
   q, k, v, seen, prompts = inputs(G=2)
-  for scaled in ((k * 1e4, prompts), (k, prompts._replace(keys=prompts.keys * 1e4))):
+  large = np.float32(1e4)
+  for scaled in ((k * large, prompts), (k, prompts._replace(keys=prompts.keys * large))):
     out = decode_attention(q, scaled[0], v, seen, scaled[1])
     assert_allclose(out, by_loops(q, scaled[0], v, seen, scaled[1]), atol=2e-6)
 
 
 def test_bfloat16_sums_are_float32():
   """600 equal keys weigh 1/600 each; summed in bfloat16 they would stall at 256 of 600."""
-  zeros = lambda *shape: jnp.zeros(shape, jnp.bfloat16)
-  prompts = Prompts(zeros(1, 1, 300, 8), zeros(1, 1, 300, 8) + 1, jnp.ones((1, 300), bool))
-  given = zeros(2, 1, 8), zeros(2, 300, 1, 8), zeros(2, 300, 1, 8) + 1, jnp.ones((2, 300), bool)
+  zeros, ones = (lambda *shape, f=f: f(shape, jnp.bfloat16) for f in (np.zeros, np.ones))
+  prompts = Prompts(zeros(1, 1, 300, 8), ones(1, 1, 300, 8), np.ones((1, 300), bool))
+  given = zeros(2, 1, 8), zeros(2, 300, 1, 8), ones(2, 300, 1, 8), np.ones((2, 300), bool)
   out = decode_attention(*given, prompts)
   assert out.dtype == jnp.bfloat16
-  assert_allclose(out.astype(jnp.float32), 1.0, rtol=2**-7)
+  assert_allclose(np.asarray(out, np.float32), 1.0, rtol=2**-7)
 
 
 def test_the_kernel_reads_prompts_in_pieces(products_too, monkeypatch):
   """Two prompts of two pieces each; of the second all is hidden, of the first one piece, partly."""
   monkeypatch.setattr(kernel, "_BLOCKS", 4)
   q, k, v, seen, prompts = inputs(B=4, K=1, G=2, P=256, H=64, dtype=jnp.float16)
-  hidden = jnp.arange(256)[None] >= jnp.asarray([[200], [0]])
+  hidden = np.arange(256)[None] >= np.array([[200], [0]])
   given = q, k, v, seen, prompts._replace(seen=~hidden)
-  out = jax.jit(functools.partial(decode_attention, backend="gpu"))(*given)
+  out = decode_attention(*given, backend="gpu")
   # Float16 has 11 bits: weights, the pieces' outputs and the result are rounded, each of order 1.
   assert_allclose(out, by_loops(*given), atol=2e-3)
 
@@ -121,7 +124,7 @@ def test_what_is_not_seen_does_not_matter(function):
   NaN would stay: 0 times NaN is NaN, and a cache is too large to be copied for the sake of it.
   """
   q, k, v, seen, prompts = inputs(G=2)
-  wild = lambda x, kept: jnp.where(kept, x, 1e4)
+  wild = lambda x, kept: np.where(kept, x, np.float32(1e4))
   tokens = prompts.seen[:, None, :, None]
   changed = Prompts(wild(prompts.keys, tokens), wild(prompts.values, tokens), prompts.seen)
   slots = seen[:, :, None, None]

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+  LlamaConfig,
+  LlamaForCausalLM,
   PretrainedConfig,
   PreTrainedModel,
   Qwen2_5_VLConfig,
@@ -37,14 +39,16 @@ MODELS = {
   "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
   "qwen3_vl": Qwen3VLForConditionalGeneration,
   "qwen3": Qwen3ForCausalLM,
+  "llama": LlamaForCausalLM,
 }
+TEXT_CONFIGS = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
 def hf_config(*, tied: bool, family: str = "qwen2_5_vl") -> PretrainedConfig:
   """The tied and the untied model of a family differ in most fields, so that none goes unread."""
   text = _text_config(tied, family)
-  if family == "qwen3":
-    config = Qwen3Config(**text, tie_word_embeddings=tied)
+  if family in TEXT_CONFIGS:
+    config = TEXT_CONFIGS[family](**text, tie_word_embeddings=tied)
   else:
     made = Qwen2_5_VLConfig if family == "qwen2_5_vl" else Qwen3VLConfig
     config = made(
@@ -61,7 +65,10 @@ def hf_config(*, tied: bool, family: str = "qwen2_5_vl") -> PretrainedConfig:
 
 
 def _text_config(tied: bool, family: str) -> dict:
-  """Heads 4 to 2 (or 1), unequal m-RoPE sections, and in Qwen3 heads wider than width / heads."""
+  """Heads 4 to 2 (or 1), unequal m-RoPE sections, and heads wider than width / heads.
+
+  Not in Qwen2.5-VL, whose width is its heads', nor in the tied Llama, which leaves it open.
+  """
   rope = {"rope_type": "default", "rope_theta": 5e6 if tied else 1e4}
   config = {
     "vocab_size": 96,
@@ -77,8 +84,9 @@ def _text_config(tied: bool, family: str) -> dict:
   }
   if family == "qwen2_5_vl":
     return config | {"rope_parameters": rope | {"mrope_section": [1, 3, 4] if tied else [2, 3, 3]}}
-  config |= {"head_dim": 24}
-  if family == "qwen3":
+  if family != "llama" or not tied:
+    config |= {"head_dim": 24}
+  if family in TEXT_CONFIGS:
     return config | {"rope_parameters": rope}
   section = [5, 4, 3] if tied else [6, 3, 3]
   return config | {"rope_parameters": rope | {"mrope_section": section, "mrope_interleaved": True}}
@@ -157,17 +165,17 @@ class Batch:
   """Rows of tokens and images, as our model takes them; `rows` are unpadded (tokens, images)."""
 
   rows: Sequence[tuple[np.ndarray, Sequence[Patches]]]
-  tokens: jnp.ndarray
-  positions: jnp.ndarray
-  sources: jnp.ndarray
-  segments: jnp.ndarray
+  tokens: np.ndarray
+  positions: np.ndarray
+  sources: np.ndarray
+  segments: np.ndarray
   vision: VisionInputs | None
 
   @property
   def valid(self) -> np.ndarray:
-    return np.asarray(self.segments) != 0
+    return self.segments != 0
 
-  def arguments(self, features: jnp.ndarray) -> tuple:
+  def arguments(self, features: jax.Array | np.ndarray) -> tuple:
     """Of `Model.hidden`, where all rows are one block with these features [F, W]."""
     return self.tokens, self.positions, features[None], self.sources, self.segments
 
@@ -194,8 +202,7 @@ def batch(config: ModelConfig, rows, *, length: int, left: Sequence[bool], patch
   vision = None
   if config.vision is not None:
     vision = layout.vision_inputs(images, config.vision, rows=len(images) + 1, patches=patches)
-  arrays = (jnp.asarray(x) for x in (tokens, positions, sources, segments))
-  return Batch(rows, *arrays, vision)
+  return Batch(rows, tokens, positions, sources, segments, vision)
 
 
 def two_rows(config: ModelConfig) -> Batch:
@@ -215,34 +222,67 @@ def two_rows(config: ModelConfig) -> Batch:
   return batch(config, rows, length=320, left=(False, True), patches=112)
 
 
-def encoded(model: Model, params, vision: VisionInputs | None) -> jnp.ndarray:
-  """Features [F, W] of all images, in the order of their rows."""
-  if vision is None:
-    return jnp.zeros((0, model.config.feature_width))
-  features = model.encode(params, vision)
-  return features.reshape(-1, features.shape[-1])
+@functools.lru_cache(maxsize=16)
+def tower(model: Model):
+  return jax.jit(lambda params, vision: model.encode(params, vision))
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(model: Model):
+def decoder_of(model: Model):
   @jax.jit
-  def run(params, vision, tokens, positions, sources, segments):
-    features = encoded(model, params, vision)[None]
+  def run(params, features, tokens, positions, sources, segments):
     hidden = model.hidden(params, tokens, positions, features, sources, segments)
-    return hidden @ model.head(params).T
+    return hidden, hidden @ model.head(params).T
 
   return run
 
 
-def forward(model: Model, params, batch: Batch) -> jax.Array:
-  """Our logits [B, T, V]. Compiled once a model, whatever its weights and its inputs' layout."""
-  arrays = batch.vision, batch.tokens, batch.positions, batch.sources, batch.segments
-  return compiled(model)(params, *arrays)
+def encoded(model: Model, params, vision: VisionInputs | None) -> jax.Array | np.ndarray:
+  """Features [F, W] of all images, in the order of their rows."""
+  if vision is None:
+    return np.zeros((0, model.config.feature_width), np.float32)
+  features = tower(model)(params, vision)
+  return features.reshape(-1, features.shape[-1])
 
 
-def logits(model: Model, params, batch: Batch) -> np.ndarray:
+def forward(model: Model, params, batch: Batch, features=None) -> tuple[jax.Array, jax.Array]:
+  """Our final hidden states [B, T, D] and logits [B, T, V].
+
+  Tower and decoder are compiled once a model, whatever its weights and its inputs' layout; with
+  `features` the tower is left out.
+  """
+  if features is None:
+    features = encoded(model, params, batch.vision)
+  tokens, positions, features, sources, segments = batch.arguments(features)
+  return decoder_of(model)(params, features, tokens, positions, sources, segments)
+
+
+def hidden(model: Model, params, batch: Batch, features=None) -> np.ndarray:
+  """Final hidden states of the tokens that are no padding, [tokens, D]."""
+  return np.asarray(forward(model, params, batch, features)[0])[batch.valid]
+
+
+def logits(model: Model, params, batch: Batch, features=None) -> np.ndarray:
   """Those of the tokens that are no padding, [tokens, V]."""
-  return np.asarray(forward(model, params, batch))[batch.valid]
+  return np.asarray(forward(model, params, batch, features)[1])[batch.valid]
+
+
+def weights(model: Model, seed: int, *, spread: float = 1.0) -> dict:
+  """Random float32 weights, `spread` times as far apart as those of `Model.init`.
+
+  By NumPy: a program that draws as many weights takes seconds to compile.
+  """
+  rng = np.random.default_rng(seed)
+
+  def drawn(path, x):
+    *at, name = (entry.key for entry in path)
+    if name in ("bias", "scale"):
+      return jnp.asarray(np.full(x.shape, name == "scale", np.float32))
+    stacked = not {"layers", "blocks", "deep"}.isdisjoint(at)
+    std = x.shape[1 if stacked else 0] ** -0.5 if name == "kernel" else 0.1
+    return jnp.asarray(spread * std * rng.standard_normal(x.shape, np.float32))
+
+  return jax.tree_util.tree_map_with_path(drawn, model.shapes())
 
 
 def hf_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:

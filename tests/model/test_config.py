@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import Qwen2_5_VLConfig, Qwen3Config, Qwen3VLConfig
+from transformers import LlamaConfig, Qwen2_5_VLConfig, Qwen3Config, Qwen3VLConfig
 
 from pixelis_jax.model.config import ModelConfig
 from tests.model import oracle
@@ -20,6 +20,31 @@ def published(name: str) -> dict:
 
 HUB_3B = published("qwen2_5_vl_3b")  # Flat, as transformers 4 wrote it.
 HUB_QWEN3_VL_8B, HUB_QWEN3_8B = published("qwen3_vl_8b"), published("qwen3_8b")
+# As its config.json was written by transformers 4.42.
+HUB_SMOLLM2 = {
+  "architectures": ["LlamaForCausalLM"],
+  "attention_bias": False,
+  "attention_dropout": 0.0,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+  "hidden_act": "silu",
+  "hidden_size": 576,
+  "intermediate_size": 1536,
+  "is_llama_config": True,
+  "mlp_bias": False,
+  "model_type": "llama",
+  "num_attention_heads": 9,
+  "num_hidden_layers": 30,
+  "num_key_value_heads": 3,
+  "pretraining_tp": 1,
+  "rms_norm_eps": 1e-05,
+  "rope_interleaved": False,
+  "rope_scaling": None,
+  "rope_theta": 100000,
+  "tie_word_embeddings": True,
+  "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+  "vocab_size": 49152,
+}
 
 
 def changed(path: str, value: object, base: dict | None = None) -> dict:
@@ -64,12 +89,42 @@ def test_qwen3_hub_config():
   assert config.text.rotary_axes == (0,) * 64
 
 
+def test_llama_hub_config():
+  text = ModelConfig.from_hf(HUB_SMOLLM2).text
+  assert (text.layers, text.heads, text.kv_heads, text.head_width) == (30, 9, 3, 64)
+  assert text.rope_theta == 1e5 and text.tied and not text.qkv_bias and not text.qk_norm
+  assert text.rotary_axes == (0,) * 32
+  # The class's defaults: as many key heads as query heads, theta 1e4; the width alone gives heads.
+  few = ModelConfig.from_hf({"model_type": "llama", "hidden_size": 512}).text
+  assert (few.kv_heads, few.head_width, few.rope_theta, few.tied) == (32, 16, 1e4, False)
+
+
+@pytest.mark.parametrize(
+  "path, value, message",
+  [
+    ("mlp_bias", True, "mlp_bias = True"),
+    ("attention_bias", True, "attention_bias = True"),
+    ("pretraining_tp", 2, "pretraining_tp = 2"),
+    ("rope_interleaved", True, "rope_interleaved = True"),
+    ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type = 'llama3'"),
+    ("hidden_size", 580, "hidden_size 580 must be divisible by num_attention_heads 9"),
+  ],
+)
+def test_what_we_do_not_compute_of_llama_is_refused(path, value, message):
+  with pytest.raises(ValueError, match=message):
+    ModelConfig.from_hf(changed(path, value, HUB_SMOLLM2))
+
+
 def test_the_spellings_mean_the_same():
   """transformers reads the flat file and writes it nested, with rope_parameters."""
   nested = Qwen2_5_VLConfig(**copy.deepcopy(HUB_3B)).to_dict()
   assert "rope_parameters" in nested["text_config"] and "rope_scaling" not in nested
   assert ModelConfig.from_hf(nested) == ModelConfig.from_hf(HUB_3B)
-  for hub, made in ((HUB_QWEN3_VL_8B, Qwen3VLConfig), (HUB_QWEN3_8B, Qwen3Config)):
+  for hub, made in (
+    (HUB_QWEN3_VL_8B, Qwen3VLConfig),
+    (HUB_QWEN3_8B, Qwen3Config),
+    (HUB_SMOLLM2, LlamaConfig),
+  ):
     assert ModelConfig.from_hf(made(**copy.deepcopy(hub)).to_dict()) == ModelConfig.from_hf(hub)
 
 

@@ -20,37 +20,43 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def params():
-  return MODEL.init(jax.random.key(0))
+  return oracle.weights(MODEL, 0)
+
+
+read = jax.jit(partial(extend_rows, MODEL))
+write = jax.jit(partial(decode_rows, MODEL), static_argnames=("max_tokens", "greedy"))
 
 
 def sampled(params, prompts, draws, *, stop=(), banned=(), greedy=False, temperature=1.0):
-  """(tokens, log-probs, entropies, lengths, finished) behind prompts of one length."""
-  tokens = jnp.asarray(prompts, jnp.int32)
+  """(tokens, log-probs, entropies, lengths, finished) behind prompts of one length.
+
+  The sampler's one program of these settings takes three rows: the first again where there are
+  fewer.
+  """
+  N = len(prompts)
+  three = lambda rows: np.array([*rows, *[rows[0]] * (3 - N)], np.int32)
+  tokens = three(prompts)
   B, T = tokens.shape
-  flags = lambda ids: jnp.zeros(V, bool).at[jnp.asarray(ids, jnp.int32)].set(True)
-  positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, None], (B, 3, T))
-  read = jax.jit(partial(extend_rows, MODEL))
-  write = jax.jit(
-    partial(decode_rows, MODEL, flags(banned), flags(stop)),
-    static_argnames=("max_tokens", "greedy"),
-  )
-  cache = MODEL.init_cache(B, T + STEPS)
-  last = jnp.full(B, T - 1, jnp.int32)
-  at = tokens, positions, jnp.full_like(tokens, -1), jnp.ones_like(tokens), last
-  hidden, cache = read(params, cache, None, *at)
+  flags = lambda ids: np.isin(np.arange(V), ids)
+  positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, 3, T))
+  last = np.full(B, T - 1, np.int32)
+  at = tokens, positions, np.full_like(tokens, -1), np.ones_like(tokens), last
+  hidden, cache = read(params, MODEL.init_cache(B, T + STEPS), None, *at)
   _, out = write(
+    flags(banned),
+    flags(stop),
     params,
     cache,
     hidden,
-    jnp.full(B, T, jnp.int32),
-    jnp.ones(B, bool),
-    jnp.asarray(draws, jnp.int32),
+    np.full(B, T, np.int32),
+    np.ones(B, bool),
+    three(draws),
     jax.random.key(3),
-    jnp.float32(temperature),
+    np.float32(temperature),
     max_tokens=STEPS,
     greedy=greedy,
   )
-  return [np.asarray(x) for x in out]
+  return [np.asarray(x)[:N] for x in out]
 
 
 def test_what_an_episode_samples_is_its_own(params):
@@ -69,17 +75,17 @@ def test_log_probabilities_are_those_of_temperature_one(params):
   """Of the tokens taken, banned ones counted in: as the learner computes them."""
   prompts = [[5, 6, 7]]
   tokens, logps, entropies, *_ = sampled(params, prompts, [(0, 0)], temperature=2.0, banned=[1])
-  whole = jnp.asarray([[*prompts[0], *tokens[0]]], jnp.int32)
+  whole = np.array([[*prompts[0], *tokens[0]]], np.int32)
   T = whole.shape[1]
-  positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, None], (1, 3, T))
-  nothing = jnp.zeros((1, 0, MODEL.config.text.width))
-  at = whole, positions, nothing, jnp.full_like(whole, -1), jnp.ones_like(whole)
-  logits = MODEL.hidden(params, *at) @ MODEL.head(params).T
-  expected = jax.nn.log_softmax(logits)[0, 2:-1]
+  positions = np.broadcast_to(np.arange(T, dtype=np.int32), (1, 3, T))
+  nothing = np.zeros((1, 0, MODEL.config.text.width), np.float32)
+  at = nothing, whole, positions, np.full_like(whole, -1), np.ones_like(whole)
+  logits = oracle.decoder_of(MODEL)(params, *at)[1]
+  expected = np.asarray(jax.nn.log_softmax(logits))[0, 2:-1]
   np.testing.assert_allclose(
-    logps[0], np.take_along_axis(np.asarray(expected), tokens[0][:, None], 1)[:, 0], atol=1e-4
+    logps[0], np.take_along_axis(expected, tokens[0][:, None], 1)[:, 0], atol=1e-4
   )
-  entropy = -(np.exp(expected) * np.asarray(expected)).sum(-1)
+  entropy = -(np.exp(expected) * expected).sum(-1)
   np.testing.assert_allclose(entropies[0], entropy, atol=1e-4)
 
 

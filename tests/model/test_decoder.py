@@ -16,13 +16,13 @@ from tests.model import oracle
 
 MODEL = Model(ModelConfig.from_hf(oracle.hf_config(tied=True).to_dict()))
 WIDTH = MODEL.config.text.width
-NOTHING = jnp.zeros((1, 0, WIDTH), jnp.float32)
+NOTHING = np.zeros((1, 0, WIDTH), np.float32)
 
 
 @pytest.fixture(scope="module")
 def params() -> dict:
   """Ten times the usual spread, so that attention is far from uniform."""
-  return jax.tree.map(lambda w: w * 10 if w.ndim > 1 else w, MODEL.init(jax.random.key(1)))
+  return oracle.weights(MODEL, 1, spread=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,8 @@ def decoder(params) -> Decoder:
 
 
 extend = jax.jit(MODEL.extend)
+share = jax.jit(Cache.share, static_argnames=("copies", "capacity"))
+gather = jax.jit(Cache.gather, static_argnames="capacity")
 
 
 def positions_of(segments: np.ndarray) -> np.ndarray:
@@ -40,11 +42,9 @@ def positions_of(segments: np.ndarray) -> np.ndarray:
 
 
 def write(params, cache: Cache, tokens, positions, segments) -> tuple[jax.Array, Cache]:
-  tokens = jnp.asarray(tokens, jnp.int32)
-  nowhere = jnp.full(tokens.shape, -1, jnp.int32)
-  return extend(
-    params, cache, tokens, jnp.asarray(positions), NOTHING, nowhere, jnp.asarray(segments)
-  )
+  tokens = np.asarray(tokens, np.int32)
+  nowhere = np.full(tokens.shape, -1, np.int32)
+  return extend(params, cache, tokens, positions, NOTHING, nowhere, segments)
 
 
 def test_rows_of_different_lengths_share_slots(params):
@@ -58,17 +58,14 @@ def test_rows_of_different_lengths_share_slots(params):
     piece, cache = write(params, cache, tokens[:, here], positions[:, :, here], segments[:, here])
     pieces.append(piece)
   got = np.concatenate(pieces, axis=1)
+  # The kept tokens alone, in rows that padding makes as long: it is behind them, where none looks.
+  behind = np.argsort(segments == 0, axis=1, kind="stable")
+  alone = [np.take_along_axis(x, behind, axis=1) for x in (tokens, segments)]
+  at, none = np.take_along_axis(positions, behind[:, None], axis=2), np.full((2, 9), -1, np.int32)
+  hidden, _ = oracle.decoder_of(MODEL)(params, NOTHING, alone[0], at, none, alone[1])
   for row in range(2):
     kept = segments[row] > 0
-    alone = MODEL.hidden(
-      params,
-      jnp.asarray(tokens[row, kept])[None],
-      jnp.asarray(positions[row][:, kept])[None],
-      NOTHING,
-      jnp.full((1, kept.sum()), -1, jnp.int32),
-      jnp.ones((1, kept.sum()), jnp.int32),
-    )
-    assert_allclose(got[row, kept], alone[0], atol=1e-5)
+    assert_allclose(got[row, kept], hidden[row, : kept.sum()], atol=1e-5)
 
 
 def test_a_hidden_slot_is_forgotten(params):
@@ -76,7 +73,7 @@ def test_a_hidden_slot_is_forgotten(params):
   tokens = oracle.text(6, 3)[None]
   ones = np.ones((1, 6), np.int32)
   _, cache = write(params, MODEL.init_cache(1, 8, jnp.float32), tokens, positions_of(ones), ones)
-  cache = cache.replace(segments=cache.segments.at[:, 2:6].set(0))
+  cache = cache.replace(segments=np.asarray(cache.segments) * (np.arange(8) < 2)[None])
   step = np.full((1, 3, 1), 2, np.int32)
   got, _ = write(params, cache, [[5]], step, np.ones((1, 1), np.int32))
   short = tokens[:, :2]
@@ -93,9 +90,9 @@ def test_rows_that_share_a_prompt_grow_as_if_each_had_its_own(params):
   flags[1, 2:] = 0
   empty = MODEL.init_cache(2, 4, jnp.float32)
   _, read = write(params, empty, tokens, positions_of(flags), flags)
-  order = jnp.asarray([1, 0], jnp.int32)
-  shared = read.share(order, copies=2, capacity=3)
-  apart = read.gather(jnp.repeat(order, 2), capacity=7)
+  order = np.array([1, 0], np.int32)
+  shared = share(read, order, copies=2, capacity=3)
+  apart = gather(read, np.repeat(order, 2), capacity=7)
   assert int(shared.length) == int(apart.length) == 4
 
   for step in range(3):  # Row 2 skips a slot.
@@ -107,8 +104,8 @@ def test_rows_that_share_a_prompt_grow_as_if_each_had_its_own(params):
     kept = flags[:, 0] > 0
     assert_allclose(mine[kept], other[kept], atol=1e-5)
 
-  rows = jnp.asarray([3, 0, 2], jnp.int32)
-  mine, other = (cache.gather(rows, capacity=9) for cache in (shared, apart))
+  rows = np.array([3, 0, 2], np.int32)
+  mine, other = (gather(cache, rows, capacity=9) for cache in (shared, apart))
   assert mine.shared is None and int(mine.end) == int(other.end) == 7
   more = np.ones((3, 2), np.int32)
   at = np.broadcast_to(np.arange(12, 14), (3, 3, 2)), more
@@ -151,11 +148,11 @@ def test_each_rotary_pair_turns_with_its_axis(decoder):
 
 
 def test_features_replace_the_embedding_where_a_source_says_so(decoder):
-  features = jnp.arange(3 * WIDTH, dtype=jnp.float32).reshape(3, WIDTH)
-  tokens = jnp.asarray([[7, oracle.IMAGE, oracle.IMAGE]], jnp.int32)
-  sources = jnp.asarray([[-1, 2, 0]], jnp.int32)
-  got = decoder.embed(tokens, features[None], sources)
-  assert_array_equal(got[0, 0], decoder.embedding[...][7])
+  features = np.arange(3 * WIDTH, dtype=np.float32).reshape(3, WIDTH)
+  tokens = np.array([[7, oracle.IMAGE, oracle.IMAGE]], np.int32)
+  sources = np.array([[-1, 2, 0]], np.int32)
+  got = np.asarray(jax.jit(decoder.embed)(tokens, features[None], sources))
+  assert_array_equal(got[0, 0], np.asarray(decoder.embedding[...])[7])
   assert_array_equal(got[0, 1], features[2])
   assert_array_equal(got[0, 2], features[0])
 
@@ -164,23 +161,20 @@ def test_a_feature_used_twice_gets_both_gradients(decoder):
   """The group's samples share one image: its gradient is their sum."""
 
   def loss(features):
-    tokens = jnp.full((2, 1), oracle.IMAGE, jnp.int32)
-    return decoder.embed(tokens, features[None], jnp.asarray([[1], [1]], jnp.int32)).sum()
+    tokens, sources = np.full((2, 1), oracle.IMAGE, np.int32), np.ones((2, 1), np.int32)
+    return decoder.embed(jnp.asarray(tokens), features[None], jnp.asarray(sources)).sum()
 
-  gradient = jax.grad(loss)(jnp.zeros((2, WIDTH)))
+  gradient = jax.jit(jax.grad(loss))(np.zeros((2, WIDTH), np.float32))
   assert_array_equal(gradient, np.stack([np.zeros(WIDTH), np.full(WIDTH, 2.0)]))
 
 
 def test_remat_changes_nothing(params):
-  tokens = jnp.asarray(oracle.text(12, 5))[None]
-  ones = jnp.ones((1, 12), jnp.int32)
-  positions = jnp.asarray(positions_of(np.asarray(ones)))
+  tokens, ones = oracle.text(12, 5)[None], np.ones((1, 12), np.int32)
+  at = tokens, positions_of(ones), NOTHING, -ones, ones
 
   def gradient(model):
-    loss = lambda p: jnp.square(
-      model.hidden(p, tokens, positions, NOTHING, -ones, ones)[:, ::3]
-    ).sum()
-    return jax.jit(jax.grad(loss))(params)["text"]
+    loss = lambda p, at: jnp.square(model.hidden(p, *at)[:, ::3]).sum()
+    return jax.jit(jax.grad(loss))(params, at)["text"]
 
   again = gradient(dataclasses.replace(MODEL, remat="layers"))
   jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(MODEL), again)

@@ -36,12 +36,12 @@ def test_rounding_by_hand():
 
 def dequantised(whole: dict, small: dict) -> dict:
   """The whole weights with each int8 kernel multiplied out."""
-  kernels = flat(small)
+  kernels = {path: np.asarray(w) for path, w in flat(small).items()}
   return nested(
     {
-      path: kernels[path].astype(jnp.float32) * jnp.expand_dims(kernels[f"{path}_scale"], 1)
+      path: kernels[path].astype(np.float32) * np.expand_dims(kernels[f"{path}_scale"], 1)
       if quantised(path)
-      else weight
+      else np.asarray(weight)
       for path, weight in flat(whole).items()
     }
   )
@@ -49,7 +49,8 @@ def dequantised(whole: dict, small: dict) -> dict:
 
 def test_no_weight_is_off_by_more_than_half_a_step(pair):
   _, _, whole, _, small = pair
-  exact, kernels, given = flat(whole), flat(small), flat(dequantised(whole, small))
+  given = flat(dequantised(whole, small))
+  exact, kernels = ({path: np.asarray(w) for path, w in flat(x).items()} for x in (whole, small))
   chosen = [path for path in exact if quantised(path)]
   assert {path for path, w in kernels.items() if w.dtype == jnp.int8} == set(chosen)
   for path, weight in exact.items():

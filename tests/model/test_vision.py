@@ -41,7 +41,7 @@ on_2_5 = pytest.mark.parametrize("pair", ["qwen2_5_vl"], indirect=True)
 def encode(pair, images, *, rows=4, patches=80, change=lambda v: v, model=None) -> np.ndarray:
   model = model or pair.model
   vision = layout.vision_inputs(images, model.config.vision, rows=rows, patches=patches)
-  return np.asarray(jax.jit(model.encode)(pair.params, change(vision)))
+  return np.asarray(oracle.tower(model)(pair.params, change(vision)))
 
 
 def test_each_image_equals_transformers(pair):
@@ -61,7 +61,7 @@ def test_blocks_equal_transformers_one_by_one(pair, depth):
   )
   short = Model(dataclasses.replace(pair.model.config, vision=vision))
   visual = pair.params["visual"]
-  blocks = jax.tree.map(lambda w: w[:depth], visual["blocks"])
+  blocks = jax.tree.map(lambda w: np.asarray(w)[:depth], visual["blocks"])
   params = {**pair.params, "visual": {**visual, "blocks": blocks}}
   packed = layout.vision_inputs(pair.images, vision, rows=3, patches=72)
   got = jax.jit(short.encode)(params, packed)
@@ -108,7 +108,7 @@ def test_the_buffer_does_not_matter(pair):
 
 
 def test_remat_changes_nothing(pair):
-  vision = layout.vision_inputs(pair.images, pair.model.config.vision, rows=3, patches=72)
+  vision = layout.vision_inputs(pair.images, pair.model.config.vision, rows=4, patches=80)
 
   def gradient(model):
     loss = lambda params: jnp.square(model.encode(params, vision)).mean()
@@ -116,13 +116,13 @@ def test_remat_changes_nothing(pair):
 
   plain, again = gradient(pair.model), gradient(dataclasses.replace(pair.model, remat="layers"))
   jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
-  assert jax.tree.all(jax.tree.map(lambda g: bool(jnp.abs(g).max() > 0), plain))
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(plain))
 
 
 @on_2_5
 def test_rotary_angles_are_float32_whatever_the_weights_are(pair):
   """bfloat16 rounds 127 * 0.158 = 20.13 to 20.125: angles must not follow the weights' dtype."""
-  low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), pair.params)
+  low = jax.tree.map(lambda w: np.asarray(w).astype(jnp.bfloat16), pair.params)
   tower = nnx.merge(pair.model.graphdef, low).visual
   angles = tower.angles(jnp.asarray([[[127, 3]]], jnp.int32))
   # Head width 20: 10 pairs, 5 for the row, 5 for the column, at 10000^(-j / 5).

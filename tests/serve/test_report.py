@@ -68,10 +68,10 @@ def workdir(tmp_path):
   (tmp_path / "result.json").write_text(json.dumps(RESULT))
   with Metrics(tmp_path) as metrics:
     for step in range(0, 50, 10):
-      metrics.log(step, {"vote_share": 0.5 + step / 100, "memory_size": 8 * step})
+      metrics.log(step, {"majority_ratio": 0.5 + step / 100, "memory_size": 8 * step})
   with Metrics(tmp_path / "learn") as metrics:
     for step in range(5):
-      metrics.log(step, {"kl": 0.01 * step if step != 2 else float("nan")})
+      metrics.log(step, {"actor/kl": 0.01 * step if step != 2 else float("nan")})
   with TrajectoryLog(tmp_path) as log:
     for i in range(30):
       log.write(i, "stream", played(f"r{i}"), VOTE, {"gated": True})
@@ -144,8 +144,8 @@ def test_the_table_and_facts_are_shown(workdir):
     "1.012",
   ):
     assert shown in words
-  assert "Curves: learn" in words and "vote_share" in words
-  assert "Weight share of the winning answer" in words  # The metric is explained beside its curve.
+  assert "Curves: learn" in words and "majority_ratio" in words
+  assert "Weight share of the voted answer" in words  # The metric is explained beside its curve.
 
 
 def test_a_trajectory_shows_box_crop_text_vote_and_truth_only_if_known(workdir):

@@ -1,15 +1,14 @@
 # make demo   the online test-time RL loop on the embedded model, about 5 minutes on 2 cores after installation
 # make test   linter, format check and the whole test suite
 # make aot    compiles every kernel for TPUs and GPUs that are not here, at the shapes of real models
-# make tiny   trains the embedded model assets/tiny-vl again from scratch (SFT, then RFT)
+# make tiny   trains the embedded model assets/tiny-vl again from scratch (demonstrations, SFT, RFT)
 #
 # Everything is installed into .venv. PYTHON=/path/to/python3.12 chooses the interpreter.
 
 SEED ?= 0
 SHIFT ?= blur
-# Of the questions: empty for digits; or such as color+shape, of a MODEL that has learned them.
+# Of the questions: empty for digits; or some of those that need other tools, such as color+shape.
 KIND ?=
-MODEL ?= assets/tiny-vl
 # Of its own for each setting: a workdir continues what began in it.
 WORKDIR ?= runs/demo-$(SHIFT)$(if $(KIND),-$(KIND))-$(SEED)
 TINY ?= runs/tiny
@@ -67,7 +66,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(CACHED) $(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT)$(if $(KIND),/$(KIND)) --workdir=$(WORKDIR) --config.seed=$(SEED)$(if $(KIND), --config.model.path=$(MODEL))
+	$(CACHED) $(BIN)/python -m pixelis_jax.online --config=configs/demo.py:$(SHIFT)$(if $(KIND),/$(KIND)) --workdir=$(WORKDIR) --config.seed=$(SEED)
 	$(BIN)/pixelis view $(WORKDIR)
 
 lint: $(VENV)/.installed-test
@@ -84,8 +83,9 @@ aot: $(VENV)/.installed-test
 # Continues where it was stopped; TINY=elsewhere begins again.
 tiny: $(VENV)/.installed
 	$(BIN)/python scripts/tiny_init.py --out assets/tiny-vl
-	$(BIN)/python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=$(TINY)-sft
-	$(BIN)/python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=$(TINY)-rft --config.model.path=$(TINY)-sft/model
+	$(BIN)/python -m pixelis_jax.data.build --manifest=docs/manifests/tiny.json --out=$(TINY)-data
+	$(BIN)/python -m pixelis_jax.sft --config=configs/tiny_sft.py:tools --workdir=$(TINY)-sft --config.data.file=$(TINY)-data
+	$(BIN)/python -m pixelis_jax.rft --config=configs/tiny_rft.py:tools --workdir=$(TINY)-rft --config.model.path=$(TINY)-sft/model
 	$(BIN)/pixelis export $(TINY)-rft assets/tiny-vl --force
 
 clean:

@@ -28,10 +28,12 @@ def get_config(arg: str = "") -> ConfigDict:
   # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
   c.data.file = ""
   c.data.made = 0.0  # Share of rows that are made all the same.
+  c.data.kept = 0  # Rows of a dataset that stay in memory: to decode a film takes 80 ms.
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   c.data.parts = 118_400  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look.
+  c.data.zoom_only = 0.0  # Share of scenes' prompts that list zoom_in alone, not all tools.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
   c.data.threads = 2
@@ -64,9 +66,11 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg.startswith("tools"):
     common.all_tools(c, c.eval)
     # Puzzles are built first: to solve one takes a third of a second.
-    c.data.file, c.data.made = "runs/data/tiny", 0.6
-    # From 100 to 410 tokens: several share a row.
-    c.max_row, c.packed = 448, True
+    c.data.file, c.data.made, c.data.kept = "runs/data/tiny", 0.78, 4096
+    c.data.zoom_only, c.data.parts = 0.5, 96_000
+    # From 100 to 470 tokens: several share a row.
+    c.max_row, c.packed = 512, True
+    c.optimizer.steps, c.eval.every = 5400, 1800
   if arg == "tools-debug":
     c.data.file, c.data.made, c.data.kinds = "", 0.0, c.eval.kinds
   if arg.endswith("debug"):

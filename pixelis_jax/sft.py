@@ -53,7 +53,8 @@ def rows(
   where to look (the call), and how to read (the picture alone, answered at once; a puzzle's answer
   is in what tools say, so it is shown whole). Later rows are whole demonstrations, but for
   `c.data.direct` of them that answer from the overview, without tools. While only the tower learns,
-  all rows hold a whole demonstration's images.
+  all rows hold a whole demonstration's images. Prompts list all tools, but for `c.data.zoom_only` of
+  the digit scenes', which then need no other.
 
   With `c.data.file` rows are that file's solutions or that dataset's demonstrations, but for
   `c.data.made` of them that are made all the same; only a dataset can have a curriculum.
@@ -76,20 +77,22 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -
   """Scenes and puzzles, made as they are read: of all the rows of a run such a share."""
   tasks = Mixture(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
   looking = Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
+  zooming = sampler.with_tools(policy.settings, policy.model, policy.params, ("zoom_in",))
 
   def row(index: int) -> batch.Row:
-    draw = np.random.default_rng((c.seed, index)).random()
+    draw, listed = np.random.default_rng((c.seed, index)).random(2)
+    chat = zooming.chat if listed < c.data.zoom_only and tasks.is_scene(index) else policy.chat
     seeing = index < share * c.see_steps * c.batch
     if index < c.data.parts and not seeing:
       demo = looking[index]
       if draw < c.data.look:
-        return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), policy.chat)
+        return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), chat)
       if tasks.is_scene(index):
         return batch.demo_row(demos.reading(demo), blind.chat)
-      return batch.demo_row(demo, policy.chat)
+      return batch.demo_row(demo, chat)
     if draw < c.data.direct and not seeing:
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
-    return batch.demo_row(looking[index], policy.chat)
+    return batch.demo_row(looking[index], chat)
 
   return grain.MapDataset.range(c.data.n).repeat().map(row)
 
@@ -98,7 +101,8 @@ def _of_file(c: Any, policy: sampler.Policy, curriculum: DataCurriculum) -> grai
   """Rows of a dataset that data/build.py built, or of a file of questions."""
   if Path(c.data.file).is_dir():
     built = Dataset.open(c.data.file)
-    shown = lambda index: batch.demo_row(built.demo(index, policy.tools), policy.chat)
+    kept = functools.lru_cache(maxsize=c.data.kept)
+    shown = kept(lambda index: batch.demo_row(built.demo(index, policy.tools), policy.chat))
     if not c.curriculum.enable:
       return weighted(built.weights, seed=c.seed).map(shown)
     levels = built.levels()

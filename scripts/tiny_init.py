@@ -136,7 +136,7 @@ PATCH = 10
 # A crop whose sides differ by less than about a quarter is shown at 80x80 and few at more. With a
 # minimum equal to the maximum, rounding up to multiples of 20 would pass the maximum every time.
 MIN_PIXELS, MAX_PIXELS = 60 * 80, 80 * 80
-FRAMES = 4
+FRAMES = 2
 # Of the digit scenes: with CLIP's, dark pictures are mostly one constant, and learning is slow.
 MEAN, STD = [0.27] * 3, [0.2] * 3
 

@@ -2,8 +2,9 @@
 
     python -m pixelis_jax.evaluate --config=configs/evaluate.py --workdir=runs/evaluate
 
-The argument is a shift of the digit scenes, none by default; or "own" for a model and questions of
-your own (--config.model.path, --config.eval.file), "text" for such that have no images.
+The argument is a shift of the digit scenes, none by default; or "tools" for all kinds of questions,
+with every tool; or "own" for a model and questions of your own (--config.model.path,
+--config.eval.file), "text" for such that have no images.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from configs import common
 
 OWN = ("own", "text")
 SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
-OPTIONS = ("", "debug", *OWN, *SHIFTS)
+OPTIONS = ("", "debug", "tools", *OWN, *SHIFTS)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -24,6 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.eval = common.questions(shift=arg if arg in SHIFTS else "none", n=1000, seed=5000)
   if arg == "debug":
     c.eval.n = 4
+  if arg == "tools":
+    common.all_tools(c, c.eval)
   if arg in OWN:
     common.own(c, tools=arg == "own")
   c.lock()

@@ -34,6 +34,7 @@ from pixelis_jax.algo.data_curriculum import DataCurriculum
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data import demos, difficulty
 from pixelis_jax.data.built import Dataset
+from pixelis_jax.data.kinds.text import recital
 from pixelis_jax.data.mixture import Demonstrations, Mixture
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.streams import shuffled, weighted
@@ -43,18 +44,20 @@ from pixelis_jax.model import cost
 from pixelis_jax.model.lora import join
 from pixelis_jax.model.policy import Model
 
+RECITED = 6  # Codes in a lesson of saying what was read.
+
 
 def rows(
   c: Any, policy: sampler.Policy, blind: sampler.Policy, curriculum: DataCurriculum
 ) -> grain.DatasetIterator:
   """Batches of rows for ever, a function of config and stage; each process has its share of each.
 
-  The first `c.data.parts` rows teach the two halves of a demonstration apart, each in short rows:
-  where to look (the call), and how to read (the picture alone, answered at once; a puzzle's answer
-  is in what tools say, so it is shown whole). Later rows are whole demonstrations, but for
-  `c.data.direct` of them that answer from the overview, without tools. While only the tower learns,
-  all rows hold a whole demonstration's images. Prompts list all tools, but for `c.data.zoom_only` of
-  the digit scenes', which then need no other.
+  The first `c.data.parts` rows teach the halves of a demonstration apart: where to look (calls
+  alone, in a digit scene to all that it holds), how to read (the picture alone, answered at once; a
+  puzzle's answer is in what tools say, so it is shown whole), and to say what READ_TEXT read. Later
+  rows are whole demonstrations, but for `c.data.direct` of them that answer from the overview,
+  without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
+  list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other.
 
   With `c.data.file` rows are that file's solutions or that dataset's demonstrations, but for
   `c.data.made` of them that are made all the same; only a dataset can have a curriculum.
@@ -84,8 +87,14 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -
     chat = zooming.chat if listed < c.data.zoom_only and tasks.is_scene(index) else policy.chat
     seeing = index < share * c.see_steps * c.batch
     if index < c.data.parts and not seeing:
+      if draw < c.data.recite:
+        return batch.demo_row(
+          recital(np.random.default_rng((c.seed, index, 1)), RECITED), policy.chat
+        )
+      if draw < c.data.recite + c.data.look and tasks.is_scene(index):
+        return batch.demo_row(looking.tour(index), chat)
       demo = looking[index]
-      if draw < c.data.look:
+      if draw < c.data.recite + c.data.look:
         return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), chat)
       if tasks.is_scene(index):
         return batch.demo_row(demos.reading(demo), blind.chat)

@@ -99,7 +99,8 @@ def test_ask_reads_no_more_than_it_is_told(clip, shown, tmp_path, capsys, option
 )
 def test_ask_says_what_is_wrong_with_a_video(clip, shown, tmp_path, capsys, options, said):
   (tmp_path / "text.mp4").write_text("no video")
-  thin = Video(frames=fakes.image(1, 300)[None], times=np.zeros(1, np.float32))
+  frames = np.stack([fakes.image(1, 300)] * 2)
+  thin = Video(frames=frames, times=np.arange(2, dtype=np.float32))
   save_frames(tmp_path / "thin", thin)
   options = [option.format(folder=tmp_path) for option in options]
   assert cli.main(["ask", "--model", str(ASSETS), *options, "what?"]) == 2

@@ -27,10 +27,10 @@ def test_demo_passes_its_options_on(tmp_path):
   assert order == sorted(order)
 
 
-def test_a_demo_of_other_kinds_names_a_model_that_knows_them(tmp_path):
-  done = make("-n", f"VENV={tmp_path}/v", "demo", "KIND=color+shape", "MODEL=m")
+def test_a_demo_of_other_kinds_has_a_workdir_of_its_own(tmp_path):
+  done = make("-n", f"VENV={tmp_path}/v", "demo", "KIND=color+shape")
   config = "--config=configs/demo.py:blur/color+shape --workdir=runs/demo-blur-color+shape-0"
-  assert f"{config} --config.seed=0 --config.model.path=m\n" in done.stdout
+  assert f"{config} --config.seed=0\n" in done.stdout
 
 
 def test_demos_of_different_settings_share_no_workdir(tmp_path):
@@ -47,7 +47,8 @@ def test_tiny_hands_each_model_to_the_next_step(tmp_path):
   done = make("-n", f"VENV={tmp_path}/v", "tiny", "TINY=t")
   steps = (
     "scripts/tiny_init.py --out assets/tiny-vl",
-    "pixelis_jax.sft --config=configs/tiny_sft.py --workdir=t-sft",
+    "pixelis_jax.data.build --manifest=docs/manifests/tiny.json --out=t-data",
+    "pixelis_jax.sft --config=configs/tiny_sft.py:tools --workdir=t-sft --config.data.file=t-data",
     "--workdir=t-rft --config.model.path=t-sft/model",
     "pixelis export t-rft assets/tiny-vl --force",
   )

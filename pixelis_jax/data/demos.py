@@ -64,6 +64,32 @@ def direct(task: Task) -> Demo:
   return Demo(task=task, turns=(DemoTurn(text=ANSWER.format(task.answer), result=None),))
 
 
+def tour(
+  task: Task,
+  boxes: Sequence[Box],
+  questions: Sequence[str],
+  rng: np.random.Generator,
+  shown_size: Callable[[int, int], tuple[int, int]],
+) -> Demo:
+  """Calls that look at one place after the other; in the place of results stand further questions.
+
+  Args:
+    task: with the first question.
+    boxes: where to look, one a question.
+    questions: those behind the first.
+  """
+  looks = [
+    ToolCall(name="zoom_in", arguments={"bbox_2d": [*shown_box(task, box, rng, shown_size)]})
+    for box in boxes
+  ]
+  asked = [ToolResult(text=question) for question in questions]
+  turns = [
+    DemoTurn(text=call_text(look), result=next_asked)
+    for look, next_asked in zip(looks, [*asked, None], strict=True)
+  ]
+  return Demo(task=task, turns=tuple(turns))
+
+
 def reading(demo: Demo) -> Demo:
   """The last picture of a demonstration, asked about by itself and answered at once."""
   look = demo.turns[-2]

@@ -161,6 +161,10 @@ class Demonstrations:
       why.add(found)
     raise ValueError(f"none of {_TRIES} puzzles of kind {puzzle.task.kind!r} is solved: {why}")
 
+  def tour(self, index: int) -> Demo:
+    """Of a digit scene; see `DemoSource.tour`."""
+    return self._scenes.tour(index)
+
   @functools.cached_property
   def _scenes(self) -> DemoSource:
     return DemoSource(tasks=self.tasks.scenes, toolbox=self.toolbox, mistakes=self.mistakes)

@@ -131,11 +131,11 @@ def compose(
   kind = kind or KINDS[rng.integers(len(KINDS))]
   label = _asked_label(rng, skew)
   plates, shape = _layout(rng, digits)
-  candidates = [i for i, plate in enumerate(plates) if (plate.color == GRAY) == (kind == "beside")]
+  candidates = [i for i, plate in enumerate(plates) if kind in kinds_of(plate)]
   asked = candidates[rng.integers(len(candidates))]
   row = int(rng.choice(np.flatnonzero(digits.labels == label)))
   plates[asked] = dataclasses.replace(plates[asked], digit=row)
-  question = QUESTIONS[kind][rng.integers(len(QUESTIONS[kind]))].format(target=plates[asked].target)
+  question = worded(rng, kind, plates[asked])
   answer = ("even", "odd")[label % 2] if kind == "parity" else str(label)
   task = Task(
     id=id,
@@ -146,6 +146,16 @@ def compose(
     boxes=(plates[asked].box,),
   )
   return Scene(task=task, plates=tuple(plates))
+
+
+def kinds_of(plate: Plate) -> tuple[str, ...]:
+  """The kinds of questions that can be about a plate."""
+  return tuple(kind for kind in KINDS if (plate.color == GRAY) == (kind == "beside"))
+
+
+def worded(rng: np.random.Generator, kind: str, plate: Plate) -> str:
+  """A question of this kind about a plate."""
+  return QUESTIONS[kind][rng.integers(len(QUESTIONS[kind]))].format(target=plate.target)
 
 
 def check(*, kind: str | None, shift: str, skew: int | None) -> None:

@@ -10,7 +10,7 @@ from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Demo, Task, content_key
 
 SIZE = 1_000_000
-_DEMO = 1  # Of `draws`: for the demonstration of a scene.
+_DEMO, _TOUR = 1, 4  # Of `draws`: for the demonstration of a scene, and for a tour of it.
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +100,25 @@ class DemoSource:
       mistakes=self.mistakes,
       elsewhere=[plate.box for plate in scene.plates if plate.box not in scene.task.boxes],
     )
+    return demos.described(demo, scene.plates, self._labels(scene))
+
+  def tour(self, index: int) -> Demo:
+    """A lesson in where to look: task `index`'s scene, asked about all of its plates in any order.
+
+    Each question is answered by the call alone, and behind it comes the next one.
+    """
+    scene, rng = self.tasks.scene(index), draws(self.tasks, index, _TOUR)
+    asked = [scene.plates[i] for i in rng.permutation(len(scene.plates))]
+    kinds = [str(rng.choice(scenes.kinds_of(plate))) for plate in asked]
+    words = [scenes.worded(rng, kind, plate) for kind, plate in zip(kinds, asked, strict=True)]
+    task = dataclasses.replace(scene.task, question=words[0])
+    boxes = [plate.box for plate in asked]
+    demo = demos.tour(task, boxes, words[1:], rng, self.toolbox.shown_size)
+    return demos.described(demo, scene.plates, self._labels(scene))
+
+  def _labels(self, scene: scenes.Scene) -> list[int]:
     labels = digits.load(self.tasks.split).labels
-    return demos.described(demo, scene.plates, [int(labels[plate.digit]) for plate in scene.plates])
+    return [int(labels[plate.digit]) for plate in scene.plates]
 
 
 def drop_labels(task: Task) -> Task:

@@ -130,7 +130,7 @@ def read_text(
   pixels = _turned(picture.pixels, sight.view.rotate)
   found, more, scale = sight.compute(lines, pixels, reader, asked or None)
   tell = functools.partial(_told, shown, picture, pixels.shape[:2], sight.view.rotate)
-  return ToolResult(text=_text([(t, c, tell(corners)) for t, c, corners in found], more, scale))
+  return ToolResult(text=listing([(t, c, tell(corners)) for t, c, corners in found], more, scale))
 
 
 def lines(pixels: Pixels, reader: str, language: str | None) -> tuple[tuple[Line, ...], int, float]:
@@ -585,7 +585,7 @@ def _told(
   return [min(max(c, 0), limit) for c, limit in zip(places.told(shown, box), limits, strict=True)]
 
 
-def _text(found: Sequence[tuple[str, float, list[int]]], more: int, scale: float) -> str:
+def listing(found: Sequence[tuple[str, float, list[int]]], more: int, scale: float) -> str:
   """What the policy is told. Text that was read never starts a line of it."""
   rows = [f"{box} {confidence:.2f} {text}" for text, confidence, box in found]
   ends = np.cumsum([len(row) for row in rows])

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pixelis_jax.data import composites, words
+from pixelis_jax.data.demos import ANSWER, call_text
 from pixelis_jax.data.kinds.puzzle import (
   Kind,
   Look,
@@ -27,8 +28,19 @@ from pixelis_jax.data.kinds.puzzle import (
 )
 from pixelis_jax.data.scenes import COLORS
 from pixelis_jax.data.words import Line
+from pixelis_jax.tools import read
 from pixelis_jax.tools.sight import Sight
-from pixelis_jax.types import Box, Pixels, Task, ToolCall, ToolResult, Video, value
+from pixelis_jax.types import (
+  Box,
+  Demo,
+  DemoTurn,
+  Pixels,
+  Task,
+  ToolCall,
+  ToolResult,
+  Video,
+  value,
+)
 
 CANVAS = (480, 640)  # Height and width, as of all sizes here; in pixels.
 SCREEN = (240, 320)  # Of a film.
@@ -274,6 +286,35 @@ def solve_clock(puzzle: Puzzle, rng: np.random.Generator, sight: Sight) -> Solvi
     name="read_text", arguments=pointed(sight, around(rng, look.box, SLACK), image)
   )
   return _text(result)
+
+
+def recital(rng: np.random.Generator, count: int) -> Demo:
+  """A lesson in saying what was read: after one call, code after code in READ_TEXT's words.
+
+  It shows no pictures, and the call, whose place nobody can know, is not supervised.
+  """
+  codes = [words.code(rng, LETTERS) for _ in range(count)]
+  x, y, width, height = (
+    int(rng.integers(low, high)) for low, high in ((0, 50), (0, 40), (9, 24), (5, 16))
+  )
+  call = ToolCall(name="read_text", arguments={"bbox_2d": [x, y, x + width, y + height]})
+  told = []
+  for code in codes:
+    x0, y0 = int(rng.integers(0, 70)), int(rng.integers(0, 54))
+    box = [x0, y0, x0 + int(rng.integers(3, 10)), y0 + int(rng.integers(2, 5))]
+    told.append(ToolResult(text=read.listing([(code, rng.uniform(0.9, 1.0), box)], 0, 1.0)))
+  task = Task(
+    id="recital",
+    images=(),
+    question=_asked(rng, "read", str(one(rng, tuple(COLORS)))),
+    answer=codes[-1],
+    kind="read",
+  )
+  answers = [ANSWER.format(code) for code in codes]
+  said_all = zip(answers, [*told[1:], None], strict=True)
+  turns = [DemoTurn(text=call_text(call), result=told[0], supervised=False)]
+  turns += [DemoTurn(text=answer, result=shown) for answer, shown in said_all]
+  return Demo(task=task, turns=tuple(turns))
 
 
 KINDS = {

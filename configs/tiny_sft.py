@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.kept = 0  # Rows of a dataset that stay in memory: to decode a film takes 80 ms.
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
+  c.data.toured = ()  # More kinds, of which rows that teach where to look are, and no others.
   c.data.parts = 118_400  # Rows that teach where to look and how to read apart.
   c.data.look = 0.6  # Share of these that teach where to look,
   c.data.recite = 0.0  # and that teach to say what READ_TEXT read.
@@ -68,12 +69,13 @@ def get_config(arg: str = "") -> ConfigDict:
     common.all_tools(c, c.eval)
     # Puzzles are built first: to solve one takes a third of a second.
     c.data.file, c.data.made, c.data.kept = "runs/data/tiny", 0.78, 4096
-    c.data.zoom_only, c.data.parts = 0.5, 96_000
+    c.data.toured, c.data.zoom_only = ("read", "count", "color", "shape"), 0.5
+    c.data.parts, c.data.look, c.data.recite = 72_000, 0.45, 0.04  # Up to step 3,300.
     # From 100 to 470 tokens: several share a row.
-    c.max_row, c.packed = 512, True
-    c.optimizer.steps, c.eval.every = 5400, 1800
+    c.batch, c.max_row, c.packed = 28, 512, True
+    c.optimizer.steps, c.eval.every = 5200, 2600
   if arg == "tools-debug":
-    c.data.file, c.data.made, c.data.kinds = "", 0.0, c.eval.kinds
+    c.data.file, c.data.made, c.data.kinds, c.data.toured = "", 0.0, c.eval.kinds, ()
   if arg.endswith("debug"):
     c.batch, c.data.n, c.data.parts = 4, 64, 8
     c.see_steps, c.optimizer.steps, c.optimizer.warmup = 1, 4, 1

@@ -6,7 +6,6 @@ Resumes from the workdir bit for bit: parameters, optimizer and the data iterato
 checkpoint. With `--config.model.lora.rank=16` only adapters are trained, see model/lora.py.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
@@ -78,30 +77,27 @@ def rows(
 
 def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -> grain.MapDataset:
   """Scenes and puzzles, made as they are read: of all the rows of a run such a share."""
-  tasks = Mixture(split="train", seed=c.seed, kinds=tuple(c.data.kinds), size=c.data.n)
-  looking = Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
+  mixture = lambda *kinds: Mixture(split="train", seed=c.seed, kinds=kinds, size=c.data.n)
+  shown = lambda tasks: Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
+  tasks, toured = mixture(*c.data.kinds), mixture(*c.data.kinds, *c.data.toured)
+  looking, touring = shown(tasks), shown(toured)
   zooming = sampler.with_tools(policy.settings, policy.model, policy.params, ("zoom_in",))
 
   def row(index: int) -> batch.Row:
     draw, listed = np.random.default_rng((c.seed, index)).random(2)
-    chat = zooming.chat if listed < c.data.zoom_only and tasks.is_scene(index) else policy.chat
+    chat = lambda scene: zooming.chat if scene and listed < c.data.zoom_only else policy.chat
     seeing = index < share * c.see_steps * c.batch
     if index < c.data.parts and not seeing:
       if draw < c.data.recite:
-        return batch.demo_row(
-          recital(np.random.default_rng((c.seed, index, 1)), RECITED), policy.chat
-        )
-      if draw < c.data.recite + c.data.look and tasks.is_scene(index):
-        return batch.demo_row(looking.tour(index), chat)
-      demo = looking[index]
+        lesson = recital(np.random.default_rng((c.seed, index, 1)), RECITED)
+        return batch.demo_row(lesson, policy.chat)
       if draw < c.data.recite + c.data.look:
-        return batch.demo_row(dataclasses.replace(demo, turns=demo.turns[:-1]), chat)
+        return batch.demo_row(touring.tour(index), chat(toured.is_scene(index)))
       if tasks.is_scene(index):
-        return batch.demo_row(demos.reading(demo), blind.chat)
-      return batch.demo_row(demo, chat)
-    if draw < c.data.direct and not seeing:
+        return batch.demo_row(demos.reading(looking[index]), blind.chat)
+    elif draw < c.data.direct and not seeing:
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
-    return batch.demo_row(looking[index], chat)
+    return batch.demo_row(looking[index], chat(tasks.is_scene(index)))
 
   return grain.MapDataset.range(c.data.n).repeat().map(row)
 

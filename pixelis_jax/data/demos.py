@@ -64,28 +64,17 @@ def direct(task: Task) -> Demo:
   return Demo(task=task, turns=(DemoTurn(text=ANSWER.format(task.answer), result=None),))
 
 
-def tour(
-  task: Task,
-  boxes: Sequence[Box],
-  questions: Sequence[str],
-  rng: np.random.Generator,
-  shown_size: Callable[[int, int], tuple[int, int]],
-) -> Demo:
+def tour(task: Task, calls: Sequence[ToolCall], questions: Sequence[str]) -> Demo:
   """Calls that look at one place after the other; in the place of results stand further questions.
 
   Args:
     task: with the first question.
-    boxes: where to look, one a question.
+    calls: one a question.
     questions: those behind the first.
   """
-  looks = [
-    ToolCall(name="zoom_in", arguments={"bbox_2d": [*shown_box(task, box, rng, shown_size)]})
-    for box in boxes
-  ]
-  asked = [ToolResult(text=question) for question in questions]
+  asked = [*(ToolResult(text=question) for question in questions), None]
   turns = [
-    DemoTurn(text=call_text(look), result=next_asked)
-    for look, next_asked in zip(looks, [*asked, None], strict=True)
+    DemoTurn(text=call_text(call), result=later) for call, later in zip(calls, asked, strict=True)
   ]
   return Demo(task=task, turns=tuple(turns))
 
@@ -169,6 +158,16 @@ def shown_box(
   return x0, y0, x0 + side, y0 + side
 
 
+def zoom(
+  task: Task,
+  box: Box,
+  rng: np.random.Generator,
+  shown_size: Callable[[int, int], tuple[int, int]],
+) -> ToolCall:
+  """The call that shows a source box, by `shown_box`."""
+  return ToolCall(name="zoom_in", arguments={"bbox_2d": [*shown_box(task, box, rng, shown_size)]})
+
+
 def _start(rng: np.random.Generator, center: float, side: int, limit: int) -> int:
   """A whole start of `side` pixels around `center`, within [0, limit)."""
   start = round(center - side / 2 + rng.uniform(-OFF, OFF))
@@ -184,11 +183,10 @@ def _look(
   supervised: bool,
   earlier: Sequence[ToolResult],
 ) -> DemoTurn:
-  corners = list(shown_box(task, box, rng, toolbox.shown_size))
-  call = ToolCall(name="zoom_in", arguments={"bbox_2d": corners})
+  call = zoom(task, box, rng, toolbox.shown_size)
   result = toolbox.run(call, task, earlier)
   if result.error is not None:
-    raise ValueError(f"task {task.id}: demonstrated call {corners} failed: {result.error}")
+    raise ValueError(f"task {task.id}: demonstrated call {call.arguments} failed: {result.error}")
   return DemoTurn(text=call_text(call), result=result, supervised=supervised)
 
 

@@ -162,8 +162,19 @@ class Demonstrations:
     raise ValueError(f"none of {_TRIES} puzzles of kind {puzzle.task.kind!r} is solved: {why}")
 
   def tour(self, index: int) -> Demo:
-    """Of a digit scene; see `DemoSource.tour`."""
-    return self._scenes.tour(index)
+    """A lesson in where to look: item `index`, asked about all that it holds; no tool runs.
+
+    Of a kind whose questions are about several things at once it is the demonstration up to the
+    answer.
+    """
+    if self.tasks.is_scene(index):
+      return self._scenes.tour(index)
+    puzzle = self.tasks.puzzle(index)
+    kind = kinds.KINDS[puzzle.task.kind]
+    if kind.about is not None:
+      return sorts.tour(puzzle, kind, draws(self.tasks, index, _SHOWN), self.toolbox)
+    demo = self[index]
+    return dataclasses.replace(demo, turns=demo.turns[:-1])
 
   @functools.cached_property
   def _scenes(self) -> DemoSource:

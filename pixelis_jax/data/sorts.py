@@ -18,7 +18,7 @@ from pixelis_jax.algo.answers import equal
 from pixelis_jax.data import demos
 from pixelis_jax.data.demos import ANSWER, call_text
 from pixelis_jax.data.kinds import KINDS, PuzzleSource
-from pixelis_jax.data.kinds.puzzle import Kind, Puzzle
+from pixelis_jax.data.kinds.puzzle import Kind, Puzzle, some
 from pixelis_jax.data.scenes import COLORS
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Demo, DemoTurn, ToolCall, ToolResult, content_key, value
@@ -100,6 +100,23 @@ def demonstrate(
     raise ValueError(f"sort {sort!r} must be one of {SORTS}")
   make = {"golden": _golden, "trap": _trap, "corrected": _corrected}[sort]
   return make(puzzle, kind, rng, toolbox)
+
+
+def tour(puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox) -> Demo:
+  """The first calls that questions about each of its boards or frames need; no tool runs.
+
+  See `demos.tour`. Raises ValueError for a kind whose questions are about several things at once.
+  """
+  if kind.about is None:
+    raise ValueError(f"kind {puzzle.task.kind!r} asks about several things at once: no tour")
+  places = {looks[0].name: looks for looks in (puzzle.looks, *puzzle.mistakes)}
+  asked = some(rng, tuple(places.values()), len(places))
+  sight = toolbox.sight(puzzle.task, ())
+  first = lambda looks: next(kind.solve(dataclasses.replace(puzzle, looks=looks), rng, sight))
+  words = [kind.about(rng, looks) for looks in asked]
+  task = dataclasses.replace(puzzle.task, question=words[0])
+  demo = demos.tour(task, [first(looks) for looks in asked], words[1:])
+  return dataclasses.replace(demo, sights=demos.framed(_boards(puzzle), task))
 
 
 def source(puzzles: PuzzleSource, toolbox: Toolbox) -> Callable[[int, str], Demo | str]:

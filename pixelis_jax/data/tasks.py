@@ -112,8 +112,8 @@ class DemoSource:
     kinds = [str(rng.choice(scenes.kinds_of(plate))) for plate in asked]
     words = [scenes.worded(rng, kind, plate) for kind, plate in zip(kinds, asked, strict=True)]
     task = dataclasses.replace(scene.task, question=words[0])
-    boxes = [plate.box for plate in asked]
-    demo = demos.tour(task, boxes, words[1:], rng, self.toolbox.shown_size)
+    calls = [demos.zoom(task, plate.box, rng, self.toolbox.shown_size) for plate in asked]
+    demo = demos.tour(task, calls, words[1:])
     return demos.described(demo, scene.plates, self._labels(scene))
 
   def _labels(self, scene: scenes.Scene) -> list[int]:

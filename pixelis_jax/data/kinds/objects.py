@@ -67,6 +67,10 @@ QUESTIONS = {
 }
 
 
+def _asked(rng: np.random.Generator, kind: str, *names: str) -> str:
+  return str(one(rng, QUESTIONS[kind])).format(*names)
+
+
 def called(cutout: Cutout | Placed) -> str:
   """The one word that answers: of a shape its colour, of a thing the last word of its name."""
   return cutout.color or cutout.name.split()[-1]
@@ -101,7 +105,7 @@ def compose_larger(rng: np.random.Generator, materials: Materials, id: str) -> P
   task = Task(
     id=id,
     images=(composites.levels(canvas),),
-    question=str(one(rng, QUESTIONS["larger"])).format(*told),
+    question=_asked(rng, "larger", *told),
     answer=larger.name,
     kind="larger",
     boxes=(group.box, first.box, second.box),
@@ -232,7 +236,7 @@ def compose_color(rng: np.random.Generator, materials: Materials, id: str) -> Pu
   task = Task(
     id=id,
     images=(pixels,),
-    question=str(one(rng, QUESTIONS["color"])).format(SPOTS[at], frames[0].name),
+    question=_asked(rng, "color", SPOTS[at], frames[0].name),
     answer=asked.color,
     kind="color",
     boxes=(asked.box,),
@@ -275,7 +279,7 @@ def compose_shape(rng: np.random.Generator, materials: Materials, id: str) -> Pu
   task = Task(
     id=id,
     images=(pixels,),
-    question=str(one(rng, QUESTIONS["shape"])).format(frames[0].name),
+    question=_asked(rng, "shape", frames[0].name),
     answer=asked.name,
     kind="shape",
     boxes=(frames[0].box,),
@@ -306,10 +310,16 @@ KINDS = {
   "larger": Kind(
     tools=("zoom_in", "segment_object_at"), compose=compose_larger, solve=solve_larger
   ),
-  "color": Kind(tools=("zoom_in", "get_properties"), compose=compose_color, solve=solve_color),
+  "color": Kind(
+    tools=("zoom_in", "get_properties"),
+    compose=compose_color,
+    solve=solve_color,
+    about=lambda rng, looks: _asked(rng, "color", looks[1].name, looks[0].name),
+  ),
   "shape": Kind(
     tools=("zoom_in", "segment_object_at", "get_properties"),
     compose=compose_shape,
     solve=solve_shape,
+    about=lambda rng, looks: _asked(rng, "shape", looks[0].name),
   ),
 }

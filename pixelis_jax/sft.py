@@ -128,6 +128,8 @@ def _batches(dataset: grain.MapDataset, c: Any) -> grain.DatasetIterator:
 
 def main(c: Any, workdir: Path) -> learner.TrainState:
   check_wandb(c.wandb)
+  if not 0 <= c.data.made < 1:
+    raise ValueError(f"data.made {c.data.made} must lie in [0, 1): what it leaves is the file's")
   if c.data.file and c.see_steps and not c.data.made:
     raise ValueError(
       f"see_steps is {c.see_steps}: no file says what its images show, with data.file it must be 0"

@@ -13,6 +13,7 @@ from flax import nnx
 from configs import tiny_sft
 from pixelis_jax import sampler, sft
 from pixelis_jax.algo.data_curriculum import DataCurriculum, Settings
+from pixelis_jax.data.built import Dataset
 from pixelis_jax.data.difficulty import LEVELS
 from pixelis_jax.model import lora
 from pixelis_jax.model.load import load
@@ -170,7 +171,7 @@ def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy):
   [
     ({"parts": 0, "direct": 0.0}, True, True, 2),  # A whole demonstration: scene, look, crop.
     ({"parts": 0, "direct": 1.0}, False, True, 1),  # Answered from the scene.
-    ({"parts": 64, "look": 1.0}, True, False, 1),  # Only where to look in the scene.
+    ({"parts": 64, "look": 1.0}, True, False, 1),  # Only where to look in the scene: everywhere.
     ({"parts": 64, "look": 0.0}, False, True, 1),  # Only how to read the crop.
   ],
 )
@@ -183,6 +184,44 @@ def test_kinds_of_rows(config, policy, settings, calls, answers, images):
     assert ("zoom_in" in said, r"\boxed{" in said, len(row.images)) == (calls, answers, images)
     # Who is to call is told of the tool; who isn't, is not.
     assert ("zoom_in" in policy.chat.decode(row.tokens[~row.loss_mask])) == calls
+
+
+def test_parts_of_other_kinds(config, policy):
+  """Tours of puzzles, which no demonstration made here solves, and recitals without pictures."""
+  tools = ("zoom_in", "read_text")
+  both = sampler.with_tools(policy.settings, policy.model, policy.params, tools)
+  c = config.copy_and_resolve_references().unlock()
+  c.data.parts, c.data.look, c.data.recite, c.see_steps = 64, 0.5, 0.5, 0
+  c.data.toured, c.data.zoom_only, c.batch = ("read",), 1.0, 32
+  calls = {"zoom_in": 0, "read_text": 0, r"\boxed{": 0}
+  for row in next(read(c, both)):
+    said = both.chat.decode(row.tokens[row.loss_mask])
+    listed = both.chat.decode(row.tokens).split("</tools>")[0]
+    (kind,) = [name for name in calls if name in said]
+    calls[kind] += 1
+    assert len(row.images) == (kind != r"\boxed{")
+    assert said.count(kind) == {"read_text": 3, r"\boxed{": sft.RECITED}.get(kind, said.count(kind))
+    # Only scenes do without the other tools.
+    assert ("read_text" in listed) == (kind != "zoom_in")
+  # Half are recitals; of the others, one kind in four is toured.
+  assert all(count >= 2 for count in calls.values()), calls
+
+
+def test_rows_that_are_kept_are_made_once(config, policy, tmp_path, monkeypatch):
+  c = config.copy_and_resolve_references().unlock()
+  c.data.file, c.see_steps = str(built(tmp_path, n=4).folder), 0
+  made = []
+  demo = Dataset.demo
+  monkeypatch.setattr(Dataset, "demo", lambda *of: made.append(of[1]) or demo(*of))
+  seen = {}
+  for kept in (0, 4):
+    c.data.kept = kept
+    made.clear()
+    rows = [key(row) for rows in itertools.islice(read(c, policy), 3) for row in rows]
+    seen[kept] = rows, list(made)
+  assert seen[0][0] == seen[4][0]
+  # Grain reads ahead, so more than 12 may have been made; threads may both miss one at first.
+  assert len(seen[0][1]) >= 12 and len(seen[4][1]) <= 8
 
 
 def test_while_only_the_tower_learns_rows_hold_all_images(config, policy):
@@ -242,6 +281,14 @@ def test_made_rows_come_among_those_of_a_dataset(config, policy, tmp_path):
   whole = [row for row in read_rows if row not in records]
   assert whole[:6] == made[:6] and whole[6] not in made
   assert [len(images) for _, images in whole] == [2] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize("made", [-0.1, 1.0])
+def test_a_share_that_is_none_is_refused(config, tmp_path, made):
+  c = config.copy_and_resolve_references().unlock()
+  c.data.made = made
+  with pytest.raises(ValueError, match=rf"data.made {made} must lie in \[0, 1\)"):
+    sft.main(c, tmp_path)
 
 
 def key(row):

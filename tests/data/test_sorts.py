@@ -151,3 +151,26 @@ def test_a_wrong_slip_is_our_bug(tools):
   with pytest.raises(AssertionError, match="is right"):
     for seed in range(8):  # Until a trap is a logical one.
       sorts.demonstrate(wrong, KINDS["color"], np.random.default_rng(seed), tools, "trap")
+
+
+@pytest.mark.parametrize("kind", ["read", "count", "color", "shape"])
+def test_a_tour_points_at_all_that_a_question_of_the_kind_can_name(kind, tools):
+  puzzle = composed(kind, 3)
+  demo = sorts.tour(puzzle, KINDS[kind], np.random.default_rng(0), tools)
+  boxes = {looks[0].name: looks[0].box for looks in (puzzle.looks, *puzzle.mistakes)}
+  asked = [demo.task.question, *(turn.result.text for turn in demo.turns[:-1])]
+  assert len(asked) == len(boxes) == 3
+  for question, turn in zip(asked, demo.turns, strict=True):
+    (name,) = [name for name in boxes if f"{name} sign" in question or f"{name} frame" in question]
+    call = parse_call(turn.text)
+    assert call.name == KINDS[kind].tools[0]
+    # 640 x 480 is shown as 80 x 60, and a solver shows up to 6 pixels more on each side.
+    box = boxes.pop(name)
+    told = np.array(call.arguments["bbox_2d"]) * 8
+    assert np.abs(told - [box.x0, box.y0, box.x1, box.y1]).max() <= 6 + 8
+  assert len(demo.sights[0]) == 3
+
+
+def test_questions_about_several_things_have_no_tour(tools):
+  with pytest.raises(ValueError, match="kind 'larger' asks about several things at once"):
+    sorts.tour(composed("larger", 0), KINDS["larger"], np.random.default_rng(0), tools)

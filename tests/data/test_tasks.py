@@ -4,6 +4,7 @@ import grain
 import numpy as np
 import pytest
 
+from pixelis_jax.chat.parse import parse_call
 from pixelis_jax.data import scenes
 from pixelis_jax.data.tasks import DemoSource, TaskSource, drop_labels
 from pixelis_jax.types import Task
@@ -88,6 +89,29 @@ def test_demo_items_belong_to_task_items(toolbox):
   assert same(demos[2].task, tasks[2])
   assert demos[2].turns[0].text == demos[2].turns[0].text
   assert demos[-1].task.id == "train-0-4"
+
+
+def test_a_tour_asks_about_each_plate_once_and_looks_at_it(toolbox):
+  source = DemoSource(tasks=TaskSource(split="train", size=9), toolbox=toolbox)
+  orders = set()
+  for index in range(9):
+    scene, tour = source.tasks.scene(index), source.tour(index)
+    asked = [tour.task.question, *(turn.result.text for turn in tour.turns[:-1])]
+    assert tour.turns[-1].result is None and all(turn.supervised for turn in tour.turns)
+    found = []
+    for question, turn in zip(asked, tour.turns, strict=True):
+      # "left of the star" is the only plate that a question names so.
+      (plate,) = [p for p in scene.plates if p.target in question]
+      x0, y0, x1, y1 = parse_call(turn.text).arguments["bbox_2d"]
+      # 400 pixels are shown as 80: the middle of the call is within a shown pixel of the plate's.
+      middle = np.array([x0 + x1, y0 + y1]) / 2 * 5
+      assert np.abs(middle - plate.box.center).max() <= 5
+      assert ("frame" in question) == (plate.color != scenes.GRAY)
+      found.append(scene.plates.index(plate))
+    assert sorted(found) == list(range(len(scene.plates)))
+    orders.add(tuple(found) == tuple(sorted(found)))
+    assert len(tour.sights[0]) == len(scene.plates)
+  assert False in orders  # Where the order told the place, nobody would look.
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pixelis_jax.chat.parse import parse_answer, parse_call
 from pixelis_jax.data.kinds import text
 from tests.data.kinds.scripts import answered, composed
 
@@ -116,3 +117,17 @@ def test_misreadings_are_no_readings():
     slips = text.misread(np.random.default_rng(seed), "AAB3")
     assert "AAB3" not in slips and len(slips) == 2 and sorted(slips[1]) == sorted("AAB3")
   assert text.misread(np.random.default_rng(0), "77") == ("7",)
+
+
+def test_a_recital_says_each_code_right_behind_its_reading():
+  demo = text.recital(np.random.default_rng(1), 5)
+  call, *answers = demo.turns
+  assert parse_call(call.text).name == "read_text" and not call.supervised
+  read = [turn.result.text for turn in demo.turns[:-1]]
+  codes = [parse_answer(turn.text) for turn in answers]
+  assert len(codes) == len(read) == 5 and answers[-1].result is None
+  for code, shown in zip(codes, read, strict=True):
+    # What a solver makes of the same text.
+    assert answered("read", composed("read", 0), [shown])[1] == code
+  assert len(set(codes)) == 5 and all(turn.supervised for turn in answers)
+  assert demo.task.images == () and demo.task.answer == codes[-1]

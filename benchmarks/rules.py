@@ -35,7 +35,7 @@ from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.metrics import METRICS_FILE, mean_interval, read_lines
 from pixelis_jax.types import Ballot, Task
 
-SHIFTED = ("rotate", "dim", "invert", "noise", "blur")
+SHIFTED = ("rotate", "dim", "invert", "noise", "blur", "writers")
 STREAMS = (*SHIFTED, *(f"{shift}-skewed" for shift in SHIFTED), "static", "repeated", "misled")
 CRAFTED = ("repeated", "misled")
 MEASURED = ("shifted_before", "shifted_after", "original_before", "original_after")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from record import begin, record  # The file beside this one.
+from record import begin, record, span  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import agent, evaluate, online, sampler, ttrl
@@ -112,9 +112,8 @@ def table(domains: Sequence[str], found: Sequence[Float[np.ndarray, "stages doma
   told = [measures(accuracy) for accuracy in found]
   for name in told[0]:
     values = [m[name] for m in told]
-    low_high = mean_interval(values) if len(values) > 1 else None
-    span = "" if low_high is None else f" ({low_high[0]:+.1f} to {low_high[1]:+.1f})"
-    made.append(f"| {name} | {np.mean(values):+.1f}{span} |")
+    interval = mean_interval(values) if len(values) > 1 else None
+    made.append(f"| {name} | {np.mean(values):+.1f}{span(interval)} |")
   return "\n".join(made)
 
 

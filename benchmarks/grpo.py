@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, row: str, seed: int) -> Run:
 
 
 def asked_alone(args: argparse.Namespace, row: str, seed: int, workdir: Path) -> dict[str, Any]:
-  """The model as it is; it has no seed, so this is one number."""
+  """The model as it is, on the questions that all rows are asked."""
   c = settings(args, row, seed)
   policy = sampler.load_policy(c.model)
   limits = agent.Limits(**c.limits)
@@ -112,7 +112,7 @@ def learn_online(args: argparse.Namespace, row: str, seed: int, workdir: Path) -
   c = demo.get_config("blur").copy_and_resolve_references().unlock()
   c.seed, c.stream.seed, c.pace, c.baseline = seed, 2000 + seed, "lockstep", False
   c.model.path, c.stream.shift, c.stream.n = str(start), "none", args.requests
-  c.shifted.shift, c.shifted.seed = "none", c.original.seed
+  c.shifted.shift = "none"
   for questions in (c.shifted, c.original):
     questions.n, questions.seed = args.n, tiny_rft.get_config().eval.seed
   found = online.main(c.lock(), workdir / "online")
@@ -173,6 +173,8 @@ def main() -> None:
   runs: dict[str, list[Run]] = {row: [] for row in args.rows}
   for seed in args.seeds:
     for row in args.rows:
+      if row == SFT and runs[SFT]:
+        continue  # It has no seed.
       runs[row].append(run(args, row, seed))
       lines = [line(found) for found in runs.values() if found]
       kept = [dataclasses.asdict(r) for found in runs.values() for r in found]

@@ -36,3 +36,8 @@ def begin(folder: Path, asked: dict[str, str]) -> None:
     differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
     raise ValueError(f"{folder} was begun with {differ}: remove it, or name another --out")
   file.write_text(json.dumps(asked, indent=2))
+
+
+def span(interval: tuple[float, float] | None) -> str:
+  """The interval of a change in points, as it stands behind its mean; "" where there is none."""
+  return "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"

@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from record import begin, record  # The file beside this one.
+from record import begin, record, span  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, online, sampler, ttrl
@@ -237,7 +237,6 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
   """Markdown: first the rows, then each row's accuracy before and after on each stream."""
   points = lambda x: "-" if x is None else f"{x:+.1f}"
-  span = lambda pair: "" if pair is None else f" ({pair[0]:+.1f} to {pair[1]:+.1f})"
   share = lambda x: "-" if x is None else f"{x:.1f}"
   streams = list(dict.fromkeys(stream for line in lines for stream in line["streams"]))
   made = [

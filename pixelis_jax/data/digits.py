@@ -86,6 +86,7 @@ def _in_place(
   return images
 
 
+@functools.cache  # Each split is a part of it.
 def _sheet(path: Path) -> UInt8[np.ndarray, "10 500 8 8"]:
   """By class and place in it, ink 0 to 16."""
   if not path.is_file():

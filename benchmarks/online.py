@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from record import ROOT, record  # The file beside this one.
+from record import ROOT, record, span  # The file beside this one.
 
 from pixelis_jax.metrics import mean_interval
 
@@ -53,7 +53,6 @@ def row(shift: str, results: list[dict]) -> dict:
 
 def table(rows: list[dict]) -> str:
   """Markdown."""
-  span = lambda pair: "" if pair is None else f" ({pair[0]:+.1f} to {pair[1]:+.1f})"
   number = lambda x: "-" if x is None else f"{x:.1f}"
   lines = [
     "| stream | before | after | gain (95%) | plain majority | original before | change (95%) |"

@@ -26,3 +26,18 @@ def record(out: Path, name: str, result: dict) -> dict[str, str]:
   out.mkdir(parents=True, exist_ok=True)
   (out / f"{name}.json").write_text(json.dumps({**about, **result}, indent=2) + "\n")
   return about
+
+
+def begin(folder: Path, asked: dict[str, str]) -> None:
+  """Keeps what a folder's results depend on; ValueError where it was begun with other settings."""
+  folder.mkdir(parents=True, exist_ok=True)
+  file = folder / "settings.json"
+  if file.exists() and (found := json.loads(file.read_text())) != asked:
+    differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
+    raise ValueError(f"{folder} was begun with {differ}: remove it, or name another --out")
+  file.write_text(json.dumps(asked, indent=2))
+
+
+def span(interval: tuple[float, float] | None) -> str:
+  """The interval of a change in points, as it stands behind its mean; "" where there is none."""
+  return "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"

@@ -30,7 +30,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from record import record  # The file beside this one.
+from record import begin, record  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import online, sampler, ttrl
@@ -135,16 +135,6 @@ def run(args: argparse.Namespace, model: Path, seed: int) -> dict[str, Any]:
   result["seconds"] = time.monotonic() - started
   (workdir / "result.json").write_text(json.dumps(result, indent=2))
   return result
-
-
-def begin(workdir: Path, asked: dict[str, str]) -> None:
-  """ValueError where the directory was begun with other settings: results would be mixed."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  file = workdir / "settings.json"
-  if file.exists() and (found := json.loads(file.read_text())) != asked:
-    differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
-    raise ValueError(f"{workdir} was begun with {differ}: remove it, or name another --out")
-  file.write_text(json.dumps(asked, indent=2))
 
 
 def learned(c: Any, policy: sampler.Policy, workdir: Path, told: Sequence[Task]) -> dict[str, Any]:

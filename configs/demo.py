@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
+SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "writers", "static")
 OWN = ("own", "text")
 OPTIONS = ("", "debug", *OWN, *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
 

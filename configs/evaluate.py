@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 OWN = ("own", "text")
-SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "static")
+SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "writers", "static")
 OPTIONS = ("", "debug", "tools", *OWN, *SHIFTS)
 
 

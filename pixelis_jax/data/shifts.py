@@ -2,7 +2,8 @@
 
 Frames, shapes, layout, question and answer stay; only the digits change (`static` replaces the
 whole picture, so nothing can be read and only chance remains). A shift acts at one of three stages:
-`ink` on a glyph's coverage, `plate` on a plate's interior, `image` on the canvas.
+`ink` on a glyph's coverage, `plate` on a plate's interior, `image` on the canvas. Or handwriting is
+of other people: another of `digits.HANDS`.
 """
 
 import functools
@@ -13,6 +14,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from scipy import ndimage
 
+from pixelis_jax.data import digits
 from pixelis_jax.types import value
 
 Ink = Float32[np.ndarray, "side side"]
@@ -28,6 +30,7 @@ class Shift:
   image: Callable[[UInt8[np.ndarray, "height width 3"], np.random.Generator], np.ndarray] | None = (
     None
   )
+  hand: str = digits.HANDS[0]
 
 
 def rotate(ink: Ink, *, degrees: float) -> Ink:
@@ -82,7 +85,8 @@ def whole(
 
 def check_whole(name: str) -> None:
   """Raises ValueError for a shift that changes handwriting alone, or that there is not."""
-  known = [name for name, shift in SHIFTS.items() if shift.ink is None]
+  of_hands = lambda shift: shift.ink is not None or shift.hand != digits.HANDS[0]
+  known = [name for name, shift in SHIFTS.items() if not of_hands(shift)]
   if name not in known:
     raise ValueError(f"shift {name!r} of pictures without digits must be one of {known}")
 
@@ -95,5 +99,6 @@ SHIFTS: dict[str, Shift] = {
   "invert": Shift(plate=invert),
   "noise": Shift(plate=functools.partial(noise, sigma=40.0)),
   "blur": Shift(plate=functools.partial(blur, sigma=0.85)),
+  "writers": Shift(hand="opencv"),
   "static": Shift(image=static),
 }

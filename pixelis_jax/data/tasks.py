@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pixelis_jax.data import demos, digits, scenes
+from pixelis_jax.data.shifts import SHIFTS
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Demo, Task, content_key
 
@@ -37,8 +38,8 @@ class TaskSource:
       raise ValueError(f"kinds {self.kinds} must be some of {scenes.KINDS}")
     if self.seed < 0 or self.size < 1:
       raise ValueError(f"seed {self.seed} must be >= 0 and size {self.size} >= 1")
-    digits.load(self.split)
     scenes.check(kind=None, shift=self.shift, skew=self.skew)
+    _ = self._digits  # Checks the split, and whether the hand is there.
 
   def __len__(self) -> int:
     return self.size
@@ -52,12 +53,16 @@ class TaskSource:
     rng = draws(self, index)
     return scenes.compose(
       rng,
-      digits.load(self.split),
+      self._digits,
       id=f"{self.split}-{self.seed}-{index}{self._variant()}",
       kind=self.kinds[int(rng.integers(len(self.kinds)))],
       shift=self.shift,
       skew=self.skew,
     )
+
+  @property
+  def _digits(self) -> digits.Digits:
+    return digits.load(self.split, SHIFTS[self.shift].hand)
 
   def _variant(self) -> str:
     """What the id of an unusual source ends with. Hashed where it would tell of the answers."""

@@ -1,23 +1,15 @@
 """What benchmarks/text_online.py makes of played samples: its measures, its table, its verdict."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 from pixelis_jax.types import Status, Task, Trajectory
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench(monkeypatch):
-  monkeypatch.syspath_prepend(FOLDER)  # It imports the file beside it.
-  spec = importlib.util.spec_from_file_location("benchmarks_text_online", FOLDER / "text_online.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def bench(load_benchmark):
+  return load_benchmark("text_online")
 
 
 def group(truth: str, *said: str | None) -> tuple[Task, list[Trajectory]]:
@@ -84,10 +76,3 @@ def test_a_run_that_only_measures_has_no_change(bench):
   assert rows[0] == {"measure": "avg@1", "off": (50.0, 50.0, 50.0), "on": None, "change": None}
   assert "| avg@1 | 50.0 (50.0 to 50.0) | - | - |" in bench.table(rows)
   assert "nothing was learned" in bench.verdict(rows)
-
-
-def test_results_of_other_settings_are_not_mixed(bench, tmp_path):
-  bench.begin(tmp_path / "0", {"lr": "1e-05", "steps": "1"})
-  bench.begin(tmp_path / "0", {"lr": "1e-05", "steps": "1"})
-  with pytest.raises(ValueError, match="was begun with {'lr': '1e-05'}: remove it"):
-    bench.begin(tmp_path / "0", {"lr": "2e-05", "steps": "1"})

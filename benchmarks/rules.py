@@ -1,0 +1,282 @@
+"""The online rules side by side, on the same streams: what each gains, what it forgets, the worst.
+
+    python benchmarks/rules.py --seeds 0 1 2 --out runs/rules
+    python benchmarks/rules.py --rows "views" "gate 0.3" "gate 0.7" --streams blur --out runs/rules
+
+A row of `ROWS` is the demo's config with a few fields changed; a column of `STREAMS` is what is
+asked: a shift, "-skewed" where 60% of its answers are one digit, or a stream that means ill:
+
+  static      noise in the place of pictures
+  repeated    one question of the shift blur again and again
+  misled      questions of the shift blur on which most of the policy's own samples are wrong alike
+
+A cell is `pixelis_jax.online` once a seed, answers and learning in turn, so that it is a function
+of its seed; a finished run is not run again. Accuracies before are one for all rows. "Worst" is the
+lowest share of right samples in any 64 requests in a row, by labels that are read when all is over,
+less that of the first 64. The table goes to OUT/rules.json with command, commit and device.
+"""
+
+import argparse
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from record import begin, record, span  # The file beside this one.
+
+from configs import demo
+from pixelis_jax import evaluate, online, sampler, ttrl
+from pixelis_jax.algo import verifiers, voting
+from pixelis_jax.data.requests import write_requests
+from pixelis_jax.data.tasks import drop_labels
+from pixelis_jax.metrics import METRICS_FILE, mean_interval, read_lines
+from pixelis_jax.types import Ballot, Task
+
+SHIFTED = ("rotate", "dim", "invert", "noise", "blur", "writers")
+STREAMS = (*SHIFTED, *(f"{shift}-skewed" for shift in SHIFTED), "static", "repeated", "misled")
+CRAFTED = ("repeated", "misled")
+MEASURED = ("shifted_before", "shifted_after", "original_before", "original_after")
+WINDOW = 64  # Requests of which a share of right samples is one number.
+SAMPLED = {"vote.voters": ("samples",), "vote.rule": "majority"}
+REMEMBERED = {"vote.voters": ("samples", "memory")}
+ROWS: dict[str, dict[str, Any]] = {
+  # What others learn from: the policy's own samples.
+  "majority": SAMPLED,  # TTRL
+  "majority, memory": {**SAMPLED, **REMEMBERED},
+  "weighted": {**REMEMBERED, "vote.rule": "weighted"},  # These three are Pixelis'.
+  "confidence": {**REMEMBERED, "vote.rule": "confidence"},
+  "ensemble": {**REMEMBERED, "vote.rule": "ensemble"},
+  "prior divided": {**SAMPLED, "vote.rule": "prior_divided"},
+  "soft": {**SAMPLED, "learn.reward.rule": "soft"},  # TTRV
+  "scrl": {
+    **SAMPLED,
+    "learn.reward.rule": "scrl",
+    "gate.confidence": 0.375,
+    "gate.margin": 0.125,
+  },
+  "evol": {**SAMPLED, "learn.reward.rule": "evol"},
+  "flip-rate guard": {**SAMPLED, **REMEMBERED, "guard.weight": 0.5},  # TTRL-Guard
+  # The reference looks in other ways.
+  "views": {},
+  "views, no memory": {"vote.voters": ("views",)},
+  "views, counted": {"vote.rule": "majority"},
+  "views, prior divided": {"vote.rule": "entropy_weighted_prior_divided"},
+  "views and samples": {"vote.voters": ("views", "samples", "memory")},
+  "views, all trusted": {"vote.trust_half": 0.0},
+  "views, no canary": {"probe.tolerance": 1.0},
+  # How much each number matters.
+  "gate 0.3": {"gate.confidence": 0.3, "gate.margin": 0.1},
+  "gate 0.7": {"gate.confidence": 0.7, "gate.margin": 0.5},
+  "k 2": {"memory.k": 2},
+  "k 32": {"memory.k": 32},
+  "n 3": {"samples": 3},
+  "n 12": {"samples": 12},
+  "KL 0.01": {"kl.target": 0.01, "kl.coef": 0.5},
+  "KL 0.2": {"kl.target": 0.2, "kl.coef": 0.02},
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+  """One row on one stream with one seed; shares from 0 to 1, None where there are no labels."""
+
+  row: str
+  stream: str
+  seed: int
+  shifted_before: float
+  shifted_after: float
+  original_before: float
+  original_after: float
+  votes_right: float | None
+  worst: float | None
+  applied: int
+  refused: int
+
+  @property
+  def gain(self) -> float:
+    """Points."""
+    return 100 * (self.shifted_after - self.shifted_before)
+
+  @property
+  def kept(self) -> float:
+    """Points: how the original domain changed."""
+    return 100 * (self.original_after - self.original_before)
+
+
+def settings(args: argparse.Namespace, row: str, stream: str, seed: int, folder: Path) -> Any:
+  """The demo's config, changed as the row says; a crafted stream is a file in `folder`."""
+  c = demo.get_config("blur" if stream in CRAFTED else stream)
+  c = c.copy_and_resolve_references().unlock()
+  c.seed, c.stream.seed = seed, 2000 + seed
+  c.model.path, c.baseline, c.pace, c.keep = args.model, False, "lockstep", 1
+  c.stream.n, c.shifted.n, c.original.n = args.requests, args.n, args.n
+  if stream in CRAFTED:
+    c.requests = str(folder / f"{stream}.jsonl")
+  c.update_from_flattened_dict(ROWS[row])
+  return c.lock()
+
+
+def craft(c: Any, stream: str) -> None:
+  """Writes the requests of a stream that means ill to `c.requests`, where they are not yet."""
+  if Path(c.requests).exists():
+    return
+  Path(c.requests).parent.mkdir(parents=True, exist_ok=True)
+  asked = list(evaluate.made(c.stream))
+  if stream == "repeated":
+    write_requests(c.requests, renumbered(asked[:1], c.stream.n))
+    return
+  policy = sampler.load_policy(c.model)
+  answer = ttrl.Answerer(c, policy, ttrl.Published(0, policy.params), None)
+  wrong: list[Task] = []
+  for at in range(0, len(asked), c.arrivals):
+    arrived = [drop_labels(task) for task in asked[at : at + c.arrivals]]
+    groups = answer.sample(arrived, policy.params, jax.random.key(c.seed), 0, first=at)
+    for task, group in zip(asked[at : at + c.arrivals], groups, strict=True):
+      if misleads([t.answer for t in group], task.answer):
+        wrong.append(task)
+  write_requests(c.requests, renumbered(wrong, c.stream.n))
+
+
+def misleads(said: Sequence[str | None], truth: str) -> bool:
+  """Whether these samples have a majority, and it is wrong."""
+  vote = voting.majority([Ballot(answer=answer, weight=1.0, view="samples") for answer in said])
+  return vote.margin > 0 and not verifiers.alike(vote.answer, truth, verifier="equal")
+
+
+def renumbered(asked: Sequence[Task], n: int) -> list[Task]:
+  """`n` unlabelled tasks: these in turn, each visit under an id of its own."""
+  if not asked:
+    raise ValueError("no question is left to ask")
+  visits = [asked[i % len(asked)] for i in range(n)]
+  return [dataclasses.replace(drop_labels(t), id=f"{i}-{t.id}") for i, t in enumerate(visits)]
+
+
+def run(args: argparse.Namespace, row: str, stream: str, seed: int) -> Cell:
+  """One cell; what all rows have in common lies in a folder of the stream and the seed."""
+  shared = args.out / f"{stream}-{seed}"
+  begin(shared, {name: str(vars(args)[name]) for name in ("model", "requests", "n")})
+  c, workdir = settings(args, row, stream, seed, shared), shared / row.replace(", ", "-")
+  if stream in CRAFTED:
+    craft(c, stream)
+  before = shared / "before.json"  # What `online` measures first, under its own name.
+  if before.exists() and not (workdir / before.name).exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(before, workdir / before.name)
+  result = online.main(c, workdir)
+  shutil.copyfile(workdir / before.name, before)
+  labels = workdir / "labels" / METRICS_FILE
+  right = [line["ground_truth_ratio"] for line in read_lines(labels)] if labels.exists() else []
+  return Cell(
+    row=row,
+    stream=stream,
+    seed=seed,
+    votes_right=result["label_accuracy"],
+    worst=worst(right, WINDOW // c.arrivals),
+    applied=result["updates_applied"],
+    refused=result["updates_refused"],
+    **{name: result[name] for name in MEASURED},
+  )
+
+
+def worst(right: Sequence[float], window: int) -> float | None:
+  """The lowest mean of so many neighbours less that of the first; None where there are fewer."""
+  if len(right) < window:
+    return None
+  means = np.convolve(right, np.full(window, 1 / window), mode="valid")
+  return float(means.min() - means[0])
+
+
+def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+  """A line a row of the table, points and percent.
+
+  `gain` is the mean over the seeds, with a 95% interval (Student's t), of the mean over the shifts
+  that start below 80%; `end` and `kept` are the worst of any stream, means over its seeds.
+  """
+  lines = []
+  for row in dict.fromkeys(cell.row for cell in cells):
+    mine = [cell for cell in cells if cell.row == row]
+    by_stream = {
+      s: [c for c in mine if c.stream == s] for s in dict.fromkeys(c.stream for c in mine)
+    }
+    mean = lambda found: float(np.mean(found))
+    weak = [
+      stream
+      for stream, found in by_stream.items()
+      if stream.removesuffix("-skewed") in SHIFTED and mean([c.shifted_before for c in found]) < 0.8
+    ]
+    seeds = sorted({cell.seed for cell in mine})
+    gains = [
+      mean([c.gain for c in mine if c.seed == seed and c.stream in weak]) for seed in seeds if weak
+    ]
+    told = [c.votes_right for c in mine if c.votes_right is not None]
+    falls = [c.worst for c in mine if c.worst is not None]
+    lines.append(
+      {
+        "row": row,
+        "streams": {
+          stream: [mean([c.shifted_before for c in found]), mean([c.shifted_after for c in found])]
+          for stream, found in by_stream.items()
+        },
+        "seeds": seeds,
+        "gain": mean(gains) if gains else None,
+        "gain_interval": mean_interval(gains) if len(gains) > 1 else None,
+        "end": min(mean([c.gain for c in found]) for found in by_stream.values()),
+        "kept": min(mean([c.kept for c in found]) for found in by_stream.values()),
+        "worst": 100 * min(falls) if falls else None,
+        "votes_right": 100 * mean(told) if told else None,
+        "applied": mean([c.applied for c in mine]),
+        "refused": mean([c.refused for c in mine]),
+      }
+    )
+  return lines
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+  """Markdown: first the rows, then each row's accuracy before and after on each stream."""
+  points = lambda x: "-" if x is None else f"{x:+.1f}"
+  share = lambda x: "-" if x is None else f"{x:.1f}"
+  streams = list(dict.fromkeys(stream for line in lines for stream in line["streams"]))
+  made = [
+    "| rule | gain (95%) | worst end | worst moment | original, worst | votes right | applied /"
+    " refused |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  made += [
+    f"| {line['row']} | {points(line['gain'])}{span(line['gain_interval'])} "
+    f"| {points(line['end'])} | {points(line['worst'])} | {points(line['kept'])} "
+    f"| {share(line['votes_right'])} | {line['applied']:.0f} / {line['refused']:.0f} |"
+    for line in lines
+  ]
+  made += ["", f"| rule | {' | '.join(streams)} |", "|---" * (len(streams) + 1) + "|"]
+  for line in lines:
+    found = [line["streams"].get(stream) for stream in streams]
+    cells = ["-" if f is None else f"{100 * f[0]:.0f} to {100 * f[1]:.0f}" for f in found]
+    made.append(f"| {line['row']} | {' | '.join(cells)} |")
+  return "\n".join(made)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
+  parser.add_argument("--streams", nargs="+", choices=STREAMS, default=STREAMS, metavar="STREAM")
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+  parser.add_argument("--requests", type=int, default=256)
+  parser.add_argument("--n", type=int, default=200, help="held-out questions of each domain")
+  parser.add_argument("--model", default="assets/tiny-vl")
+  parser.add_argument("--out", type=Path, default=Path("runs/rules"))
+  args = parser.parse_args()
+  cells = []
+  for seed in args.seeds:  # All rows of one seed before the next: a table that is stopped is whole.
+    for stream in args.streams:
+      cells += [run(args, row, stream, seed) for row in args.rows]
+      lines = summary(cells)
+      found = {"cells": [dataclasses.asdict(cell) for cell in cells], "rows": lines}
+      record(args.out, "rules", {"requests": args.requests, "n": args.n, **found})
+  print(table(lines))
+
+
+if __name__ == "__main__":
+  main()

@@ -84,7 +84,7 @@ aot: $(VENV)/.installed-test
 tiny: $(VENV)/.installed
 	$(BIN)/python scripts/tiny_init.py --out assets/tiny-vl
 	$(BIN)/python -m pixelis_jax.data.build --manifest=docs/manifests/tiny.json --out=$(TINY)-data
-	$(BIN)/python -m pixelis_jax.sft --config=configs/tiny_sft.py:tools --workdir=$(TINY)-sft --config.data.file=$(TINY)-data
+	$(BIN)/python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=$(TINY)-sft --config.data.file=$(TINY)-data
 	$(BIN)/python -m pixelis_jax.rft --config=configs/tiny_rft.py:tools --workdir=$(TINY)-rft --config.model.path=$(TINY)-sft/model
 	$(BIN)/pixelis export $(TINY)-rft assets/tiny-vl --force
 

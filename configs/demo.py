@@ -3,11 +3,10 @@
     python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
 
 The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer, and
-with "/KIND", or "/KIND+KIND", for questions of these kinds (data.mixture.KINDS) alone; "blur/color"
-asks of a policy what configs/tiny_sft.py:tools teaches, so name its directory: --config.model.path.
-Or "own" for a model of your own, whose turns, images and updates are larger than the embedded
-one's; or "text" for one of your own that only reads: its samples vote (TTRL's rule), and its
-questions come from files: --config.requests, and --config.X.file for X of shifted, original,
+with "/KIND", or "/KIND+KIND", for questions of these kinds (data.mixture.KINDS) alone, such as
+"blur/color". Or "own" for a model of your own, whose turns, images and updates are larger than the
+embedded one's; or "text" for one of your own that only reads: its samples vote (TTRL's rule), and
+its questions come from files: --config.requests, and --config.X.file for X of shifted, original,
 probe.tasks.
 """
 

@@ -2,10 +2,10 @@
 
     python -m pixelis_jax.rft --config=configs/tiny_rft.py --workdir=runs/tiny-rft
 
-"tools" goes on from configs/tiny_sft.py:tools. Other arguments are a recipe: what "dapo"
-(https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or "gmpo" (2507.20673) learns by, or
-"deepeyes" (2505.14362) pays for, with all else as it is here; or "dynamics", which pays for what a
-forward model did not expect (1705.05363) in the place of Pixel-Reasoner's curiosity.
+It asks about digit scenes alone; "tools" asks all kinds of questions. Other arguments are a recipe:
+what "dapo" (https://arxiv.org/abs/2503.14476), "gspo" (2507.18071) or "gmpo" (2507.20673) learns
+by, or "deepeyes" (2505.14362) pays for, with all else as it is here; or "dynamics", which pays for
+what a forward model did not expect (1705.05363) in the place of Pixel-Reasoner's curiosity.
 """
 
 from ml_collections import ConfigDict
@@ -107,7 +107,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.reward.weights.dynamics = 0.05  # Pixelis' (configs/rft_config.yaml, its last stage).
   if arg.startswith("tools"):
     common.all_tools(c, c.data, c.eval)
-    c.model.path = "runs/tiny-tools-sft/model"
     c.max_row, c.packed = 512, True
   if arg.endswith("debug"):
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4

@@ -48,7 +48,7 @@ def test_tiny_hands_each_model_to_the_next_step(tmp_path):
   steps = (
     "scripts/tiny_init.py --out assets/tiny-vl",
     "pixelis_jax.data.build --manifest=docs/manifests/tiny.json --out=t-data",
-    "pixelis_jax.sft --config=configs/tiny_sft.py:tools --workdir=t-sft --config.data.file=t-data",
+    "pixelis_jax.sft --config=configs/tiny_sft.py --workdir=t-sft --config.data.file=t-data",
     "--workdir=t-rft --config.model.path=t-sft/model",
     "pixelis export t-rft assets/tiny-vl --force",
   )

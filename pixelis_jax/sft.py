@@ -56,7 +56,8 @@ def rows(
   puzzle's answer is in what tools say, so it is shown whole), and to say what READ_TEXT read. Later
   rows are whole demonstrations, but for `c.data.direct` of them that answer from the overview,
   without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
-  list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other.
+  list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other. The tours of
+  puzzles are `c.data.kept` that come again, as one takes as long to make as a row to learn.
 
   With `c.data.file` rows are that file's solutions or that dataset's demonstrations, but for
   `c.data.made` of them that are made all the same; only a dataset can have a curriculum.
@@ -79,12 +80,16 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -
   """Scenes and puzzles, made as they are read: of all the rows of a run such a share."""
   mixture = lambda *kinds: Mixture(split="train", seed=c.seed, kinds=kinds, size=c.data.n)
   shown = lambda tasks: Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
-  tasks, toured = mixture(*c.data.kinds), mixture(*c.data.kinds, *c.data.toured)
-  looking, touring = shown(tasks), shown(toured)
+  tasks = mixture(*c.data.kinds)
+  looking = shown(tasks)
+  toured = len(c.data.toured) / len((*c.data.kinds, *c.data.toured))
+  touring = shown(mixture(*c.data.toured)) if toured else None
+  kept = functools.lru_cache(maxsize=c.data.kept)
+  tour = kept(lambda index: batch.demo_row(touring.tour(index), policy.chat))
   zooming = sampler.with_tools(policy.settings, policy.model, policy.params, ("zoom_in",))
 
   def row(index: int) -> batch.Row:
-    draw, listed = np.random.default_rng((c.seed, index)).random(2)
+    draw, listed, which = np.random.default_rng((c.seed, index)).random(3)
     chat = lambda scene: zooming.chat if scene and listed < c.data.zoom_only else policy.chat
     seeing = index < share * c.see_steps * c.batch
     if index < c.data.parts and not seeing:
@@ -92,7 +97,9 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -
         lesson = recital(np.random.default_rng((c.seed, index, 1)), RECITED)
         return batch.demo_row(lesson, policy.chat)
       if draw < c.data.recite + c.data.look:
-        return batch.demo_row(touring.tour(index), chat(toured.is_scene(index)))
+        if which < toured:
+          return tour(index % (c.data.kept or c.data.n))
+        return batch.demo_row(looking.tour(index), chat(tasks.is_scene(index)))
       if tasks.is_scene(index):
         return batch.demo_row(demos.reading(looking[index]), blind.chat)
     elif draw < c.data.direct and not seeing:

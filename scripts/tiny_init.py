@@ -33,7 +33,7 @@ from pixelis_jax.data import demos, scenes
 from pixelis_jax.data.kinds import motion, objects, text
 from pixelis_jax.tools import TOOLS, properties
 
-VOCAB = 640  # Rows of the embedding; the tokenizer may fill a few less.
+VOCAB = 768  # Rows of the embedding; the tokenizer may fill a few less.
 SPECIAL = (
   "<|endoftext|>",
   "<|im_start|>",
@@ -130,6 +130,9 @@ TARGETS = {
 DOWN = ("upper", "middle", "lower")
 TEXTURES = ("smooth", "textured", "rough")
 SEPARATOR = ", "  # Of numbers; one token too.
+# So are numbers: a coordinate next to the right one is then a likely mistake, and not, as where a
+# tenth or a digit is missed, a look at something else. Others are digit by digit.
+NUMBERS = range(10, 120)
 # Patches of 10 pixels, not 14: the digits of a coordinate are then patch and place in it, which a
 # small network learns; with 14 the last one stays at chance though the place is known to a pixel.
 PATCH = 10
@@ -240,7 +243,8 @@ def tokenizer() -> tokenizers.Tokenizer:
   """
   phrases = (*PHRASES, *(listed(tool.schema) for tool in TOOLS["qwen"].values()))
   pieces = "|".join(map(re.escape, sorted(phrases, key=len, reverse=True)))
-  rule = rf"{pieces}|{SEPARATOR}(?=\d)|{PRETOKENIZE_REGEX}"
+  number = r"(?<![A-Za-z\d])(?:[1-9]\d|1[01]\d)(?![A-Za-z\d])"  # Codes are letter by letter.
+  rule = rf"{pieces}|{SEPARATOR}(?=\d)|{number}|{PRETOKENIZE_REGEX}"
   as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   made = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
   made.normalizer = normalizers.NFC()
@@ -250,7 +254,7 @@ def tokenizer() -> tokenizers.Tokenizer:
   made.decoder = decoders.ByteLevel()
   made.post_processor = processors.ByteLevel(trim_offsets=False)
   trainer = trainers.BpeTrainer(
-    vocab_size=VOCAB - len(SPECIAL) - len(WRITTEN) - len(phrases) - 1,
+    vocab_size=VOCAB - len(SPECIAL) - len(WRITTEN) - len(phrases) - len(NUMBERS) - 1,
     min_frequency=2,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
@@ -258,7 +262,7 @@ def tokenizer() -> tokenizers.Tokenizer:
   made.train_from_iterator(corpus(), trainer)
   told = json.loads(made.to_str())
   words = told["model"]["vocab"]
-  for phrase in (SEPARATOR, *phrases):
+  for phrase in (SEPARATOR, *phrases, *map(str, NUMBERS)):
     ((word, _),) = as_bytes.pre_tokenize_str(phrase)
     words.setdefault(word, len(words))
   made = tokenizers.Tokenizer.from_str(json.dumps(told))

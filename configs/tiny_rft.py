@@ -107,6 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.reward.weights.dynamics = 0.05  # Pixelis' (configs/rft_config.yaml, its last stage).
   if arg.startswith("tools"):
     common.all_tools(c, c.data, c.eval)
+    c.grpo.questions = 16  # Their tools take as long as all the rest.
     c.max_row, c.packed = 512, True
   if arg.endswith("debug"):
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4

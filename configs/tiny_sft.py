@@ -28,22 +28,22 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data = ConfigDict()
   # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
   c.data.file = "runs/tiny-data"
-  c.data.made = 0.62  # Share of rows that are made all the same.
+  c.data.made = 0.8  # Share of rows that are made all the same.
   # Rows of the dataset that stay in memory, as to decode a film takes 80 ms, and tours of puzzles.
   c.data.kept = 4096
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   # More kinds, of which rows that teach where to look are, and no others.
   c.data.toured = ("read", "count", "color", "shape")
-  c.data.parts = 43_000  # Rows that teach where to look and how to read apart: to step 2,900.
-  c.data.look = 0.45  # Share of these that teach where to look,
-  c.data.recite = 0.15  # and that teach to say what READ_TEXT read.
+  c.data.parts = 50_000  # Rows that teach where to look and how to read apart: to step 2,600.
+  c.data.look = 0.75  # Share of these that teach where to look,
+  c.data.recite = 0.1  # and that teach to say what READ_TEXT read.
   c.data.zoom_only = 0.5  # Share of scenes' prompts that list zoom_in alone, not all tools.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
   c.data.threads = 2
   c.batch = 24
-  c.see_steps = 900  # First steps, in which the tower alone learns what images show.
+  c.see_steps = 600  # First steps, in which the tower alone learns what images show.
   c.max_row = 512
   # Of a dataset in data.file: algo.data_curriculum.Settings, which says what each field is.
   c.curriculum = ConfigDict()
@@ -59,10 +59,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0
-  c.optimizer = common.optimizer(lr=1e-3, steps=4600, warmup=50)
+  c.optimizer = common.optimizer(lr=3e-3, steps=4200, warmup=50)
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200, every=3600)
+  c.eval = common.evaluation(n=200, every=3400)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2

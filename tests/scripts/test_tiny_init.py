@@ -36,17 +36,28 @@ def call(*corners):
   return demos.call_text(ToolCall(name="zoom_in", arguments={"bbox_2d": list(corners)}))
 
 
-def test_a_call_is_head_digits_separators_and_tail(tokenizer):
+def test_a_call_is_head_numbers_separators_and_tail(tokenizer):
   # Fails if the pre-tokenizer of the file is replaced by Qwen2's own, as Qwen2Tokenizer does: 37.
   assert pieces(tokenizer, call(34, 56, 44, 66)) == [
     "<tool_call>",
     '\n{"name": "zoom_in", "arguments": {"bbox_2d": [',
-    *["3", "4", ", ", "5", "6", ", ", "4", "4", ", ", "6", "6"],
+    *["34", ", ", "56", ", ", "44", ", ", "66"],
     "]}}\n",
     "</tool_call>",
   ]
-  # The longest call a demonstration makes: a plate starts below 100, so two numbers have 3 digits.
-  assert len(pieces(tokenizer, call(98, 97, 110, 109))) == 17
+
+
+def test_calls_are_as_long_wherever_they_look(tokenizer):
+  """Every coordinate below 120 is one token; frames are 80 pixels wide, few crops above 100."""
+  for corners in ((0, 9, 10, 99), (98, 100, 110, 119)):
+    assert len(pieces(tokenizer, call(*corners))) == 11
+
+
+def test_numbers_in_codes_and_times_are_digits(tokenizer):
+  assert pieces(tokenizer, "R42K 42K") == ["R", "4", "2", "K", " ", "4", "2", "K"]
+  assert pieces(tokenizer, "0:07 120 0.97") == [
+    *["0", ":", "0", "7", " ", "1", "2", "0", " ", "0", ".", "97"]
+  ]
 
 
 def test_any_text_comes_back(tokenizer):
@@ -148,7 +159,7 @@ def test_demonstrations_are_short_and_their_pictures_are_80_square(directory):
     # 8x8 patches are 16 image tokens.
     assert [image.grid for image in (*prompt.images, *result.images)] == [(1, 8, 8)] * 2
     assert len(prompt.tokens) <= 64 + 16 and len(result.tokens) <= 20 + 16
-    assert len(chat.target(demo.turns[0].text)) <= 18
+    assert len(chat.target(demo.turns[0].text)) == 12
 
 
 def test_no_crop_of_ordinary_shape_has_more_patches_than_the_overview(directory):

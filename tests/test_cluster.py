@@ -62,7 +62,7 @@ for run in runs:
   import_module(f"pixelis_jax.{name}").main(program.read(flags), Path(workdir))
   print(name, "is done", flush=True)
 """
-# Three updates of two, two and one of five requests, which all teach and come two at a time.
+# Five requests, two at a time, and updates of two of those that teach: three at most.
 ONLINE = {
   "pace": "lockstep",
   "arrivals": 2,
@@ -73,7 +73,7 @@ ONLINE = {
   "gate.margin": 0.0,
   "learn.rows_multiple": 16,  # One program.
   "temperature": 1.5,  # The embedded model is right too often: groups would not differ.
-  "samples": 4,
+  "samples": 3,  # No divisor of 16 rows: they share the programs of the probe's single ones.
   "vote.voters": ("samples", "memory"),  # Fewer programs than those of 13 views.
   "stream.n": 5,
   **{f"{name}.kinds": KINDS for name in ("stream", "shifted", "original", "probe.tasks")},
@@ -101,7 +101,9 @@ SFT = {
   "limits.turns": 1,
   "data.parts": 0,
   "data.direct": 0.0,
+  "model.rows_multiple": 16,  # Alone, its evaluation has the programs of the others'.
   "data.kinds": KINDS,
+  "eval.kinds": KINDS,
 }
 
 

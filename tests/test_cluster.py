@@ -62,8 +62,7 @@ for run in runs:
   import_module(f"pixelis_jax.{name}").main(program.read(flags), Path(workdir))
   print(name, "is done", flush=True)
 """
-# Two updates, of four and one of five requests, which all teach and come two at a time. So whoever
-# is lost after the first two is not waited for by an update that is being compiled.
+# Five requests, two at a time, and updates of two of those that teach: three at most.
 ONLINE = {
   "pace": "lockstep",
   "arrivals": 2,
@@ -72,7 +71,6 @@ ONLINE = {
   "memory.backend": "exact",
   "gate.confidence": 0.0,
   "gate.margin": 0.0,
-  "learn.requests": 4,
   "learn.rows_multiple": 16,  # One program.
   "temperature": 1.5,  # The embedded model is right too often: groups would not differ.
   "samples": 3,  # No divisor of 16 rows: they share the programs of the probe's single ones.
@@ -246,8 +244,8 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(pair, tmp_p
 
   Logits differ by float32 sums in another order, which moves no sampled token here. Adam divides a
   gradient by its own size, so where one is nearly 0 its rounding moves a weight by up to the rate,
-  either way: two updates at 1 and 2 eighths of 1e-4, of which the published average has 0.2, then
-  0.8 of that and 0.2, come to 9.5e-6. Few gradients are nearly 0, so all gaps together are
+  either way: three updates at 1, 2 and 3 eighths of 1e-4, of which the published average has 0.2,
+  then 0.8 of that and 0.2, come to 2.26e-5. Few gradients are nearly 0, so all gaps together are
   far below what was learned; an update from one process's rows would learn something else.
   """
   one, two = tmp_path / "one", pair.folder / "online"
@@ -267,7 +265,7 @@ def test_online_in_two_processes_killed_and_resumed_is_online_in_one(pair, tmp_p
   saved, again, before = published(one), published(two), load_file(MODEL / "model.safetensors")
   apart = lambda a, b: np.concatenate([np.abs(a[name] - b[name]).ravel() for name in a])
   gaps, learned = apart(saved, again), apart(saved, before)
-  assert gaps.max() < 2 * 9.6e-6 and gaps.sum() < 0.01 * learned.sum()
+  assert gaps.max() < 2 * 2.27e-5 and gaps.sum() < 0.01 * learned.sum()
   steps = lambda d, name: [line["step"] for line in logged(d, name)]
   for name in ("metrics.jsonl", "learn/metrics.jsonl", "trajectories.jsonl"):
     assert steps(two, name) == steps(one, name)

@@ -28,6 +28,10 @@ from pixelis_jax.model.policy import Model, Params
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # As Hugging Face shards by default.
+# Of a stack of layers. One up to this size is whole on the host before it is placed, and after it
+# was fetched; of a larger one the host holds a layer. To write and to read one in place are
+# programs, one for each shape: of a small model they take longer to compile than to run all else.
+STACK_BYTES = 2**26
 _flatten = partial(nnx.traversals.flatten_mapping, sep="/")
 _unflatten = partial(nnx.traversals.unflatten_mapping, sep="/")
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}  # As the files say them.
@@ -58,7 +62,8 @@ def load(
   With `quantise` the layers' kernels become int8 as they are read (int8.py), for inference.
 
   Tensors are read one at a time and go straight to where they are kept: the default device, or the
-  mesh's devices by the weights' logical axes. Beside the result the host holds one tensor.
+  mesh's devices by the weights' logical axes. Beside the result the host holds one tensor, and
+  stacks of layers that are smaller than `STACK_BYTES`.
   Raises FileNotFoundError for a missing file and ValueError for a damaged one, naming it; and
   ValueError listing every missing, unexpected and misshaped tensor, before any is read.
   """
@@ -79,7 +84,7 @@ def load(
     keep = lambda k, v: v.dtype if v.dtype == jnp.int8 else stored.get(k, v.dtype)
     shapes = {k: jax.ShapeDtypeStruct(v.shape, keep(k, v)) for k, v in shapes.items()}
   kept = _flatten(model.shardings() or {})
-  flat: dict[str, Array] = {}
+  flat: dict[str, Array | np.ndarray] = {}
   by_file = sorted(entries.items(), key=lambda item: str(item[1].file))
   for file, group in itertools.groupby(by_file, key=lambda item: item[1].file):
     opened = _open(file)
@@ -87,8 +92,8 @@ def load(
       part = parts[name]
       ours = _ours(part.row, opened.get_tensor(entry.name))
       for weight, array in _weights(part, ours, shapes):
-        flat[weight] = _placed(flat, weight, part.layer, array, shapes[weight], kept)
-  return model, _unflatten(flat)
+        flat[weight] = _stacked(flat, weight, part.layer, array, shapes[weight], kept)
+  return model, _unflatten({weight: _placed(x, kept.get(weight)) for weight, x in flat.items()})
 
 
 def save(
@@ -117,6 +122,7 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     copy_files(source, path)
     _write_config(path / "config.json", str(arrays["text/embedding"].dtype))
+  arrays = {k: _whole(x) if _is_small(x) else x for k, x in arrays.items()}
   parts = [part for row in _rows(model, shapes) for part in _parts(row, shapes, model)]
   shards = _shards(parts, arrays, shard_bytes)
   names = _file_names(len(shards))
@@ -218,24 +224,38 @@ def _weights(
   yield f"{part.row.path}_scale", scale
 
 
-def _placed(
-  flat: Mapping[str, Array],
+def _stacked(
+  flat: Mapping[str, Array | np.ndarray],
   path: str,
   layer: int,
   ours: np.ndarray,
   whole: jax.ShapeDtypeStruct,
   kept: Mapping[str, NamedSharding],
-) -> Array:
-  """The weight as an array, or the stack of layers so far with it written in place."""
+) -> Array | np.ndarray:
+  """The weight, or the stack of layers so far with it written in place; small ones on the host."""
   sharding = kept.get(path)
   if layer < 0:
-    return jnp.asarray(ours) if sharding is None else jax.device_put(ours, sharding)
+    return _placed(ours, sharding)
   stack = flat.get(path)
+  if _is_small(whole):
+    stack = np.empty(whole.shape, whole.dtype) if stack is None else stack
+    stack[layer] = ours
+    return stack
   if stack is None:
     stack = jnp.zeros(whole.shape, whole.dtype, device=sharding)
   if sharding is not None:
     ours = jax.device_put(ours, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])))
   return _write(stack, ours, np.int32(layer))
+
+
+def _is_small(stack: Array | np.ndarray | jax.ShapeDtypeStruct) -> bool:
+  return stack.size * stack.dtype.itemsize <= STACK_BYTES
+
+
+def _placed(array: Array | np.ndarray, sharding: NamedSharding | None) -> Array:
+  if isinstance(array, jax.Array):
+    return array
+  return jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
 
 
 def _write_layer(stack: Array, layer: Array, index: Int[Array, ""]) -> Array:
@@ -292,9 +312,12 @@ def _ours(row: Row, array: np.ndarray) -> np.ndarray:
   return array.reshape(array.shape[0], -1).T if row.layout == "kernel" else array
 
 
+def _whole(array: Array | np.ndarray) -> np.ndarray:
+  return fetched(array) if isinstance(array, jax.Array) else np.asarray(array)
+
+
 def _theirs(part: _Part, array: Array | np.ndarray) -> np.ndarray:
-  one = array if part.layer < 0 else array[part.layer]
-  one = fetched(one) if isinstance(one, jax.Array) else np.asarray(one)
+  one = _whole(array if part.layer < 0 else array[part.layer])
   if part.row.layout == "kernel":
     one = one.reshape(one.shape[0], -1).T
   return np.ascontiguousarray(one).reshape(part.shape)

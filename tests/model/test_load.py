@@ -35,6 +35,12 @@ def tied(tmp_path, tmp_path_factory) -> Path:
   return tmp_path / "tied"
 
 
+@pytest.fixture(params=[2**26, 0], ids=["whole", "by layer"])
+def stacks(request, monkeypatch) -> None:
+  """Small stacks of layers go through the host whole, large ones layer by layer: then all do."""
+  monkeypatch.setattr("pixelis_jax.model.load.STACK_BYTES", request.param)
+
+
 def same(a: dict, b: dict) -> None:
   assert jax.tree.structure(a) == jax.tree.structure(b)
   jax.tree.map(assert_array_equal, a, b)
@@ -124,7 +130,7 @@ def test_saving_in_shards(tied, tmp_path):
   assert [file.name for file in out.glob("*.safetensors*")] == [WEIGHTS]
 
 
-def test_a_mesh_gets_each_weight_in_its_sharding(tied):
+def test_a_mesh_gets_each_weight_in_its_sharding(tied, stacks):
   """Read straight into place: the same weights, split as their logical axes say."""
   mesh = make_mesh(data=1, fsdp=2)
   model, params = load(tied, mesh=mesh)
@@ -151,7 +157,7 @@ def test_bfloat16_in_and_out(tied, tmp_path):
   same(load(tmp_path / "out", dtype=jnp.bfloat16)[1], params)
 
 
-def test_each_weight_may_keep_its_own_dtype(checkpoint, tmp_path):
+def test_each_weight_may_keep_its_own_dtype(checkpoint, tmp_path, stacks):
   """Norms in float32 among bfloat16, as some checkpoints are: read, and written, bit for bit."""
 
   def mixed(tensors):

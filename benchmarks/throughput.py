@@ -67,13 +67,13 @@ def seconds(made: Sequence[Made], toolbox: Toolbox, threads: int) -> float:
 
 def measure(made: Sequence[Made], ways: dict[str, tuple[Toolbox, int]], repeats: int) -> dict:
   """Of each way calls a second: the median, the lowest and the highest."""
-  spent = {way: [] for way in ways}
+  rates = {way: [] for way in ways}
   for toolbox, threads in ways.values():  # Workers start, load their models and remember.
     seconds(made, toolbox, threads)
   for _ in range(repeats):
     for way, (toolbox, threads) in ways.items():
-      spent[way].append(len(made) / seconds(made, toolbox, threads))
-  return {way: [float(f(rates)) for f in (np.median, min, max)] for way, rates in spent.items()}
+      rates[way].append(len(made) / seconds(made, toolbox, threads))
+  return {way: [float(f(found)) for f in (np.median, min, max)] for way, found in rates.items()}
 
 
 def main() -> None:

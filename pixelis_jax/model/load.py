@@ -63,7 +63,7 @@ def load(
 
   Tensors are read one at a time and go straight to where they are kept: the default device, or the
   mesh's devices by the weights' logical axes. Beside the result the host holds one tensor, and
-  stacks of layers that are smaller than `STACK_BYTES`.
+  the stacks of layers of up to `STACK_BYTES`.
   Raises FileNotFoundError for a missing file and ValueError for a damaged one, naming it; and
   ValueError listing every missing, unexpected and misshaped tensor, before any is read.
   """
@@ -107,8 +107,8 @@ def save(
   """Writes a directory that transformers loads: our weights, everything else copied from `source`.
 
   `dtype` in config.json follows the weights. Weights that exceed `shard_bytes` go to several files
-  and an index. The host holds one file's tensors; all files are there, or none is. Of several
-  processes all call this, and the first writes.
+  and an index. The host holds one file's tensors, and all weights of up to `STACK_BYTES`; all files
+  are there, or none is. Of several processes all call this, and the first writes.
   Raises ValueError if `path` is `source`, params do not have the model's shapes or are int8.
   """
   path, source = Path(path), Path(source)

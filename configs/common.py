@@ -211,5 +211,6 @@ def optimizer(lr: float, steps: int, warmup: int) -> ConfigDict:
   c.weight_decay = 0.01
   c.clip_norm = 1.0
   c.mu_dtype = "float32"  # Of Adam's first moment: bfloat16 is 2 bytes a weight less.
+  c.muon_scale = 0.0  # Of lr, for the layers' matrices, moved by Muon; at 0 AdamW moves all.
   c.patch_scale = 1.0  # Of lr, for the patch embedding; see learner.make_optimizer.
   return c

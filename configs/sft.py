@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c = tiny_sft.get_config().unlock()
   common.own_training(c, arg, lr=1e-5, lora_lr=1e-4, steps=1000)
   c.data.file, c.data.made, c.data.kept, c.data.toured = "", 0.0, 0, ()
-  c.see_steps, c.data.parts, c.data.direct = 0, 0, 0.0
+  c.see_steps, c.data.scenes, c.data.parts, c.data.direct = 0, 0, 0, 0.0
   c.aim_weight, c.sight_weight, c.batch = 0.0, 0.0, 32
   c.eval = common.evaluation(n=500, every=200)
   c.log_every, c.save_every = 10, 100

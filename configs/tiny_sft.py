@@ -35,7 +35,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   # More kinds, of which rows that teach where to look are, and no others.
   c.data.toured = ("read", "count", "color", "shape")
-  c.data.parts = 50_000  # Rows that teach where to look and how to read apart: to step 2,600.
+  c.data.scenes = 28_800  # First rows, all of digit scenes: to step 1,200.
+  c.data.parts = 69_600  # Rows that teach where to look and how to read apart: to step 2,900.
   c.data.look = 0.75  # Share of these that teach where to look,
   c.data.recite = 0.1  # and that teach to say what READ_TEXT read.
   c.data.zoom_only = 0.5  # Share of scenes' prompts that list zoom_in alone, not all tools.
@@ -43,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
   c.data.threads = 2
   c.batch = 24
-  c.see_steps = 600  # First steps, in which the tower alone learns what images show.
+  c.see_steps = 400  # First steps, in which the tower alone learns what images show.
   c.max_row = 512
   # Of a dataset in data.file: algo.data_curriculum.Settings, which says what each field is.
   c.curriculum = ConfigDict()
@@ -59,10 +60,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0
-  c.optimizer = common.optimizer(lr=3e-3, steps=4200, warmup=50)
+  c.optimizer = common.optimizer(lr=3e-3, steps=4600, warmup=50)
+  c.optimizer.muon_scale = 3.3
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200, every=3400)
+  c.eval = common.evaluation(n=200, every=3700)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2
@@ -75,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg.endswith("debug"):
     c.data.file, c.data.made, c.data.kept, c.data.toured = "", 0.0, 0, ()
     c.data.kinds = c.eval.kinds
-    c.batch, c.data.n, c.data.parts = 4, 64, 8
+    c.batch, c.data.n, c.data.parts, c.data.scenes = 4, 64, 8, 0
     c.see_steps, c.optimizer.steps, c.optimizer.warmup = 1, 4, 1
     c.eval.n, c.eval.every, c.log_every, c.save_every = 4, 4, 1, 2
   c.lock()

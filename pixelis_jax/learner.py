@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from optax.contrib import MuonDimensionNumbers
 
 from pixelis_jax.algo import losses
 from pixelis_jax.algo.correction import RolloutCorrection, correct
@@ -61,8 +62,10 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
   if not isinstance(sharding, NamedSharding):
     return state
   whole = lambda leaf: _everywhere(leaf, sharding.mesh)
-  beside = lambda leaf, weight: jax.device_put(leaf, weight.sharding)
-  moments = optax.tree_map_params(tx, beside, state.opt_state, params, transform_non_params=whole)
+  beside = lambda leaf, weight: leaf if absent(leaf) else jax.device_put(leaf, weight.sharding)
+  moments = optax.tree_map_params(
+    tx, beside, state.opt_state, params, transform_non_params=whole, is_leaf=absent
+  )
   return state.replace(step=whole(state.step), rng=whole(state.rng), opt_state=moments)
 
 
@@ -77,6 +80,11 @@ def rewound(state: TrainState, then: TrainState, tx: optax.GradientTransformatio
   return state.replace(params=then.params, opt_state=opt_state)
 
 
+def absent(leaf: Any) -> bool:
+  """Whether another part of the optimizer has the moment of this weight."""
+  return isinstance(leaf, optax.MaskedNode)
+
+
 def _everywhere(x: Array, mesh: Mesh) -> Array:
   """A host's array or key whole on all devices, other processes' too."""
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -89,14 +97,30 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """`adamw` with linear warm-up and cosine decay to `final_fraction` of the peak, and its rate.
 
+  With `c.muon_scale` above 0 Muon (https://arxiv.org/abs/2502.16982) moves the matrices of layers,
+  at so many times the rate: by steps whose singular values are alike, as large as Adam's.
+
   Args:
-    c: fields lr, warmup, steps, final_fraction, and those of `adamw`.
+    c: fields lr, warmup, steps, final_fraction, muon_scale, and those of `adamw`.
     freeze: As for `adamw`.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
   )
-  return adamw(c, schedule, freeze=freeze), schedule
+  if not c.muon_scale:
+    return adamw(c, schedule, freeze=freeze), schedule
+  muon = optax.contrib.muon(
+    lambda step: c.muon_scale * schedule(step),
+    weight_decay=c.weight_decay,
+    mu_dtype=c.mu_dtype,
+    adam_b1=c.b1,
+    adam_b2=c.b2,
+    adam_weight_decay=c.weight_decay,
+    adam_learning_rate=schedule,
+    muon_weight_dimension_numbers=_matrices,
+    consistent_rms=0.2,
+  )
+  return _bounded(c, muon, freeze), schedule
 
 
 def adamw(
@@ -114,6 +138,13 @@ def adamw(
     freeze: Paths, as for `frozen`.
   """
   adam = optax.adamw(rate, c.b1, c.b2, weight_decay=c.weight_decay, mu_dtype=c.mu_dtype)
+  return _bounded(c, adam, freeze)
+
+
+def _bounded(
+  c: Any, moves: optax.GradientTransformation, freeze: Sequence[str]
+) -> optax.GradientTransformation:
+  """With gradients clipped before it; after it what is frozen stays, and patches are slowed."""
 
   def scale(path: tuple[Any, ...], update: Array) -> Array:
     if _under(path, freeze):
@@ -121,7 +152,22 @@ def adamw(
     return c.patch_scale * update if _is_patch(path) else update
 
   scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
-  return optax.chain(optax.clip_by_global_norm(c.clip_norm), adam, scaled)
+  return optax.chain(optax.clip_by_global_norm(c.clip_norm), moves, scaled)
+
+
+def _matrices(params: Params) -> Any:
+  """Of each leaf how Muon reads it: [in, ..., out], behind its stack's axis; None is left to Adam.
+
+  What is not a layer's is: tables of embeddings, patches, biases, norms, adapters, heads.
+  """
+
+  def read(path: tuple[Any, ...], leaf: Array) -> MuonDimensionNumbers | None:
+    if path[-1].key != "kernel" or _is_patch(path):
+      return None
+    stacked = any(getattr(entry, "key", None) in ("layers", "blocks", "deep") for entry in path)
+    return MuonDimensionNumbers(reduction_axis=int(stacked), output_axis=leaf.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(read, params)
 
 
 def _under(path: tuple[Any, ...], names: Sequence[str]) -> bool:

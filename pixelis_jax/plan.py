@@ -195,9 +195,18 @@ def _rows(tree: Any, mesh: Mesh, rows: int | None = None) -> Any:
 def _state(trained: Any, tx: Any, mesh: Mesh) -> learner.TrainState:
   """`learner.init_state` without arrays: moments lie as their weights do."""
   everywhere = lambda x: _whole(x, mesh)
-  beside = lambda x, weight: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=weight.sharding)
+
+  def beside(x: Any, weight: jax.ShapeDtypeStruct) -> Any:
+    here = not learner.absent(x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=weight.sharding) if here else x
+
   moments = optax.tree_map_params(
-    tx, beside, jax.eval_shape(tx.init, trained), trained, transform_non_params=everywhere
+    tx,
+    beside,
+    jax.eval_shape(tx.init, trained),
+    trained,
+    transform_non_params=everywhere,
+    is_leaf=learner.absent,
   )
   scalars = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
   step, key = everywhere(scalars)

@@ -57,27 +57,33 @@ def rows(
   rows are whole demonstrations, but for `c.data.direct` of them that answer from the overview,
   without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
   list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other. The tours of
-  puzzles are `c.data.kept` that come again, as one takes as long to make as a row to learn.
+  puzzles are `c.data.kept` that come again, as one takes as long to make as a row to learn; among
+  the first `c.data.scenes` rows are none, as those of digit scenes are a third as long.
 
   With `c.data.file` rows are that file's solutions or that dataset's demonstrations, but for
-  `c.data.made` of them that are made all the same; only a dataset can have a curriculum.
+  `c.data.made` of them, the first `c.data.scenes`, and those by which only the tower learns, that
+  are made all the same; only a dataset can have a curriculum.
   """
   if c.curriculum.enable and not (c.data.file and Path(c.data.file).is_dir()):
     raise ValueError(
       f"curriculum.enable needs a dataset (data/build.py) as data.file, not {c.data.file!r}: "
       "scenes and files of questions have no difficulties"
     )
-  if not c.data.file:
-    return _batches(_made(c, policy, blind, 1.0), c)
-  read, share = _of_file(c, policy, curriculum), c.data.made
-  if share:
-    made = _made(c, policy, blind, share)
-    read = grain.MapDataset.mix([read, made], weights=[1.0 - share, share])
-  return _batches(read, c)
+  made = _made(c, policy, blind) if c.data.made or not c.data.file else None
+  read = _of_file(c, policy, curriculum) if c.data.file else None
+  first = max(c.data.scenes, c.see_steps * c.batch)
+  share = 1.0 - c.data.made
+
+  def row(index: int, _: int) -> batch.Row:
+    turn = int(index * share)  # Of the file: this row, if by the next one it has had one more.
+    its = made is None or (index >= first and int((index + 1) * share) > turn)
+    return read[turn] if read is not None and its else made(index)
+
+  return _batches(grain.MapDataset.range(1).repeat().map_with_index(row), c)
 
 
-def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -> grain.MapDataset:
-  """Scenes and puzzles, made as they are read: of all the rows of a run such a share."""
+def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> Callable[[int], batch.Row]:
+  """Scenes and puzzles, made as they are read: the row at an index of the run."""
   mixture = lambda *kinds: Mixture(split="train", seed=c.seed, kinds=kinds, size=c.data.n)
   shown = lambda tasks: Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
   tasks = mixture(*c.data.kinds)
@@ -91,13 +97,14 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -
   def row(index: int) -> batch.Row:
     draw, listed, which = np.random.default_rng((c.seed, index)).random(3)
     chat = lambda scene: zooming.chat if scene and listed < c.data.zoom_only else policy.chat
-    seeing = index < share * c.see_steps * c.batch
-    if index < c.data.parts and not seeing:
+    seeing, part = index < c.see_steps * c.batch, index < c.data.parts
+    alone, index = index < c.data.scenes, index % c.data.n
+    if part and not seeing:
       if draw < c.data.recite:
         lesson = recital(np.random.default_rng((c.seed, index, 1)), RECITED)
         return batch.demo_row(lesson, policy.chat)
       if draw < c.data.recite + c.data.look:
-        if which < toured:
+        if which < toured and not alone:
           return tour(index % (c.data.kept or c.data.n))
         return batch.demo_row(looking.tour(index), chat(tasks.is_scene(index)))
       if tasks.is_scene(index):
@@ -106,7 +113,7 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy, share: float) -
       return batch.demo_row(demos.direct(tasks[index]), blind.chat)
     return batch.demo_row(looking[index], chat(tasks.is_scene(index)))
 
-  return grain.MapDataset.range(c.data.n).repeat().map(row)
+  return row
 
 
 def _of_file(c: Any, policy: sampler.Policy, curriculum: DataCurriculum) -> grain.MapDataset:
@@ -137,10 +144,10 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   check_wandb(c.wandb)
   if not 0 <= c.data.made < 1:
     raise ValueError(f"data.made {c.data.made} must lie in [0, 1): what it leaves is the file's")
-  if c.data.file and c.see_steps and not c.data.made:
+  if c.data.file and (c.see_steps or c.data.scenes) and not c.data.made:
     raise ValueError(
-      f"see_steps is {c.see_steps}: no file says what its images show, with data.file it must be 0"
-      " or data.made above 0"
+      f"see_steps is {c.see_steps} and data.scenes {c.data.scenes}: no file says what its images "
+      "show, and its rows are no scenes; with data.file both must be 0, or data.made above 0"
     )
   mesh = sharding.make_mesh(**c.mesh)
   key = jax.random.fold_in(jax.random.key(c.seed), 1)

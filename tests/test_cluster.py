@@ -100,6 +100,7 @@ SFT = {
   "model.random_seed": -1,
   "limits.turns": 1,
   "data.parts": 0,
+  "data.scenes": 0,
   "data.direct": 0.0,
   "model.rows_multiple": 16,  # Alone, its evaluation has the programs of the others'.
   "data.kinds": KINDS,

@@ -1,5 +1,6 @@
 """One step does what its loss says: on a policy small enough for paper, and on the real one."""
 
+import collections
 import dataclasses
 from types import SimpleNamespace
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from configs import common
 from pixelis_jax import batch, learner, sharding
 from pixelis_jax.algo.correction import RolloutCorrection
 from pixelis_jax.algo.policy_losses import Objective
@@ -244,6 +247,7 @@ def test_optimizer_warms_up_and_decays():
     weight_decay=0.0,
     clip_norm=1.0,
     mu_dtype="float32",
+    muon_scale=0.0,
     patch_scale=1.0,
   )
   tx, schedule = learner.make_optimizer(c)
@@ -276,6 +280,58 @@ def test_optimizer_warms_up_and_decays():
   visual = first(tx, tower, tower)["policy"]["visual"]
   found = [visual["patch"]["kernel"][0], visual["merger"][0]]
   np.testing.assert_allclose(found, [-0.25e-3, 1e-3], rtol=1e-4)
+
+
+def test_muon_moves_matrices_and_adam_the_rest():
+  """Layers' matrices by steps whose singular values are alike, each layer's for itself."""
+  c = common.optimizer(lr=1e-3, steps=20, warmup=0).unlock()
+  c.muon_scale, c.patch_scale, c.weight_decay = 3.0, 0.25, 0.0
+  tx, schedule = learner.make_optimizer(c, freeze=("policy/text/norm",))
+  draw = np.random.default_rng(0).normal
+  shapes = {
+    "policy/text/embedding": (6, 4),
+    "policy/text/layers/attn/q/kernel": (2, 4, 16),
+    "policy/text/layers/attn/q/bias": (2, 16),
+    "policy/text/norm/scale": (4,),
+    "policy/visual/blocks/attn/qkv/kernel": (2, 16, 3, 4),
+    "policy/visual/merger/mlp/fc1/kernel": (16, 4),
+    "policy/visual/patch/kernel": (12, 8),
+    "aim/kernel_of_head": (4, 4),
+  }
+  grads = unflatten_dict(
+    {name: jnp.asarray(draw(size=shape)) for name, shape in shapes.items()}, sep="/"
+  )
+  flat, state = flatten_dict(grads, sep="/"), tx.init(grads)
+  with jax.numpy_dtype_promotion("standard"):
+    updates = flatten_dict(jax.jit(tx.update)(grads, state, grads)[0], sep="/")
+  rate = float(schedule(0))
+  matrices = {
+    **{f"q{i}": updates["policy/text/layers/attn/q/kernel"][i] for i in range(2)},
+    **{
+      f"qkv{i}{j}": updates["policy/visual/blocks/attn/qkv/kernel"][i, :, j]
+      for i in range(2)
+      for j in range(3)
+    },
+    "fc1": updates["policy/visual/merger/mlp/fc1/kernel"],
+  }
+  for name, step in matrices.items():
+    # 0.2 sqrt(the longer side) makes the root mean square of such a step 0.2; five rounds of
+    # Newton-Schulz leave singular values within 0.7 and 1.2 (Jordan, 2024).
+    values = np.linalg.svd(step, compute_uv=False) / (3.0 * rate * 0.2 * max(step.shape) ** 0.5)
+    assert values.min() > 0.6 and values.max() < 1.3, (name, values)
+  # Adam's first step is the rate times the gradient's sign, and with Nesterov's momentum, which it
+  # has beside Muon, b1 / (1 + b1) of that more.
+  once = 1.0 + c.b1 / (1.0 + c.b1)
+  for name, scale in {
+    "policy/text/embedding": 1.0,
+    "policy/text/layers/attn/q/bias": 1.0,
+    "policy/visual/patch/kernel": 0.25,
+    "policy/text/norm/scale": 0.0,
+    "aim/kernel_of_head": 1.0,
+  }.items():
+    np.testing.assert_allclose(
+      updates[name], -scale * once * rate * np.sign(flat[name]), rtol=1e-3, err_msg=name
+    )
 
 
 def test_what_is_frozen_neither_moves_nor_decays():
@@ -577,8 +633,27 @@ def test_a_state_lies_on_its_weights_mesh(policy, axes):
   mesh = sharding.make_mesh(**axes)
   model = dataclasses.replace(policy.model, mesh=mesh)
   params = jax.device_put(policy.params, model.shardings())
-  state = learner.init_state(params, optax.adamw(lambda count: 1e-3), seed=0)
-  # Typed keys have data too; `devices` is where every leaf is.
-  assert all(len(leaf.devices()) == 2 for leaf in jax.tree.leaves(state))
-  moments = state.opt_state[0].mu["text"]["embedding"]
-  assert moments.sharding == params["text"]["embedding"].sharding
+  c = common.optimizer(lr=1e-3, steps=20, warmup=0).unlock()
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  for c.muon_scale in (0.0, 1.0):
+    tx, _ = learner.make_optimizer(c)
+    state = learner.init_state(params, tx, seed=0)
+    # Typed keys have data too; `devices` is where every leaf is.
+    assert all(len(leaf.devices()) == 2 for leaf in jax.tree.leaves(state))
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1 or leaf.size > 9]
+    # Adam has two of a weight, Muon one of a layer's matrix.
+    wanted = collections.Counter()
+    for name, leaf in named.items():
+      matrix = name.endswith("/kernel") and "patch" not in name
+      wanted[leaf.shape, leaf.sharding] += 1 if matrix and c.muon_scale else 2
+    assert collections.Counter((leaf.shape, leaf.sharding) for leaf in moments) == wanted
+    later = state.replace(
+      opt_state=jax.tree.map(lambda leaf: leaf + 1, state.opt_state), step=state.step + 1
+    )
+    back = learner.rewound(later, state, tx)
+    assert max_difference(back.opt_state, state.opt_state) == 1.0  # Of counters: steps go on.
+    found = [
+      leaf for leaf in jax.tree.leaves(back.opt_state) if leaf.shape in {k[0] for k in wanted}
+    ]
+    assert not any(leaf.any() for leaf in found)

@@ -114,7 +114,8 @@ def lora_run(lora_config, tmp_path_factory):
 def test_adapters_alone_are_trained_and_saved(lora_run, policy):
   workdir, state, base = lora_run
   last = lambda tree: [path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-  moments = [x for x in jax.tree_util.tree_leaves_with_path(state.opt_state) if x[1].ndim]
+  leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  moments = [x for x in leaves if hasattr(x[0][-1], "key")]  # Not counters and coefficients.
   adapters = state.params["policy"]
   assert set(last(adapters)) == {"lora_a", "lora_b"}
   # Beside them the heads of the auxiliary losses, which nobody keeps.
@@ -266,21 +267,41 @@ def test_rows_of_a_dataset_teach_its_supervised_turns(config, policy, model_conf
 
 
 def test_made_rows_come_among_those_of_a_dataset(config, policy, tmp_path):
-  """Three of four are made, as they would be by themselves; the tower's first step has as many."""
+  """Three of four are made, as by themselves, and all until the tower has learned."""
   c = config.copy_and_resolve_references().unlock()
-  c.data.parts, c.data.look, c.data.direct, c.see_steps = 64, 1.0, 0.0, 2
-  made = [key(row) for rows in itertools.islice(read(c, policy), 3) for row in rows]
+  c.data.parts, c.data.look, c.data.direct, c.see_steps = 64, 1.0, 0.0, 1
+  made = [key(row) for rows in itertools.islice(read(c, policy), 5) for row in rows]
   c.data.file = str(built(tmp_path, n=4).folder)
   c.see_steps = 0
-  records = {key(row) for row in next(read(c, policy))}
-  c.data.made, c.see_steps = 0.75, 2
-  read_rows = [key(row) for rows in itertools.islice(read(c, policy), 3) for row in rows]
-  assert len(records) == 4 and sum(row in records for row in read_rows) == 3
-  # Two steps of four rows, of which six are made, see alone: the seventh is the first that only
-  # looks. Were the share forgotten, two more would be whole.
-  whole = [row for row in read_rows if row not in records]
-  assert whole[:6] == made[:6] and whole[6] not in made
-  assert [len(images) for _, images in whole] == [2] * 6 + [1] * 3
+  records = [key(row) for rows in itertools.islice(read(c, policy), 2) for row in rows]
+  c.data.made, c.see_steps = 0.75, 1
+  read_rows = [key(row) for rows in itertools.islice(read(c, policy), 5) for row in rows]
+  # The last of four is the dataset's, in its own order; what its first would be the tower has read.
+  turns = [index for index, row in enumerate(read_rows) if row in records]
+  assert turns == [7, 11, 15, 19]
+  assert [read_rows[index] for index in turns] == records[1:5]
+  others = [index for index in range(20) if index not in turns]
+  assert [read_rows[index] for index in others] == [made[index] for index in others]
+  assert [len(images) for _, images in made] == [2] * 4 + [1] * 16
+  # The first rows of scenes put the records off.
+  c.data.scenes = 8
+  later = [key(row) for rows in itertools.islice(read(c, policy), 5) for row in rows]
+  assert [index for index, row in enumerate(later) if row in records] == [11, 15, 19]
+
+
+def test_first_rows_are_of_scenes_alone(config, policy):
+  c = config.copy_and_resolve_references().unlock()
+  both = sampler.with_tools(policy.settings, policy.model, policy.params, ("zoom_in", "read_text"))
+  c.data.parts, c.data.look, c.data.recite, c.see_steps, c.batch = 64, 1.0, 0.0, 0, 16
+  c.data.toured, c.data.scenes, c.data.n = ("read",), 16, 24
+  said = lambda row: both.chat.decode(row.tokens[row.loss_mask])
+  rows = read(c, both)
+  first, second = next(rows), next(rows)
+  assert not any("read_text" in said(row) for row in first)
+  assert any("read_text" in said(row) for row in second)
+  # 24 tasks, and from the 65th row on no more parts: which come again does not begin them anew.
+  whole = [row for _ in range(3) for row in next(rows)][32:]
+  assert all(r"\boxed{" in said(row) for row in whole)
 
 
 @pytest.mark.parametrize("made", [-0.1, 1.0])
@@ -288,6 +309,14 @@ def test_a_share_that_is_none_is_refused(config, tmp_path, made):
   c = config.copy_and_resolve_references().unlock()
   c.data.made = made
   with pytest.raises(ValueError, match=rf"data.made {made} must lie in \[0, 1\)"):
+    sft.main(c, tmp_path)
+
+
+@pytest.mark.parametrize(("see", "scenes"), [(1, 0), (0, 8)])
+def test_a_file_alone_teaches_neither_seeing_nor_scenes(config, tmp_path, see, scenes):
+  c = config.copy_and_resolve_references().unlock()
+  c.data.file, c.see_steps, c.data.scenes = "questions.jsonl", see, scenes
+  with pytest.raises(ValueError, match=rf"see_steps is {see} and data.scenes {scenes}: no file"):
     sft.main(c, tmp_path)
 
 

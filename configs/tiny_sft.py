@@ -28,17 +28,17 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data = ConfigDict()
   # In place of scenes: labelled questions (data/questions.py), or a dataset (data/build.py).
   c.data.file = "runs/tiny-data"
-  c.data.made = 0.8  # Share of rows that are made all the same.
+  c.data.made = 0.7  # Share of rows that are made all the same.
   # Rows of the dataset that stay in memory, as to decode a film takes 80 ms, and tours of puzzles.
-  c.data.kept = 4096
+  c.data.kept = 8192
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   # More kinds, of which rows that teach where to look are, and no others.
-  c.data.toured = ("read", "count", "color", "shape")
-  c.data.scenes = 28_800  # First rows, all of digit scenes: to step 1,200.
-  c.data.parts = 69_600  # Rows that teach where to look and how to read apart: to step 2,900.
-  c.data.look = 0.75  # Share of these that teach where to look,
-  c.data.recite = 0.1  # and that teach to say what READ_TEXT read.
+  c.data.toured = ("read", "count", "color", "shape", "larger", "hidden")
+  c.data.scenes = 26_400  # First rows, all of digit scenes: to step 1,100.
+  c.data.parts = 69_600  # Rows that teach where to look and how to answer apart: to step 2,900.
+  c.data.look = 0.65  # Share of these that teach where to look,
+  c.data.recite = 0.2  # and that teach to answer from what tools said.
   c.data.zoom_only = 0.5  # Share of scenes' prompts that list zoom_in alone, not all tools.
   c.data.direct = 0.1  # Share of rows that answer without tools, under a prompt without tools.
   c.data.mistakes = 0.0  # Share of demonstrations that first look at the wrong place.
@@ -60,11 +60,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0
-  c.optimizer = common.optimizer(lr=3e-3, steps=4600, warmup=50)
+  c.optimizer = common.optimizer(lr=3e-3, steps=4300, warmup=50)
   c.optimizer.muon_scale = 3.3
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200, every=3700)
+  c.eval = common.evaluation(n=200, every=4300)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2

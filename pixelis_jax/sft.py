@@ -53,8 +53,9 @@ def rows(
 
   The first `c.data.parts` rows teach the halves of a demonstration apart: where to look (calls
   alone, in a digit scene to all that it holds), how to read (the picture alone, answered at once; a
-  puzzle's answer is in what tools say, so it is shown whole), and to say what READ_TEXT read. Later
-  rows are whole demonstrations, but for `c.data.direct` of them that answer from the overview,
+  puzzle's answer is in what tools say, so it is shown whole), and to answer from what tools said: to
+  one half codes that READ_TEXT read, to the other the dataset's demonstrations, without pictures.
+  Later rows are whole demonstrations, but for `c.data.direct` of them that answer from the overview,
   without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
   list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other. The tours of
   puzzles are `c.data.kept` that come again, as one takes as long to make as a row to learn; among
@@ -69,7 +70,8 @@ def rows(
       f"curriculum.enable needs a dataset (data/build.py) as data.file, not {c.data.file!r}: "
       "scenes and files of questions have no difficulties"
     )
-  made = _made(c, policy, blind) if c.data.made or not c.data.file else None
+  told = _retold(c, policy) if c.data.recite and Path(c.data.file).is_dir() else None
+  made = _made(c, policy, blind, told) if c.data.made or not c.data.file else None
   read = _of_file(c, policy, curriculum) if c.data.file else None
   first = max(c.data.scenes, c.see_steps * c.batch)
   share = 1.0 - c.data.made
@@ -82,7 +84,31 @@ def rows(
   return _batches(grain.MapDataset.range(1).repeat().map_with_index(row), c)
 
 
-def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> Callable[[int], batch.Row]:
+def _retold(c: Any, policy: sampler.Policy) -> Callable[[np.random.Generator], batch.Row]:
+  """Demonstrations of the dataset that end in a supervised answer, told without their pictures."""
+  built = Dataset.open(c.data.file)
+  order = np.flatnonzero(built.weights)
+
+  @functools.lru_cache(maxsize=c.data.kept)
+  def told(index: int) -> batch.Row | None:
+    demo = built.demo(index, policy.tools)
+    return batch.demo_row(demos.retold(demo), policy.chat) if demo.turns[-1].supervised else None
+
+  def drawn(rng: np.random.Generator) -> batch.Row:
+    tries = (told(int(index)) for index in rng.choice(order, 64))
+    if row := next(filter(None, tries), None):
+      return row
+    raise ValueError(f"{c.data.file}: 64 records in a row have no supervised answer to recite")
+
+  return drawn
+
+
+def _made(
+  c: Any,
+  policy: sampler.Policy,
+  blind: sampler.Policy,
+  told: Callable[[np.random.Generator], batch.Row] | None,
+) -> Callable[[int], batch.Row]:
   """Scenes and puzzles, made as they are read: the row at an index of the run."""
   mixture = lambda *kinds: Mixture(split="train", seed=c.seed, kinds=kinds, size=c.data.n)
   shown = lambda tasks: Demonstrations(tasks=tasks, toolbox=policy.tools, mistakes=c.data.mistakes)
@@ -101,8 +127,10 @@ def _made(c: Any, policy: sampler.Policy, blind: sampler.Policy) -> Callable[[in
     alone, index = index < c.data.scenes, index % c.data.n
     if part and not seeing:
       if draw < c.data.recite:
-        lesson = recital(np.random.default_rng((c.seed, index, 1)), RECITED)
-        return batch.demo_row(lesson, policy.chat)
+        rng = np.random.default_rng((c.seed, index, 1))
+        if told and rng.random() < 0.5:
+          return told(rng)
+        return batch.demo_row(recital(rng, RECITED), policy.chat)
       if draw < c.data.recite + c.data.look:
         if which < toured and not alone:
           return tour(index % (c.data.kept or c.data.n))

@@ -86,6 +86,17 @@ def reading(demo: Demo) -> Demo:
   return dataclasses.replace(direct(task), sights=look.sights[:1])
 
 
+def retold(demo: Demo) -> Demo:
+  """The demonstration without pictures: only to answer from what the tools said is supervised."""
+  silent = lambda result: dataclasses.replace(result, images=())
+  turns = [
+    dataclasses.replace(turn, result=silent(turn.result), supervised=False, sights=())
+    for turn in demo.turns[:-1]
+  ]
+  task = dataclasses.replace(demo.task, images=(), videos=(), boxes=())
+  return Demo(task=task, turns=(*turns, demo.turns[-1]))
+
+
 def described(demo: Demo, plates: Sequence[Plate], labels: Sequence[int]) -> Demo:
   """The demonstration with its sights: frames in the scene, and the digits that its looks show.
 

@@ -18,7 +18,7 @@ from pixelis_jax.algo.answers import equal
 from pixelis_jax.data import demos
 from pixelis_jax.data.demos import ANSWER, call_text
 from pixelis_jax.data.kinds import KINDS, PuzzleSource
-from pixelis_jax.data.kinds.puzzle import Kind, Puzzle, some
+from pixelis_jax.data.kinds.puzzle import Kind, Puzzle, one, some
 from pixelis_jax.data.scenes import COLORS
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Demo, DemoTurn, ToolCall, ToolResult, content_key, value
@@ -48,8 +48,15 @@ class Solved:
 class _Run:
   """A solver at work: what it was shown, and its next call, or else its answer."""
 
-  def __init__(self, puzzle: Puzzle, kind: Kind, seed: int, toolbox: Toolbox):
-    self.results: list[ToolResult] = []
+  def __init__(
+    self,
+    puzzle: Puzzle,
+    kind: Kind,
+    seed: int,
+    toolbox: Toolbox,
+    before: Sequence[DemoTurn] = (),
+  ):
+    self.results = [turn.result for turn in before]
     self.answer: str | None = None
     self._task, self._toolbox = puzzle.task, toolbox
     sight = toolbox.sight(puzzle.task, self.results)
@@ -68,11 +75,20 @@ class _Run:
     """Makes its other calls."""
     steps = []
     while self.call is not None:
-      call = self.call
-      result = self._toolbox.run(call, self._task, self.results)
-      steps.append(Step(call=call, result=result))
-      self._show(result)
+      steps.append(self._step())
     return Solved(answer=self.answer, steps=tuple(steps))
+
+  def pointing(self, count: int) -> list[Step]:
+    """Makes its calls before the one that is the `count`th to point at a place."""
+    steps = []
+    while count := count - ("bbox_2d" in self.call.arguments):
+      steps.append(self._step())
+    return steps
+
+  def _step(self) -> Step:
+    step = Step(call=self.call, result=self._toolbox.run(self.call, self._task, self.results))
+    self._show(step.result)
+    return step
 
   def _show(self, result: ToolResult) -> None:
     self.results.append(result)
@@ -103,20 +119,28 @@ def demonstrate(
 
 
 def tour(puzzle: Puzzle, kind: Kind, rng: np.random.Generator, toolbox: Toolbox) -> Demo:
-  """The first calls that questions about each of its boards or frames need; no tool runs.
+  """The calls that point, of questions about each of its boards, frames or things.
 
-  See `demos.tour`. Raises ValueError for a kind whose questions are about several things at once.
+  In the place of what the last of a question's returns stands the next question, see `demos.tour`;
+  those before it are executed, as the places of later ones are in what they show. Raises ValueError
+  for a kind whose questions are about several things at once.
   """
   if kind.about is None:
     raise ValueError(f"kind {puzzle.task.kind!r} asks about several things at once: no tour")
-  places = {looks[0].name: looks for looks in (puzzle.looks, *puzzle.mistakes)}
-  asked = some(rng, tuple(places.values()), len(places))
-  sight = toolbox.sight(puzzle.task, ())
-  first = lambda looks: next(kind.solve(dataclasses.replace(puzzle, looks=looks), rng, sight))
-  words = [kind.about(rng, looks) for looks in asked]
+  places: dict[str, tuple] = {}
+  for looks in (puzzle.looks, *puzzle.mistakes):
+    places[looks[0].name] = (*places.get(looks[0].name, ()), looks)
+  asked = [one(rng, choices) for choices in some(rng, tuple(places.values()), len(places))]
+  words = [kind.about(rng, puzzle, looks) for looks in asked]
+  turns: list[DemoTurn] = []
+  for looks, later in zip(asked, [*words[1:], None], strict=True):
+    run = _Run(dataclasses.replace(puzzle, looks=looks), kind, _seed(rng), toolbox, turns)
+    for step in run.pointing(len(looks)):
+      turns.append(_turn(step))
+    told = None if later is None else ToolResult(text=later)
+    turns.append(DemoTurn(text=call_text(run.call), result=told))
   task = dataclasses.replace(puzzle.task, question=words[0])
-  demo = demos.tour(task, [first(looks) for looks in asked], words[1:])
-  return dataclasses.replace(demo, sights=demos.framed(_boards(puzzle), task))
+  return Demo(task=task, turns=tuple(turns), sights=demos.framed(_boards(puzzle), task))
 
 
 def source(puzzles: PuzzleSource, toolbox: Toolbox) -> Callable[[int, str], Demo | str]:

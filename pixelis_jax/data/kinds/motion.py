@@ -127,7 +127,7 @@ def compose_hidden(rng: np.random.Generator, materials: Materials, id: str) -> P
   task = Task(
     id=id,
     images=(),
-    question=str(one(rng, QUESTIONS["hidden"])).format(name, BEGAN[THIRDS[asked]]),
+    question=_asked(rng, name, THIRDS[asked]),
     answer=answer,
     kind="hidden",
     videos=(played.video,),
@@ -140,6 +140,10 @@ def compose_hidden(rng: np.random.Generator, materials: Materials, id: str) -> P
     tracks=played.tracks,
     sources=sources,
   )
+
+
+def _asked(rng: np.random.Generator, name: str, third: str) -> str:
+  return str(one(rng, QUESTIONS["hidden"])).format(name, BEGAN[third])
 
 
 def solve_hidden(puzzle: Puzzle, rng: np.random.Generator, sight: Sight) -> Solving:
@@ -246,6 +250,9 @@ def _looks(played: Film) -> tuple[Look, ...]:
 KINDS = {
   "moved": Kind(tools=("select_frames", "track_object"), compose=compose_moved, solve=solve_moved),
   "hidden": Kind(
-    tools=("select_frames", "track_object"), compose=compose_hidden, solve=solve_hidden
+    tools=("select_frames", "track_object"),
+    compose=compose_hidden,
+    solve=solve_hidden,
+    about=lambda rng, puzzle, looks: _asked(rng, puzzle.tracks[0].name, looks[0].name),
   ),
 }

@@ -314,12 +314,12 @@ KINDS = {
     tools=("zoom_in", "get_properties"),
     compose=compose_color,
     solve=solve_color,
-    about=lambda rng, looks: _asked(rng, "color", looks[1].name, looks[0].name),
+    about=lambda rng, puzzle, looks: _asked(rng, "color", looks[1].name, looks[0].name),
   ),
   "shape": Kind(
     tools=("zoom_in", "segment_object_at", "get_properties"),
     compose=compose_shape,
     solve=solve_shape,
-    about=lambda rng, looks: _asked(rng, "shape", looks[0].name),
+    about=lambda rng, puzzle, looks: _asked(rng, "shape", looks[0].name),
   ),
 }

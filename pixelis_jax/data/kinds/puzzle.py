@@ -80,13 +80,14 @@ class Kind:
     tools: operations that its solver calls.
     compose: a puzzle, a function of the generator's state, the materials and the id.
     solve: writes the calls for a policy with this sight, whose results grow with each call.
-    about: a question about the first of these looks; None where questions are about several things.
+    about: a question that these looks of a puzzle answer; None where questions are about several
+      things.
   """
 
   tools: tuple[str, ...]
   compose: Callable[[np.random.Generator, Materials, str], Puzzle]
   solve: Callable[[Puzzle, np.random.Generator, Sight], Solving]
-  about: Callable[[np.random.Generator, Sequence[Look]], str] | None = None
+  about: Callable[[np.random.Generator, Puzzle, Sequence[Look]], str] | None = None
 
 
 @functools.cache

@@ -322,13 +322,13 @@ KINDS = {
     tools=("read_text",),
     compose=compose_read,
     solve=solve_read,
-    about=lambda rng, looks: _asked(rng, "read", looks[0].name),
+    about=lambda rng, puzzle, looks: _asked(rng, "read", looks[0].name),
   ),
   "count": Kind(
     tools=("read_text",),
     compose=compose_count,
     solve=solve_count,
-    about=lambda rng, looks: _asked(rng, "count", looks[0].name),
+    about=lambda rng, puzzle, looks: _asked(rng, "count", looks[0].name),
   ),
   "clock": Kind(tools=("select_frames", "read_text"), compose=compose_clock, solve=solve_clock),
 }

@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.file = "runs/tiny-data"
   c.data.made = 0.7  # Share of rows that are made all the same.
   # Rows of the dataset that stay in memory, as to decode a film takes 80 ms, and tours of puzzles.
-  c.data.kept = 8192
+  c.data.kept = 4096
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   # More kinds, of which rows that teach where to look are, and no others.

@@ -53,10 +53,10 @@ def rows(
 
   The first `c.data.parts` rows teach the halves of a demonstration apart: where to look (calls
   alone, in a digit scene to all that it holds), how to read (the picture alone, answered at once; a
-  puzzle's answer is in what tools say, so it is shown whole), and to answer from what tools said: to
-  one half codes that READ_TEXT read, to the other the dataset's demonstrations, without pictures.
-  Later rows are whole demonstrations, but for `c.data.direct` of them that answer from the overview,
-  without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
+  puzzle's answer is in what tools say, so it is shown whole), and to answer from what tools said:
+  half of these are codes that READ_TEXT read, half the dataset's demonstrations without pictures.
+  Later rows are whole demonstrations, but for `c.data.direct` of them that answer from the
+  overview, without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
   list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other. The tours of
   puzzles are `c.data.kept` that come again, as one takes as long to make as a row to learn; among
   the first `c.data.scenes` rows are none, as those of digit scenes are a third as long.

@@ -56,10 +56,10 @@ def rows(
   puzzle's answer is in what tools say, so it is shown whole), and to answer from what tools said:
   half of these are codes that READ_TEXT read, half the dataset's demonstrations without pictures.
   Later rows are whole demonstrations, but for `c.data.direct` of them that answer from the
-  overview, without tools. While only the tower learns, all rows hold a whole demonstration's images. Prompts
-  list all tools, but for `c.data.zoom_only` of the digit scenes', which need no other. The tours of
-  puzzles are `c.data.kept` that come again, as one takes as long to make as a row to learn; among
-  the first `c.data.scenes` rows are none, as those of digit scenes are a third as long.
+  overview, without tools. While only the tower learns, all rows hold a whole demonstration's
+  images. Prompts list all tools, but for `c.data.zoom_only` of the digit scenes', which need no
+  other. The tours of puzzles are `c.data.kept` that come again, as one takes as long to make as a
+  row to learn; among the first `c.data.scenes` rows are none, as those of digit scenes are shorter.
 
   With `c.data.file` rows are that file's solutions or that dataset's demonstrations, but for
   `c.data.made` of them, the first `c.data.scenes`, and those by which only the tower learns, that

@@ -208,6 +208,38 @@ def test_parts_of_other_kinds(config, policy):
   assert all(count >= 2 for count in calls.values()), calls
 
 
+def test_demonstrations_are_recited_without_their_pictures(config, policy, tmp_path):
+  """Of the made rows half tell a record's calls and results: only its answer is supervised."""
+  tools = ("zoom_in", "read_text")
+  both = sampler.with_tools(policy.settings, policy.model, policy.params, tools)
+  c = config.copy_and_resolve_references().unlock()
+  c.data.parts, c.data.look, c.data.recite, c.see_steps, c.batch = 64, 0.0, 1.0, 0, 32
+  c.data.file, c.data.made = str(built(tmp_path, n=4, sorts={"golden": 1}).folder), 0.5
+  records = [row for row in next(read(c, both)) if row.images]
+  answers = {
+    both.chat.decode(row.tokens[row.loss_mask]).rsplit("</tool_call>")[-1] for row in records
+  }
+  told = [row for row in next(read(c, both)) if not row.images]
+  said = [both.chat.decode(row.tokens[row.loss_mask]) for row in told]
+  retold = [text for text in said if text.count(r"\boxed{") == 1]
+  assert len(records) == len(told) == 16 and 4 <= len(retold) <= 12
+  assert all(any(text.strip() in answer for answer in answers) for text in retold)
+  for row, text in zip(told, said, strict=True):
+    assert "tool_call" not in text
+    assert ("zoom_in" in both.chat.decode(row.tokens).split("</tools>")[1]) == (text in retold)
+
+
+def test_a_dataset_of_nothing_but_traps_has_nothing_to_recite(config, policy, tmp_path):
+  dataset = built(tmp_path, n=6, kinds={"color": 1}, sorts={"trap": 1})
+  c = config.copy_and_resolve_references().unlock()
+  c.data.parts, c.data.look, c.data.recite, c.data.made, c.see_steps = 64, 0.0, 1.0, 0.5, 0
+  c.data.file = str(dataset.folder)
+  tools = ("zoom_in", "get_properties")
+  sees = sampler.with_tools(policy.settings, policy.model, policy.params, tools)
+  with pytest.raises(ValueError, match="64 records in a row have no supervised answer to recite"):
+    list(itertools.islice(read(c, sees), 2))
+
+
 def test_rows_that_are_kept_are_made_once(config, policy, tmp_path, monkeypatch):
   c = config.copy_and_resolve_references().unlock()
   c.data.file, c.see_steps = str(built(tmp_path, n=4).folder), 0

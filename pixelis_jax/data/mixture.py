@@ -162,7 +162,7 @@ class Demonstrations:
     raise ValueError(f"none of {_TRIES} puzzles of kind {puzzle.task.kind!r} is solved: {why}")
 
   def tour(self, index: int) -> Demo:
-    """A lesson in where to look: item `index`, asked about all that it holds; no tool runs.
+    """A lesson in where to look: item `index`, asked about all that it holds.
 
     Of a kind whose questions are about several things at once it is the demonstration up to the
     answer.

@@ -34,9 +34,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.n = 1_000_000  # Tasks before the first repeats.
   c.data.kinds = common.DIGITS  # Equally often; see data.mixture.KINDS.
   # More kinds, of which rows that teach where to look are, and no others.
-  c.data.toured = ("read", "count", "color", "shape", "larger", "hidden")
-  c.data.scenes = 26_400  # First rows, all of digit scenes: to step 1,100.
-  c.data.parts = 69_600  # Rows that teach where to look and how to answer apart: to step 2,900.
+  c.data.toured = ("read", "count", "color", "shape", "hidden")
+  c.data.scenes = 24_000  # First rows, all of digit scenes: to step 1,000.
+  c.data.parts = 60_000  # Rows that teach where to look and how to answer apart: to step 2,500.
   c.data.look = 0.65  # Share of these that teach where to look,
   c.data.recite = 0.2  # and that teach to answer from what tools said.
   c.data.zoom_only = 0.5  # Share of scenes' prompts that list zoom_in alone, not all tools.
@@ -60,11 +60,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.entropy_weight = 0.0
   c.aim_weight = 0.5  # Of two auxiliary losses, see learner.sft_loss; their heads are not saved.
   c.sight_weight = 1.0
-  c.optimizer = common.optimizer(lr=3e-3, steps=4300, warmup=50)
+  c.optimizer = common.optimizer(lr=3e-3, steps=3800, warmup=50)
   c.optimizer.muon_scale = 3.3
   c.optimizer.patch_scale = 0.1
   c.optimizer.final_fraction = 0.02
-  c.eval = common.evaluation(n=200, every=4300)
+  c.eval = common.evaluation(n=200, every=3800)
   c.log_every = 20
   c.save_every = 250
   c.keep = 2

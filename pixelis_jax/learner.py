@@ -62,11 +62,27 @@ def init_state(params: Params, tx: optax.GradientTransformation, *, seed: int) -
   if not isinstance(sharding, NamedSharding):
     return state
   whole = lambda leaf: _everywhere(leaf, sharding.mesh)
-  beside = lambda leaf, weight: leaf if absent(leaf) else jax.device_put(leaf, weight.sharding)
-  moments = optax.tree_map_params(
-    tx, beside, state.opt_state, params, transform_non_params=whole, is_leaf=absent
-  )
+  beside = lambda leaf, weight: jax.device_put(leaf, weight.sharding)
+  moments = map_moments(tx, state.opt_state, params, beside, whole)
   return state.replace(step=whole(state.step), rng=whole(state.rng), opt_state=moments)
+
+
+def map_moments(
+  tx: optax.GradientTransformation,
+  opt_state: Any,
+  params: Params,
+  moment: Callable[[Any, Any], Any],
+  other: Callable[[Any], Any],
+) -> Any:
+  """The optimizer's state with each moment, and its weight, taken by `moment`, the rest by `other`.
+
+  A part of the optimizer has no moment of a weight that another part moves.
+  """
+  absent = lambda leaf: isinstance(leaf, optax.MaskedNode)
+  taken = lambda leaf, weight: leaf if absent(leaf) else moment(leaf, weight)
+  return optax.tree_map_params(
+    tx, taken, opt_state, params, transform_non_params=other, is_leaf=absent
+  )
 
 
 def rewound(state: TrainState, then: TrainState, tx: optax.GradientTransformation) -> TrainState:
@@ -78,11 +94,6 @@ def rewound(state: TrainState, then: TrainState, tx: optax.GradientTransformatio
   moment = optax.tree_map_params(tx, lambda _: True, now, transform_non_params=lambda _: False)
   opt_state = jax.tree.map(lambda m, now, old: old if m else now, moment, now, old)
   return state.replace(params=then.params, opt_state=opt_state)
-
-
-def absent(leaf: Any) -> bool:
-  """Whether another part of the optimizer has the moment of this weight."""
-  return isinstance(leaf, optax.MaskedNode)
 
 
 def _everywhere(x: Array, mesh: Mesh) -> Array:

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels.chips import GIB, Gpu, Tpu, slice_of
@@ -195,19 +194,8 @@ def _rows(tree: Any, mesh: Mesh, rows: int | None = None) -> Any:
 def _state(trained: Any, tx: Any, mesh: Mesh) -> learner.TrainState:
   """`learner.init_state` without arrays: moments lie as their weights do."""
   everywhere = lambda x: _whole(x, mesh)
-
-  def beside(x: Any, weight: jax.ShapeDtypeStruct) -> Any:
-    here = not learner.absent(x)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=weight.sharding) if here else x
-
-  moments = optax.tree_map_params(
-    tx,
-    beside,
-    jax.eval_shape(tx.init, trained),
-    trained,
-    transform_non_params=everywhere,
-    is_leaf=learner.absent,
-  )
+  beside = lambda x, weight: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=weight.sharding)
+  moments = learner.map_moments(tx, jax.eval_shape(tx.init, trained), trained, beside, everywhere)
   scalars = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
   step, key = everywhere(scalars)
   return learner.TrainState(step=step, params=trained, opt_state=moments, rng=key)

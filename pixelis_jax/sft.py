@@ -65,14 +65,19 @@ def rows(
   `c.data.made` of them, the first `c.data.scenes`, and those by which only the tower learns, that
   are made all the same; only a dataset can have a curriculum.
   """
-  if c.curriculum.enable and not (c.data.file and Path(c.data.file).is_dir()):
+  built = Dataset.open(c.data.file) if c.data.file and Path(c.data.file).is_dir() else None
+  if c.curriculum.enable and built is None:
     raise ValueError(
       f"curriculum.enable needs a dataset (data/build.py) as data.file, not {c.data.file!r}: "
       "scenes and files of questions have no difficulties"
     )
-  told = _retold(c, policy) if c.data.recite and Path(c.data.file).is_dir() else None
+  told = _retold(c, policy, built) if c.data.recite and built is not None else None
   made = _made(c, policy, blind, told) if c.data.made or not c.data.file else None
-  read = _of_file(c, policy, curriculum) if c.data.file else None
+  read = None
+  if built is not None:
+    read = _of_dataset(c, policy, built, curriculum)
+  elif c.data.file:
+    read = _of_questions(c, policy)
   first = max(c.data.scenes, c.see_steps * c.batch)
   share = 1.0 - c.data.made
 
@@ -84,9 +89,10 @@ def rows(
   return _batches(grain.MapDataset.range(1).repeat().map_with_index(row), c)
 
 
-def _retold(c: Any, policy: sampler.Policy) -> Callable[[np.random.Generator], batch.Row]:
+def _retold(
+  c: Any, policy: sampler.Policy, built: Dataset
+) -> Callable[[np.random.Generator], batch.Row]:
   """Demonstrations of the dataset that end in a supervised answer, told without their pictures."""
-  built = Dataset.open(c.data.file)
   order = np.flatnonzero(built.weights)
 
   @functools.lru_cache(maxsize=c.data.kept)
@@ -144,18 +150,20 @@ def _made(
   return row
 
 
-def _of_file(c: Any, policy: sampler.Policy, curriculum: DataCurriculum) -> grain.MapDataset:
-  """Rows of a dataset that data/build.py built, or of a file of questions."""
-  if Path(c.data.file).is_dir():
-    built = Dataset.open(c.data.file)
-    kept = functools.lru_cache(maxsize=c.data.kept)
-    shown = kept(lambda index: batch.demo_row(built.demo(index, policy.tools), policy.chat))
-    if not c.curriculum.enable:
-      return weighted(built.weights, seed=c.seed).map(shown)
-    levels = built.levels()
-    # Of all stages: what a later one lacks is said now.
-    weights = [difficulty.staged(built.weights, levels, shares) for shares in curriculum.stages]
-    return weighted(weights[curriculum.stage], seed=curriculum.seed(c.seed)).map(shown)
+def _of_dataset(
+  c: Any, policy: sampler.Policy, built: Dataset, curriculum: DataCurriculum
+) -> grain.MapDataset:
+  kept = functools.lru_cache(maxsize=c.data.kept)
+  shown = kept(lambda index: batch.demo_row(built.demo(index, policy.tools), policy.chat))
+  if not c.curriculum.enable:
+    return weighted(built.weights, seed=c.seed).map(shown)
+  levels = built.levels()
+  # Of all stages: what a later one lacks is said now.
+  weights = [difficulty.staged(built.weights, levels, shares) for shares in curriculum.stages]
+  return weighted(weights[curriculum.stage], seed=curriculum.seed(c.seed)).map(shown)
+
+
+def _of_questions(c: Any, policy: sampler.Policy) -> grain.MapDataset:
   file = QuestionFile.open(c.data.file, sees=policy.sees)
   solved = lambda index: batch.demo_row(file.demo(index), policy.chat)
   return shuffled(file, seed=c.seed).map(solved)

@@ -109,6 +109,7 @@ def get_config(arg: str = "") -> ConfigDict:
     common.all_tools(c, c.data, c.eval)
     c.grpo.questions = 16  # Their tools take as long as all the rest.
     c.max_row, c.packed = 512, True
+    c.optimizer.lr = 1e-4
   if arg.endswith("debug"):
     c.model.path, c.grpo.questions, c.grpo.group = "assets/tiny-vl", 2, 4
     c.model.rows_multiple, c.rows_multiple = 1, 1

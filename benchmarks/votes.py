@@ -76,7 +76,7 @@ def rows(stream: str, n: int) -> list[dict]:
   answer = ttrl.Answerer(c, policy, ttrl.Published(0, policy.params), None)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
-  for task, group, cast, seen in played(c, answer, evaluate.made(c.stream)):
+  for task, group, cast, seen in played(c, answer, list(evaluate.made(c.stream))):
     right = lambda said, task=task: said is not None and equal(said, task.answer)
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))

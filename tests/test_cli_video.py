@@ -61,16 +61,16 @@ def test_ask_shows_videos_and_tells_where_tools_looked(clip, shown, tmp_path, ca
   (video,) = told["videos"]
   assert (video["path"], video["frames"], video["seconds"]) == (str(walk), 12, 2.75)
   assert video["size"] == [80, 120] and len(told["images"]) == 1
-  # The image, then the clip: two frames a step.
+  # The image, then the clip: two frames a step, of which this model is shown one.
   image, frames = shown[0].images
-  assert image.interval is None and frames.grid[0] * 2 == video["shown_frames"] == 12
+  assert image.interval is None and frames.grid[0] * 2 == video["shown_frames"] == 2
   assert frames.size == tuple(video["shown"])
   assert told["turns"][0]["pictures"] == [{"video": 1, "seconds": 1.5, "box": [30, 10, 50, 20]}]
   (line,) = read_lines(out / "trajectories.jsonl")
   assert [f["frame"] for f in line["videos"][0]["frames"]] == [0, 2, 3, 5, 6, 8, 9, 11]
   assert cli.main(argv) == 0
   printed = capsys.readouterr().out
-  assert "walk, 12 frames read up to 2.8 seconds, 120 x 80, 12 shown at" in printed
+  assert "walk, 12 frames read up to 2.8 seconds, 120 x 80, 2 shown at" in printed
   assert "<- pixels [30, 10, 50, 20] of video 1 at 1.5 seconds" in printed
 
 

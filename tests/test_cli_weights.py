@@ -81,9 +81,9 @@ def test_convert_there_and_back(tmp_path, capsys):
   orbax, back = tmp_path / "orbax", tmp_path / "back"
   assert cli.main(["convert", str(ASSETS), str(orbax)]) == 0
   # BUILD.md's count of the embedded model.
-  assert capsys.readouterr().out == f"{orbax}: Orbax, 808960 parameters, float32\n"
+  assert capsys.readouterr().out == f"{orbax}: Orbax, 841728 parameters, float32\n"
   assert cli.main(["convert", str(orbax), str(back)]) == 0
-  assert capsys.readouterr().out == f"{back}: Hugging Face, 808960 parameters, float32\n"
+  assert capsys.readouterr().out == f"{back}: Hugging Face, 841728 parameters, float32\n"
   assert {f.name for f in back.iterdir()} == {f.name for f in ASSETS.iterdir()}
   for file in ASSETS.iterdir():
     if file.name != WEIGHTS:

@@ -6,7 +6,7 @@
 # Everything is installed into .venv. PYTHON=/path/to/python3.12 chooses the interpreter.
 
 SEED ?= 0
-SHIFT ?= blur
+SHIFT ?= dim
 # Of the questions: empty for digits; or some of those that need other tools, such as color+shape.
 KIND ?=
 # Of its own for each setting: a workdir continues what began in it.

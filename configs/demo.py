@@ -1,10 +1,10 @@
 """The online loop on the embedded model and a stream of a shifted domain: what `make demo` runs.
 
-    python -m pixelis_jax.online --config=configs/demo.py:blur --workdir=runs/demo
+    python -m pixelis_jax.online --config=configs/demo.py:dim --workdir=runs/demo
 
 The argument is the shift, with "-skewed" behind it for a stream of which 60% has one answer, and
 with "/KIND", or "/KIND+KIND", for questions of these kinds (data.mixture.KINDS) alone, such as
-"blur/color". Or "own" for a model of your own, whose turns, images and updates are larger than the
+"dim/color". Or "own" for a model of your own, whose turns, images and updates are larger than the
 embedded one's; or "text" for one of your own that only reads: its samples vote (TTRL's rule), and
 its questions come from files: --config.requests, and --config.X.file for X of shifted, original,
 probe.tasks.
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}, /KIND behind a shift")
   if unknown := [kind for kind in kinds if kind not in (*common.DIGITS, *common.PUZZLES)]:
     raise ValueError(f"kinds {unknown} must be some of {(*common.DIGITS, *common.PUZZLES)}")
-  shift, _, skewed = (arg if arg not in ("", "debug", *OWN) else "blur").partition("-")
+  shift, _, skewed = (arg if arg not in ("", "debug", *OWN) else "dim").partition("-")
   c = ConfigDict()
   c.seed = 0
   c.model = common.model()

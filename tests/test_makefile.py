@@ -20,27 +20,27 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_demo_passes_its_options_on(tmp_path):
-  done = make("-n", f"VENV={tmp_path}/v", "demo", "SEED=7", "SHIFT=dim", "WORKDIR=elsewhere")
+  done = make("-n", f"VENV={tmp_path}/v", "demo", "SEED=7", "SHIFT=blur", "WORKDIR=elsewhere")
   assert done.returncode == 0, done.stderr
-  online = "-m pixelis_jax.online --config=configs/demo.py:dim --workdir=elsewhere --config.seed=7"
+  online = "-m pixelis_jax.online --config=configs/demo.py:blur --workdir=elsewhere --config.seed=7"
   order = [done.stdout.index(part) for part in ("-m venv", "-e '.[cpu]'", online, "view elsewhere")]
   assert order == sorted(order)
 
 
 def test_a_demo_of_other_kinds_has_a_workdir_of_its_own(tmp_path):
   done = make("-n", f"VENV={tmp_path}/v", "demo", "KIND=color+shape")
-  config = "--config=configs/demo.py:blur/color+shape --workdir=runs/demo-blur-color+shape-0"
+  config = "--config=configs/demo.py:dim/color+shape --workdir=runs/demo-dim-color+shape-0"
   assert f"{config} --config.seed=0\n" in done.stdout
 
 
 def test_demos_of_different_settings_share_no_workdir(tmp_path):
   workdirs = set()
-  for options in ((), ("SEED=7",), ("SHIFT=dim",)):
+  for options in ((), ("SEED=7",), ("SHIFT=blur",)):
     done = make("-n", f"VENV={tmp_path}/v", "demo", *options)
     (workdir,) = re.findall(r"--workdir=(\S+)", done.stdout)
     assert f"pixelis view {workdir}\n" in done.stdout
     workdirs.add(workdir)
-  assert workdirs == {"runs/demo-blur-0", "runs/demo-blur-7", "runs/demo-dim-0"}
+  assert workdirs == {"runs/demo-dim-0", "runs/demo-dim-7", "runs/demo-blur-0"}
 
 
 def test_tiny_hands_each_model_to_the_next_step(tmp_path):

@@ -226,7 +226,7 @@ def test_a_text_model_is_not_shown_scenes(taught, sums, tmp_path):
 def test_a_file_cannot_teach_a_tower_alone(taught, tmp_path):
   c = taught[1].copy_and_resolve_references().unlock()
   c.see_steps = 1
-  with pytest.raises(ValueError, match="see_steps is 1: .* must be 0 or data.made above 0"):
+  with pytest.raises(ValueError, match="see_steps is 1 .* must be 0, or data.made above 0"):
     sft.main(c, tmp_path / "run")
 
 

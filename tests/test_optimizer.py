@@ -12,8 +12,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs import common
 from pixelis_jax import learner
 
-ZERO = np.float32(0.0)
-
 
 def test_optimizer_warms_up_and_decays():
   c = SimpleNamespace(

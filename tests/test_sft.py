@@ -31,6 +31,7 @@ def config(model_config):
   c.model.path, c.model.random_seed, c.model.max_tokens = model_config.path, 0, 3
   c.limits.turns, c.eval.n = 2, 2
   c.data.parts = 0  # All batches are as large: one program.
+  c.optimizer.muon_scale = 1.0
   c.mesh.data = 1  # Meshes: test_meshes.py, test_cluster.py.
   return c.lock()
 
@@ -93,6 +94,7 @@ def lora_config(config):
   c = config.copy_and_resolve_references().unlock()
   c.model.lora.rank, c.model.lora.alpha = 2, 8.0
   c.model.lora.dropout, c.see_steps = 0.5, 0
+  c.optimizer.muon_scale = 0.0
   return c.lock()
 
 
@@ -146,7 +148,7 @@ def test_a_run_with_adapters_resumes_bit_for_bit(lora_config, lora_run, tmp_path
 def test_what_is_frozen_stays(config, tmp_path, policy):
   c = config.copy_and_resolve_references().unlock()
   c.model.freeze, c.optimizer.steps = ("visual",), 2
-  c.see_steps = 0
+  c.see_steps, c.optimizer.muon_scale = 0, 0.0
   state = sft.main(c, tmp_path / "run")
   learned = state.params["policy"]
   assert max_difference(learned["visual"], policy.params["visual"]) == 0.0

@@ -116,7 +116,8 @@ def train(program: str, workdir: Path, count: int) -> dict:
 
 
 def accuracies(result: dict) -> dict[str, float]:
-  return {name: x for name, x in result.items() if name.endswith(("_before", "_after"))}
+  names = ("shifted_before", "shifted_after", "original_before", "original_after")
+  return {name: result[name] for name in names}
 
 
 def answers(workdir: Path) -> list[tuple[str, str | None, str | None]]:

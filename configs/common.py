@@ -53,13 +53,14 @@ def own(c: ConfigDict, *, tools: bool) -> None:
     c.model.tools = ()
 
 
-# Released models, by assets/shapes: over how many devices their heads can be split.
+# Released models, by assets/shapes, and over how many devices rollouts split their heads: those of
+# one process, and a host of a TPU slice has 4.
 SIZES = {
   "qwen2_5_vl_3b": 2,
   "qwen2_5_vl_7b": 4,
-  "qwen2_5_vl_32b": 8,
-  "qwen3_vl_8b": 8,
-  "qwen3_8b": 8,
+  "qwen2_5_vl_32b": 4,
+  "qwen3_vl_8b": 4,
+  "qwen3_8b": 4,
 }
 WAYS = ("", "text", "lora", "text-lora")  # Models of one's own, and what of them learns.
 TRAINED = (*WAYS, *(f"{size}{way}" for size in SIZES for way in ("", "-lora")))

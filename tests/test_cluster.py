@@ -30,6 +30,7 @@ from pixelis_jax.model.load import load_config
 from pixelis_jax.runs import save_checkpoint
 from pixelis_jax.types import Experience
 from tests.conftest import CACHE
+from tests.data.datasets import built
 from tests.programs import WITHOUT_TORCH, program
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,8 @@ RFT = {
   "data.kinds": KINDS,
   "eval.kinds": KINDS,
 }
-# The rate is that of the peak, however many steps there are to be.
+# The rate is that of the peak, however many steps there are to be. After two of them what is read
+# gets harder.
 SFT = {
   "optimizer.final_fraction": 1.0,
   "see_steps": 0,
@@ -103,8 +105,17 @@ SFT = {
   "data.scenes": 0,
   "data.direct": 0.0,
   "model.rows_multiple": 16,  # Alone, its evaluation has the programs of the others'.
-  "data.kinds": KINDS,
   "eval.kinds": KINDS,
+  "eval.every": 2,
+  "curriculum.enable": True,
+  "curriculum.simple": (1.0, 0.0),
+  "curriculum.medium": (0.0, 0.0),  # Scenes of one kind are too alike for thirds.
+  "curriculum.hard": (0.0, 1.0),
+  "curriculum.target": 0.0,
+  "curriculum.window": 1,
+  "curriculum.patience": 1,
+  "curriculum.min_steps": 2,
+  "curriculum.cooldown": 0,
 }
 
 
@@ -183,7 +194,8 @@ def pair(lost):
   """Two processes that go on with `online`, then run rft, then sft until they are stopped."""
   pair = Pair(lost.folder, "pair", [])
   split = {**SPLIT, "rollout_mesh.data": 2}
-  many = {"optimizer.steps": 1000, "eval.every": 1000, "save_every": 1000}
+  demos = built(lost.folder, n=18, kinds={"framed": 1.0}, sorts={"golden": 1.0})
+  many = {"data.file": str(demos.folder), "optimizer.steps": 1000, "save_every": 1000}
   runs = [
     ["online", str(pair.folder / "online"), *flags("demo", ONLINE_IN_TWO)],
     # Weights that play are whole in both: the processes then exchange nothing at each token.
@@ -304,8 +316,10 @@ def test_two_processes_train_what_one_trains(pair, tmp_path):
 
 
 def test_sft_in_two_processes_is_stopped_by_telling_one(pair, tmp_path):
-  """With a checkpoint and no failure; until then they learned what one process learns."""
-  two = pair.folder / "sft"
+  """With a checkpoint and no failure; until then they read and learned what one process does, which
+  is a stage of the curriculum and something of the next.
+  """
+  two, demos = pair.folder / "sft", str(pair.folder / "few")
   pair.wait_for(lambda: len(losses(two)) >= 3)
   pair.processes[0].send_signal(signal.SIGTERM)
   pair.done("sft")
@@ -317,8 +331,11 @@ def test_sft_in_two_processes_is_stopped_by_telling_one(pair, tmp_path):
   checkpoints = Checkpoints(two / FOLDER, keep=1)
   assert checkpoints.latest_step() == steps
   checkpoints.close()
-  alone(sft, tiny_sft, tmp_path / "one", SFT | {"optimizer.steps": steps})
-  agree(losses(two), losses(tmp_path / "one"))
+  one = tmp_path / "one"
+  alone(sft, tiny_sft, one, SFT | {"data.file": demos, "optimizer.steps": steps})
+  agree(losses(two), losses(one))
+  assert values(two, "stage") == values(one, "stage")
+  assert values(two, "stage")[:3] == [0.0, 0.0, 1.0]
 
 
 def remembered(workdir: Path) -> list[Experience]:

@@ -8,6 +8,9 @@ from pathlib import Path
 import ml_collections
 import pytest
 
+from configs import common
+from pixelis_jax.model.load import load_config
+
 ROOT = Path(__file__).parents[1]
 # A file without `get_config` holds parts that several configs share.
 NAMES = sorted(
@@ -81,3 +84,11 @@ def test_config_says_how_to_run_it(name):
 def test_named_configs_exist(name):
   named = re.findall(r"--config=configs/(\w+)\.py", (ROOT / name).read_text())
   assert set(named) <= set(NAMES), f"{name} names configs that do not exist"
+
+
+@pytest.mark.parametrize("size", common.SIZES)
+def test_a_released_models_heads_are_split_over_one_host(size):
+  """Which must be of one process: a host of a TPU slice has 4 devices, one with GPUs mostly 8."""
+  c = load("rft").get_config(size)
+  heads = load_config(ROOT / c.model.path).text.kv_heads
+  assert 4 % c.rollout_mesh.tensor == heads % c.rollout_mesh.tensor == 0

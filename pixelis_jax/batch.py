@@ -23,11 +23,11 @@ from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.cost import Work
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
+from pixelis_jax.packing import Placement, place, round_up, seats
 from pixelis_jax.tools import TOOLS
 from pixelis_jax.types import Demo, Patches, Pixels, Segment, Sight, Trajectory, value
 
 AIMS, PLACES = 6, 9  # Numbers of an aim and of a sight, see `SftBatch`.
-LENGTHS = 32  # Rows are padded to 1, 2, 3, 4, 6, 8, 12, ... times this: few lengths, few programs.
 _HELD = 0.2  # Of an object's box, in a cell that holds it.
 
 
@@ -153,17 +153,6 @@ def masked_mean(batch: SftBatch | GrpoBatch) -> Callable[[Array, str], Float[Arr
   """
   masks = batch.masks()
   return lambda x, name: token_mean(x, masks[name], count=whole_count(batch, name))
-
-
-def round_up(n: int, *, multiple_of: int = 1) -> int:
-  """The least of 2^k and 3*2^(k-1) times `multiple_of` not below n: at most a third is padding.
-
-  That bound holds for n of at least `multiple_of`.
-  """
-  size = 1
-  while size * multiple_of < n:
-    size = size * 3 // 2 if size & (size - 1) == 0 and size > 1 else 1 << (size).bit_length()
-  return size * multiple_of
 
 
 def trajectory_row(trajectory: Trajectory) -> Row:
@@ -318,92 +307,6 @@ def image_sources(
   if rows:
     sources[places] = np.concatenate(rows)
   return sources
-
-
-def spread(n: int, blocks: int) -> list[int]:
-  """The block of each of n things in order, as evenly as can be."""
-  return [i * blocks // n for i in range(n)]
-
-
-def seats(of: Sequence[int], blocks: int, *, multiple_of: int = 1) -> tuple[int, list[int]]:
-  """(rows of a batch, the row of each thing), where thing i belongs in block `of[i]`.
-
-  In its block each follows those before it. All blocks have as many rows, in other processes too:
-  one of the sizes of `round_up`. Together they are a multiple of `multiple_of`, where that is one
-  of `blocks`.
-  """
-  taken = [0] * blocks
-  ranks = []
-  for block in of:
-    ranks.append(taken[block])
-    taken[block] += 1
-  (most,) = agree(max(1, *taken))
-  size = round_up(most, multiple_of=max(multiple_of // blocks, 1))
-  return size * blocks, [block * size + rank for block, rank in zip(of, ranks, strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-  """Where each sequence lies in a [B, T] batch: (row, first token, number of tokens, segment).
-
-  Rows are `blocks` equal blocks, see `sharding.row_blocks`.
-  """
-
-  shape: tuple[int, int]
-  places: tuple[tuple[int, int, int, int], ...]
-  blocks: int = 1
-
-  def block(self, row: int) -> int:
-    """The block that a row is in."""
-    return row * self.blocks // self.shape[0]
-
-  def fill(
-    self, values: Sequence[np.ndarray | float | int], empty: float | int, dtype: type
-  ) -> np.ndarray:
-    """[B, T] with each sequence's values, one a token or one for all, and `empty` elsewhere."""
-    out = np.full(self.shape, empty, dtype)
-    for (b, start, count, _), mine in zip(self.places, values, strict=True):
-      out[b, start : start + count] = mine
-    return out
-
-
-def place(
-  lengths: Sequence[int],
-  *,
-  max_tokens: int,
-  multiple_of: int = 1,
-  packed: bool = False,
-  blocks: int = 1,
-) -> Placement:
-  """A row each, right-padded; `packed`, as few rows as best-fit decreasing finds.
-
-  Rows stay in order, and each block gets the same number of them or one more. `multiple_of` is one
-  of the number of blocks too. Raises ValueError for a sequence longer than `max_tokens`, naming its
-  length.
-  """
-  longest = max(lengths, default=0)
-  if longest > max_tokens:
-    raise ValueError(f"a row of {longest} tokens exceeds max_tokens={max_tokens}")
-  used: list[int] = []  # Tokens of each row so far.
-  held: list[int] = []  # Sequences of each row so far.
-  places = {}
-  order = sorted(range(len(lengths)), key=lambda i: -lengths[i]) if packed else range(len(lengths))
-  for i in order:
-    room = [b for b, taken in enumerate(used) if taken + lengths[i] <= max_tokens]
-    if packed and room:
-      b = max(room, key=lambda b: used[b])
-    else:
-      b = len(used)
-      used.append(0)
-      held.append(0)
-    held[b] += 1
-    places[i] = (b, used[b], lengths[i], held[b])
-    used[b] += lengths[i]
-  rows, at = seats(spread(len(used), blocks), blocks, multiple_of=multiple_of)
-  (fullest,) = agree(max(used, default=1))
-  tokens = min(round_up(fullest, multiple_of=LENGTHS), max_tokens)
-  ordered = (places[i] for i in range(len(lengths)))
-  return Placement((rows, tokens), tuple((at[b], *rest) for b, *rest in ordered), blocks)
 
 
 def pack_inputs(

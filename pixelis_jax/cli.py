@@ -364,7 +364,7 @@ def score(args: argparse.Namespace) -> int:
   import jax
   import numpy as np
 
-  from pixelis_jax import batch, learner
+  from pixelis_jax import batch, learner, packing
   from pixelis_jax.chat.images import read_image
   from pixelis_jax.chat.template import Chat
   from pixelis_jax.weights import load
@@ -391,7 +391,7 @@ def score(args: argparse.Namespace) -> int:
     logps=np.zeros(count, np.float32),
   )
   packed = batch.pack_inputs(
-    [row], model.config, max_tokens=-(-count // batch.LENGTHS) * batch.LENGTHS
+    [row], model.config, max_tokens=-(-count // packing.LENGTHS) * packing.LENGTHS
   )
   with jax.default_matmul_precision("highest"):  # Accelerators would round float32 factors.
     logps = learner.make_logps(model)(params, packed)

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from kernels.chips import GIB, Gpu, Tpu, slice_of
-from pixelis_jax import batch, learner, rft, sampler, sft, sharding
+from pixelis_jax import batch, learner, packing, rft, sampler, sft, sharding
 from pixelis_jax.data import demos
 from pixelis_jax.model import cost
 from pixelis_jax.model.decode import programs
@@ -34,7 +34,8 @@ from pixelis_jax.types import Patches
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-  """What one episode is taken to hold: images of so many patches, the first of them the question's.
+  """What one episode is taken to hold: images of so many patches, the first of them the question's;
+  of a model that reads text only, none.
 
   `asked` and `written` are tokens of text that the policy reads and writes, in as many turns as
   there are images.
@@ -120,6 +121,8 @@ def runs(
   mesh, rollouts = rft.meshes(c, devices) if plays else _one_mesh(c, devices)
   model = Model(load_config(c.model.path), mesh=mesh, remat=c.model.remat)
   model = sampler.adapted_model(c.model, model)
+  if model.config.vision is None:
+    episode = dataclasses.replace(episode, images=0)
   played = dataclasses.replace(model, mesh=rollouts)
   trained, base = _parameters(c, model)
   step, tx, _ = (rft if plays else sft).make_step(c, model)
@@ -208,14 +211,15 @@ def _update(c: Any, model: Model, episode: Episode, step: Any, state: Any, base:
   Q = c.grpo.questions if plays else c.batch
   count = Q * c.grpo.group if plays else Q
   tokens = episode.tokens(unit)
-  each = max(c.max_row // tokens, 1) if c.packed else 1  # Conversations a row.
   parts = model.blocks * c.accumulate
+  # Conversations a row.
+  each = max(min(c.max_row // tokens, -(-count // parts)), 1) if c.packed else 1
   multiple = math.lcm(c.rows_multiple if plays else 1, parts)
-  rows, _ = batch.seats(batch.spread(-(-count // each), parts), parts, multiple_of=multiple)
-  length = min(batch.round_up(each * tokens, multiple_of=batch.LENGTHS), c.max_row)
+  rows, _ = packing.seats(packing.spread(-(-count // each), parts), parts, multiple_of=multiple)
+  length = min(packing.round_up(each * tokens, multiple_of=packing.LENGTHS), c.max_row)
   # A block's questions, and the pictures that its samples' tools showed.
   pictures = -(-Q // parts) + -(-count // parts) * max(episode.images - 1, 0)
-  images = batch.round_up(pictures, multiple_of=max(multiple // parts, 1)) * parts
+  images = packing.round_up(pictures, multiple_of=max(multiple // parts, 1)) * parts
   one, how = _one_row(model, episode, length), {"max_tokens": length, "packed": c.packed}
   if plays:
     packed = batch.pack_grpo([one], np.ones(1), config, **how)
@@ -277,9 +281,11 @@ def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: in
   unit = 1 if config.vision is None else config.vision.merge_unit
   Q, G = c.grpo.questions, c.grpo.group
   multiple = math.lcm(c.model.rows_multiple, model.blocks)
-  seats = lambda n: batch.seats(batch.spread(n, model.blocks), model.blocks, multiple_of=multiple)
+  seats = lambda n: packing.seats(
+    packing.spread(n, model.blocks), model.blocks, multiple_of=multiple
+  )
   prompts, (rows, _) = seats(Q)[0], seats(min(Q * G, c.model.max_rows))
-  prompt = batch.round_up(episode.prompt(unit), multiple_of=8)
+  prompt = packing.round_up(episode.prompt(unit), multiple_of=8)
   packed = batch.pack_inputs([_one_row(model, episode, prompt)], config, max_tokens=prompt)
   text = _rows((packed.tokens, packed.positions, packed.sources, packed.segments), mesh, prompts)
   last = _rows(np.zeros(1, np.int32), mesh, prompts)
@@ -304,7 +310,7 @@ def _rollouts(c: Any, model: Model, episode: Episode, params: Any, *, beside: in
   asked = cost.Work(tokens=Q * prompt, pairs=Q * prompt**2 // 2)
   arguments = params, cache(prompts, prompt), features, *text, last
   yield "read", mesh, compiled.extend, arguments, {}, beside, cost.forward(config, asked)
-  slots = batch.round_up(episode.tokens(unit), multiple_of=16)
+  slots = packing.round_up(episode.tokens(unit), multiple_of=16)
   row = lambda shape, kind: _rows(np.zeros((1, *shape), kind), mesh, rows)
   hidden = row((config.text.width,), np.float32)
   hidden = jax.ShapeDtypeStruct(hidden.shape, dtype, sharding=hidden.sharding)

@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
-from pixelis_jax.batch import image_sources, pack_images, round_up, seats, spread
+from pixelis_jax.batch import image_sources, pack_images
 from pixelis_jax.chat.family import family_of, frame_of
 from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
@@ -41,6 +41,7 @@ from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_position
 from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
+from pixelis_jax.packing import round_up, seats, spread
 from pixelis_jax.sharding import Carrier, own_blocks, own_rows, put_rows
 from pixelis_jax.tools import Options, Toolbox, workers
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
@@ -183,7 +184,7 @@ class Sampler:
     return put_rows(rows, self.model.mesh)
 
   def seats(self, of: Sequence[int]) -> tuple[int, list[int]]:
-    """`batch.seats` in one of few numbers of rows."""
+    """`packing.seats` in one of few numbers of rows."""
     return seats(of, self.blocks, multiple_of=self.rows_multiple)
 
   def read(self, params: Params, cache: Cache, block: Block) -> tuple[Float[Array, "B D"], Cache]:

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
-from pixelis_jax import batch, cluster, learner, sampler, sharding
+from pixelis_jax import cluster, learner, packing, sampler, sharding
 from pixelis_jax.algo import dynamics
 from pixelis_jax.model.icm import ForwardModel
 from pixelis_jax.types import Task, Trajectory, Turns
@@ -150,7 +150,7 @@ class Surprise:
   def _rows(self, *columns: Float32[np.ndarray, "N _"]) -> tuple[Transitions, list[int]]:
     """The transitions on the devices, and the row of each."""
     blocks, count = self._policy.sampler.blocks, len(columns[0])
-    size, at = batch.seats(batch.spread(count, blocks), blocks, multiple_of=self._multiple)
+    size, at = packing.seats(packing.spread(count, blocks), blocks, multiple_of=self._multiple)
     padded = [np.zeros((size, *c.shape[1:]), np.float32) for c in (*columns, np.ones(count))]
     for rows, values in zip(padded, (*columns, np.ones(count)), strict=True):
       rows[at] = values

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pixelis_jax import batch, learner
-from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft, place, round_up
+from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft
 from pixelis_jax.data.demos import call_text
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.layout import feature_count, mrope_positions
@@ -54,15 +54,6 @@ def pictures(policy):
     policy.images.process(fakes.image(h, w, seed=s))
     for h, w, s in ((40, 40, 0), (20, 60, 1), (40, 40, 2))
   ]
-
-
-def test_round_up_has_few_sizes_and_little_padding():
-  sizes = [round_up(n) for n in range(1, 200)]
-  assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-  for n, size in enumerate(sizes, 1):
-    assert n <= size and 3 * (size - n) <= size
-  # 33 = 5 units of 8; the next size is 6 units.
-  assert [round_up(n, multiple_of=8) for n in (1, 8, 9, 33)] == [8, 8, 16, 48]
 
 
 def scripted_trajectory() -> Trajectory:
@@ -226,15 +217,6 @@ def test_packed_rows_are_the_rows(config, pictures):
     assert (packed.sources[b, t:] == -1).all() and not packed.tokens[b, t:].any()
   firsts = [packed.sources[b][packed.tokens[b] == config.image_token][-1] for b in range(2)]
   assert firsts[0] == firsts[1]  # Both rows end their square image at the same feature.
-
-
-def test_best_fit_decreasing_by_hand():
-  """Longest first into 10: 7 | 6, then 4 fits behind 6 exactly, 3 behind 7, and 2 opens a third."""
-  placed = place([4, 3, 7, 6, 2], max_tokens=10, packed=True)
-  assert placed.shape == (3, 10)
-  assert placed.places == ((1, 6, 4, 2), (0, 7, 3, 2), (0, 0, 7, 1), (1, 0, 6, 1), (2, 0, 2, 1))
-  alone = place([4, 3], max_tokens=10)
-  assert alone.places == ((0, 0, 4, 1), (1, 0, 3, 1)) and alone.shape == (2, 10)
 
 
 def test_packing_changes_no_log_probability(policy, config, pictures):

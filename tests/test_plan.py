@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny_rft, tiny_sft
-from pixelis_jax import batch, learner, plan, sampler, sft, sharding
+from configs import rft, tiny_rft, tiny_sft
+from pixelis_jax import batch, learner, packing, plan, sampler, sft, sharding
 from pixelis_jax.data import demos
 from pixelis_jax.model.load import load_config
 from pixelis_jax.model.policy import Model
@@ -207,6 +207,36 @@ def test_rollouts_that_lag_are_planned_on_devices_of_their_own():
   on = {name: ([d.id for d in mesh.devices.flat], beside) for name, mesh, *_, beside, _ in planned}
   plays = [4, 5], held["weights that play"]
   assert on == {"update": ([0, 1, 2, 3], 0), "look": plays, "read": plays, "write": plays}
+
+
+@pytest.mark.parametrize(
+  "size, devices, rows, length",
+  [
+    # 32 questions of 4 episodes of 256 + 512 + 2 * 1024 tokens, of which 5 fit into a row: 26 rows,
+    # for 2 devices 13 each, which round up to 16, and 5 * 2,816 tokens to 16,384.
+    ("qwen2_5_vl_3b", 2, 32, 16_384),
+    # On 64 parts each row holds 2 of them.
+    ("qwen2_5_vl_3b", 8, 64, 6144),
+    # Without images 21 episodes fit, and 16 are there for each of 8: 12,288 tokens.
+    ("qwen3_8b", 8, 8, 12_288),
+  ],
+)
+def test_rows_of_an_update_are_those_that_are_packed(size, devices, rows, length):
+  c = rft.get_config(size).copy_and_resolve_references().unlock()
+  c.mesh.data, c.mesh.fsdp, c.grpo.group = devices, 1, 4
+  c.rollout_mesh.tensor, c.accumulate = 1, 8 if rows == 64 else 1
+  _, (update, *_) = plan.runs(c, jax.devices()[:devices], plan.Episode())
+  _, _, _, (_, packed, *_), *_ = update
+  assert packed.inputs.tokens.shape == (rows, length)
+  tokens = 768 if size == "qwen3_8b" else 2816
+  placed = packing.place(
+    [tokens] * 128,
+    max_tokens=c.max_row,
+    packed=True,
+    blocks=devices * c.accumulate,
+    multiple_of=devices * c.accumulate,
+  )
+  assert placed.shape == (rows, length)
 
 
 def demonstration(config, images) -> batch.Row:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Level of each module of pixelis_jax. Imports point down, or sideways where SIBLINGS says so.
 LEVELS = {
   1: ("types", "cluster", "sharding", "metrics", "program"),
-  2: ("model", "chat", "tools", "algo", "memory", "checkpoint"),
+  2: ("model", "chat", "tools", "algo", "memory", "checkpoint", "packing"),
   3: ("batch", "exchange", "history", "weights", "timing"),
   4: ("sampler", "agent", "learner", "data"),
   5: ("evaluate", "lessons", "rollouts", "runs", "surprise", "ttrl"),

@@ -484,8 +484,24 @@ def advice(c: Any, plan: Plan) -> list[str]:
       f"what learns takes {learning / GIB:.1f} GiB a device: raise mesh.fsdp (more devices), set"
       " optimizer.mu_dtype=bfloat16, or train adapters (model.lora.rank)"
     )
-  if any(p.name == "update" for p in over):
-    said.append(f"update: raise accumulate (now {c.accumulate}) or lower max_row (now {c.max_row})")
+  playing = plan.held["weights that play"]
+  if "grpo" in c and playing > plan.chip.memory / 2:
+    said.append(
+      f"what plays takes {playing / GIB:.1f} GiB a device: raise rollout_mesh.tensor (now"
+      f" {c.rollout_mesh.tensor}; devices of one process), or rollout_mesh.fsdp (now"
+      f" {c.rollout_mesh.fsdp}), whose weights are gathered at each token"
+    )
+  if update := next((p for p in over if p.name == "update"), None):
+    parts = update.devices // c.mesh.tensor * c.accumulate
+    count = c.grpo.questions * c.grpo.group if "grpo" in c else c.batch
+    if parts < count:
+      said.append(
+        f"update: raise accumulate (now {c.accumulate}, {count // parts} episodes at a time)"
+      )
+    else:
+      said.append(
+        f"update: one episode at a time is too much: raise mesh.tensor (now {c.mesh.tensor})"
+      )
   if any(p.name in ("look", "read") for p in over):
     said.append(f"look, read: lower grpo.questions (now {c.grpo.questions})")
   if any(p.name == "write" for p in over):

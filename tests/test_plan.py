@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import rft, tiny_rft, tiny_sft
+from kernels.chips import CHIPS
 from pixelis_jax import batch, learner, packing, plan, sampler, sft, sharding
 from pixelis_jax.data import demos
 from pixelis_jax.model.load import load_config
@@ -237,6 +239,32 @@ def test_rows_of_an_update_are_those_that_are_packed(size, devices, rows, length
     multiple_of=devices * c.accumulate,
   )
   assert placed.shape == (rows, length)
+
+
+def test_advice_is_what_would_help():
+  """An update of 256 episodes, in 16 or all at once; weights that take more than half of a v5e."""
+  c = rft.get_config("qwen2_5_vl_32b").copy_and_resolve_references().unlock()
+  of = partial(plan.Program, devices=16, seconds=1.0, beside=0)
+  held = dict.fromkeys(("weights that learn", "optimizer", "gradients"), 2**30)
+  found = lambda play, *programs: plan.advice(
+    c,
+    plan.Plan(
+      chip=CHIPS["v5e"],
+      devices=16,
+      held={**held, "weights that play": play},
+      programs=programs,
+    ),
+  )
+  large = of(name="update", peak=17 * 2**30)
+  assert found(9 * 2**30, of(name="update", peak=15 * 2**30)) == []
+  (said,) = found(2**30, large)
+  assert said == "update: raise accumulate (now 1, 16 episodes at a time)"
+  c.accumulate = 16
+  (said,) = found(2**30, large)
+  assert said == "update: one episode at a time is too much: raise mesh.tensor (now 1)"
+  weights, rows = found(9 * 2**30, of(name="write", error="RESOURCE_EXHAUSTED"))
+  assert weights.startswith("what plays takes 9.0 GiB a device: raise rollout_mesh.tensor (now 4;")
+  assert rows.startswith(f"write: lower model.max_rows (now {c.model.max_rows}), or raise")
 
 
 def demonstration(config, images) -> batch.Row:

@@ -82,8 +82,8 @@ def place(
 ) -> Placement:
   """A row each, right-padded; `packed`, as few rows as best-fit decreasing finds.
 
-  Where blocks would be left without a row, as there are fewer, all get one and rows are as short as
-  can be. Rows stay in order, and each block gets the same number of them or one more. `multiple_of`
+  Where these are no more than there are blocks, each block gets one, and rows are as short as can
+  be. Rows stay in order, and each block gets the same number of them or one more. `multiple_of`
   is one of the number of blocks too. Raises ValueError for a sequence longer than `max_tokens`,
   naming its length.
   """
@@ -93,9 +93,9 @@ def place(
   order = sorted(range(len(lengths)), key=lambda i: -lengths[i]) if packed else range(len(lengths))
   # Sequences by row.
   rows = _fewest(order, lengths, max_tokens) if packed else [[i] for i in order]
-  if packed and 0 < len(rows) < blocks:
-    longest = lambda rows: max(sum(lengths[i] for i in row) for row in rows)
-    rows = min(_evened(order, lengths, min(blocks, len(lengths))), rows, key=longest)
+  if packed and 0 < len(rows) <= blocks:
+    evened = _evened(order, lengths, min(blocks, len(lengths)))
+    rows = min(evened, rows, key=lambda rows: max(sum(lengths[i] for i in row) for row in rows))
   count, at = seats(spread(len(rows), blocks), blocks, multiple_of=multiple_of)
   places, fullest = {}, 1
   for row, held in zip(at, rows, strict=True):
@@ -115,10 +115,12 @@ def _fewest(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> li
   used: list[int] = []
   for i in order:
     room = [b for b, taken in enumerate(used) if taken + lengths[i] <= max_tokens]
-    if not room:
+    if room:
+      b = max(room, key=lambda b: used[b])
+    else:
+      b = len(rows)
       rows.append([])
       used.append(0)
-    b = max(room, key=lambda b: used[b]) if room else len(used) - 1
     rows[b].append(i)
     used[b] += lengths[i]
   return rows

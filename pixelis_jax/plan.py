@@ -212,11 +212,15 @@ def _update(c: Any, model: Model, episode: Episode, step: Any, state: Any, base:
   count = Q * c.grpo.group if plays else Q
   tokens = episode.tokens(unit)
   parts = model.blocks * c.accumulate
-  # Conversations a row.
-  each = max(min(c.max_row // tokens, -(-count // parts)), 1) if c.packed else 1
   multiple = math.lcm(c.rows_multiple if plays else 1, parts)
-  rows, _ = packing.seats(packing.spread(-(-count // each), parts), parts, multiple_of=multiple)
-  length = min(packing.round_up(each * tokens, multiple_of=packing.LENGTHS), c.max_row)
+  placed = packing.place(
+    [min(tokens, c.max_row)] * count,
+    max_tokens=c.max_row,
+    multiple_of=multiple,
+    packed=c.packed,
+    blocks=parts,
+  )
+  rows, length = placed.shape
   # A block's questions, and the pictures that its samples' tools showed.
   pictures = -(-Q // parts) + -(-count // parts) * max(episode.images - 1, 0)
   images = packing.round_up(pictures, multiple_of=max(multiple // parts, 1)) * parts

@@ -12,20 +12,36 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def record(out: Path, name: str, result: dict) -> dict[str, str]:
-  """Writes out/name.json: the result with command, commit and device; returns these three.
-
-  A commit whose files were changed ends in "-dirty"; a copy without history has an "unknown" one.
-  """
-  describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-  commit = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=ROOT)
+  """Writes out/name.json: the result with command, commit and device; returns these three."""
   about = {
     "command": " ".join(["python", *sys.argv]),
-    "commit": commit.stdout.strip() or "unknown",
+    "commit": commit(),
     "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
   }
   out.mkdir(parents=True, exist_ok=True)
   (out / f"{name}.json").write_text(json.dumps({**about, **result}, indent=2) + "\n")
   return about
+
+
+def commit() -> str:
+  """Of this code; ends in "-dirty" where files were changed, "unknown" without a history."""
+  describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+  found = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=ROOT)
+  return found.stdout.strip() or "unknown"
+
+
+def known(file: Path | None, key: str, asked: dict) -> list[dict]:
+  """What `record` wrote under `key` in an earlier run, here or on another machine; [] without one.
+
+  Raises FileNotFoundError, or ValueError where the file was made with other settings than `asked`.
+  """
+  if file is None:
+    return []
+  found = json.loads(file.read_text())
+  differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
+  if differ:
+    raise ValueError(f"{file} was made with {differ}, asked is {asked}")
+  return found[key]
 
 
 def begin(folder: Path, asked: dict[str, str]) -> None:

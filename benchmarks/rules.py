@@ -2,6 +2,7 @@
 
     python benchmarks/rules.py --seeds 0 1 2 --out runs/rules
     python benchmarks/rules.py --rows "views" "gate 0.3" "gate 0.7" --streams blur --out runs/rules
+    python benchmarks/rules.py --seeds 2 --known docs/results/rules.json --out runs/rules
 
 A row of `ROWS` is the demo's config with a few fields changed; a column of `STREAMS` is what is
 asked: a shift, "-skewed" where 60% of its answers are one digit, or a stream that means ill:
@@ -11,9 +12,10 @@ asked: a shift, "-skewed" where 60% of its answers are one digit, or a stream th
   misled      questions of the shift blur on which most of the policy's own samples are wrong alike
 
 A cell is `pixelis_jax.online` once a seed, answers and learning in turn, so that it is a function
-of its seed; a finished run is not run again. Accuracies before are one for all rows. "Worst" is the
-lowest share of right samples in any 64 requests in a row, by labels that are read when all is over,
-less that of the first 64. The table goes to OUT/rules.json with command, commit and device.
+of its seed; a finished run is not run again, nor are cells of the table --known, which the new one
+takes over. Accuracies before are one for all rows. "Worst" is the lowest share of right samples in
+any 64 requests in a row, by labels that are read when all is over, less that of the first 64. The
+table goes to OUT/rules.json with command, commit and device.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from record import begin, record, span  # The file beside this one.
+from record import begin, commit, known, record, span  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, online, sampler, ttrl
@@ -81,7 +83,10 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-  """One row on one stream with one seed; shares from 0 to 1, None where there are no labels."""
+  """One row on one stream with one seed; shares from 0 to 1, None where there are no labels.
+
+  `commit` is that of the code that ran.
+  """
 
   row: str
   stream: str
@@ -94,6 +99,7 @@ class Cell:
   worst: float | None
   applied: int
   refused: int
+  commit: str
 
   @property
   def gain(self) -> float:
@@ -177,6 +183,7 @@ def run(args: argparse.Namespace, row: str, stream: str, seed: int) -> Cell:
     worst=worst(right, WINDOW // c.arrivals),
     applied=result["updates_applied"],
     refused=result["updates_refused"],
+    commit=commit(),
     **{name: result[name] for name in MEASURED},
   )
 
@@ -266,16 +273,19 @@ def main() -> None:
   parser.add_argument("--requests", type=int, default=256)
   parser.add_argument("--n", type=int, default=200, help="held-out questions of each domain")
   parser.add_argument("--model", default="assets/tiny-vl")
+  parser.add_argument("--known", type=Path, help="an earlier table: OUT/rules.json")
   parser.add_argument("--out", type=Path, default=Path("runs/rules"))
   args = parser.parse_args()
-  cells = []
+  asked = {name: vars(args)[name] for name in ("model", "requests", "n")}
+  cells = [Cell(**cell) for cell in known(args.known, "cells", asked)]
+  there = {(cell.row, cell.stream, cell.seed) for cell in cells}
   for seed in args.seeds:  # All rows of one seed before the next: a table that is stopped is whole.
     for stream in args.streams:
-      cells += [run(args, row, stream, seed) for row in args.rows]
-      lines = summary(cells)
-      found = {"cells": [dataclasses.asdict(cell) for cell in cells], "rows": lines}
-      record(args.out, "rules", {"requests": args.requests, "n": args.n, **found})
-  print(table(lines))
+      left = [row for row in args.rows if (row, stream, seed) not in there]
+      cells += [run(args, row, stream, seed) for row in left]
+      found = {"cells": [dataclasses.asdict(cell) for cell in cells], "rows": summary(cells)}
+      record(args.out, "rules", {**asked, **found})
+  print(table(summary(cells)))
 
 
 if __name__ == "__main__":

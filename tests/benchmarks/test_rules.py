@@ -26,6 +26,7 @@ def cell(bench, stream: str, seed: int, before: float, after: float, **changed):
     "worst": 0.0,
     "applied": 4,
     "refused": 0,
+    "commit": "abc",
     **changed,
   }
   ends = {"shifted_before": before, "shifted_after": after}

@@ -29,7 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
   shift, _, skewed = (arg if arg not in ("", "debug", *OWN) else "dim").partition("-")
   c = ConfigDict()
   c.seed = 0
-  c.model = common.model()
+  c.model = common.trained()
+  c.model.freeze = ("text",)  # What is seen has changed, not what is asked and said of it.
   c.model.rows_multiple = 16
   c.limits = common.limits()
   c.mesh = common.mesh()
@@ -87,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.max_tokens = 128  # Rows that are longer, or have images of more patches, are left out of
   c.learn.max_patches = 64  # an update, so that all have one shape.
   c.learn.rows_multiple = 32
-  c.learn.freeze = ("text",)  # What is seen has changed, not what is asked and said of it.
+  c.learn.accumulate = 1  # Parts of an update that are computed one after the other.
   c.learn.lr = 3e-4
   c.learn.lr_rule = "fixed"  # Or "confidence": clip(lr (1 - c), lr_min, lr), c that of the votes.
   c.learn.lr_min = 1e-6
@@ -130,8 +131,9 @@ def get_config(arg: str = "") -> ConfigDict:
     common.own(c, tools=arg == "own")
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1
     c.learn.lr, c.learn.lr_min, c.learn.patch_scale = 1e-6, 1e-8, 1.0
+    c.learn.accumulate = 8
   if arg == "text":
-    c.learn.freeze, c.baseline = (), False  # It would be the same.
+    c.model.freeze, c.baseline = (), False  # It would be the same.
     c.vote.voters, c.vote.rule = ("samples", "memory"), "majority"
     # The entropy of a turn is that of its reasoning: it does not say how sure the answer is. And a
     # voted answer behind the reasoning of another teaches to contradict oneself.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from optax.contrib import MuonDimensionNumbers
@@ -103,9 +104,7 @@ def _everywhere(x: Array, mesh: Mesh) -> Array:
   return jax.device_put(np.asarray(x), replicated(mesh))
 
 
-def make_optimizer(
-  c: Any, *, freeze: Sequence[str] = ()
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """`adamw` with linear warm-up and cosine decay to `final_fraction` of the peak, and its rate.
 
   With `c.muon_scale` above 0 Muon (https://arxiv.org/abs/2502.16982) moves the matrices of layers,
@@ -113,13 +112,12 @@ def make_optimizer(
 
   Args:
     c: fields lr, warmup, steps, final_fraction, muon_scale, and those of `adamw`.
-    freeze: As for `adamw`.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
   )
   if not c.muon_scale:
-    return adamw(c, schedule, freeze=freeze), schedule
+    return adamw(c, schedule), schedule
   muon = optax.contrib.muon(
     lambda step: c.muon_scale * schedule(step),
     weight_decay=c.weight_decay,
@@ -131,13 +129,11 @@ def make_optimizer(
     muon_weight_dimension_numbers=_matrices,
     consistent_rms=0.2,
   )
-  return _bounded(c, muon, freeze), schedule
+  return _bounded(c, muon), schedule
 
 
-def adamw(
-  c: Any, rate: float | optax.Schedule, *, freeze: Sequence[str] = ()
-) -> optax.GradientTransformation:
-  """AdamW, clipped by global norm; the parts of the parameters named in `freeze` do not move.
+def adamw(c: Any, rate: float | optax.Schedule) -> optax.GradientTransformation:
+  """AdamW, clipped by global norm.
 
   Adam moves each weight by about the rate, whatever its gradient. The pixels of a patch move
   together, so the same rate moves the patch embedding's output by far more than other layers': its
@@ -146,22 +142,14 @@ def adamw(
   Args:
     c: fields b1, b2, weight_decay, clip_norm, mu_dtype, patch_scale.
     rate: Of learning.
-    freeze: Paths, as for `frozen`.
   """
   adam = optax.adamw(rate, c.b1, c.b2, weight_decay=c.weight_decay, mu_dtype=c.mu_dtype)
-  return _bounded(c, adam, freeze)
+  return _bounded(c, adam)
 
 
-def _bounded(
-  c: Any, moves: optax.GradientTransformation, freeze: Sequence[str]
-) -> optax.GradientTransformation:
-  """With gradients clipped before it; after it what is frozen stays, and patches are slowed."""
-
-  def scale(path: tuple[Any, ...], update: Array) -> Array:
-    if _under(path, freeze):
-      return jnp.zeros_like(update)  # Weight decay would move them.
-    return c.patch_scale * update if _is_patch(path) else update
-
+def _bounded(c: Any, moves: optax.GradientTransformation) -> optax.GradientTransformation:
+  """With gradients clipped before it, and patches slowed after it."""
+  scale = lambda path, update: c.patch_scale * update if _is_patch(path) else update
   scaled = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), moves, scaled)
 
@@ -179,12 +167,6 @@ def _matrices(params: Params) -> Any:
     return MuonDimensionNumbers(reduction_axis=int(stacked), output_axis=leaf.ndim - 1)
 
   return jax.tree_util.tree_map_with_path(read, params)
-
-
-def _under(path: tuple[Any, ...], names: Sequence[str]) -> bool:
-  """Whether a leaf is one of the named parts, or in one."""
-  at = "/".join(str(entry.key) for entry in path)
-  return any(f"{at}/".startswith(f"{name}/") for name in names)
 
 
 def _is_patch(path: tuple[Any, ...]) -> bool:
@@ -355,44 +337,40 @@ def grpo_loss(model: Model, c: Objective) -> Loss:
   return loss
 
 
-def frozen(loss: Loss, names: Sequence[str]) -> Loss:
-  """The loss without gradients for these parts of the parameters: paths, such as "policy/visual".
+def parts(model: Model, params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:
+  """(what is trained, what is not) of a model's parameters; both share the arrays.
 
-  Raises ValueError, when called, for a path that the parameters do not have, and where nothing but
-  the heads of `with_heads` is left to learn.
+  With adapters these are trained, and the base, scales included, is not; without them all is. What
+  lies in a part that `freeze` names, by a path such as "visual/merger", is not trained either: it
+  has no gradient, no moments, and one copy.
+
+  Raises ValueError for a path that the parameters do not have, and where nothing is left to learn.
   """
-
-  def partial(params: Params, *rest: Any) -> tuple[Array, Metrics]:
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for name in names:
-      if not any(_under(path, [name]) for path in paths):
-        there = {"/".join(str(e.key) for e in path[: name.count("/") + 1]) for path in paths}
-        raise ValueError(f"cannot freeze {name!r}: the parameters have {sorted(there)}")
-    if all(_under(path, (*names, *HEAD_AXES)) for path in paths):
-      raise ValueError(f"freezing {tuple(names)} leaves nothing to learn")
-    hold = lambda path, x: jax.lax.stop_gradient(x) if _under(path, names) else x
-    return loss(jax.tree_util.tree_map_with_path(hold, params), *rest)
-
-  return partial
-
-
-def parts(model: Model, params: Params) -> tuple[Params, Params]:
-  """(what is trained, what is not) of a model's parameters: without adapters all and nothing.
-
-  With adapters these are trained, and the base, scales included, is not. Both share the arrays.
-  """
-  return (params, {}) if model.lora is None else lora.split(params)
+  flat = nnx.traversals.flatten_mapping(params)
+  under = lambda path, name: f"{'/'.join(path)}/".startswith(f"{name}/")
+  for name in freeze:
+    if not any(under(path, name) for path in flat):
+      there = {"/".join(path[: name.count("/") + 1]) for path in flat}
+      raise ValueError(f"cannot freeze {name!r}: the parameters have {sorted(there)}")
+  if model.lora is None and not freeze:
+    return params, {}
+  frozen = {path for path in flat if any(under(path, name) for name in freeze)}
+  if model.lora is not None:
+    frozen |= {path for path in flat if path[-1] not in lora.TRAINED}
+  trained = {path: x for path, x in flat.items() if path not in frozen}
+  if not trained:
+    raise ValueError(f"freezing {tuple(freeze)} leaves nothing to learn")
+  base = {path: x for path, x in flat.items() if path in frozen}
+  return nnx.traversals.unflatten_mapping(trained), nnx.traversals.unflatten_mapping(base)
 
 
-def passes(model: Model, trained: Params, freeze: Sequence[str]) -> dict[str, int]:
-  """What an update takes of "text" and "visual", in passes forward; see `cost.update`.
+def passes(model: Model, trained: Params) -> dict[str, int]:
+  """What an update of these takes of "text" and "visual", in passes forward; see `cost.update`.
 
   A tower that does not learn is only looked through. Adapters need the gradient of what a layer
   reads, and hardly anything for themselves.
   """
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
-  moving = [path for path in paths if not _under(path, freeze)]
-  text, visual = (any(_under(path, [name]) for path in moving) for name in ("text", "visual"))
+  text, visual = (name in trained for name in ("text", "visual"))
   whole = model.lora is None
   return {"text": 2 + (text and whole), "visual": 1 + visual * (1 + whole)}
 
@@ -427,14 +405,14 @@ def _reference(batch: GrpoBatch) -> Float[Array, "B T"]:
 
 
 def make_training(
-  model: Model, loss: Loss, c: Any, *, freeze: Sequence[str], dtype: str, parts: int
+  model: Model, loss: Loss, c: Any, *, dtype: str, parts: int
 ) -> tuple[Callable[..., tuple[TrainState, Metrics]], optax.GradientTransformation, optax.Schedule]:
   """((state, batch, base, key, *rest) -> (state, metrics), its optimizer, the rate by step).
 
   Of a loss of whole parameters, `computed_in` the dtype and `adapted`; `c` as for `make_optimizer`.
   """
-  tx, schedule = make_optimizer(c, freeze=freeze)
-  loss = adapted(model, computed_in(frozen(loss, freeze), dtype))
+  tx, schedule = make_optimizer(c)
+  loss = adapted(model, computed_in(loss, dtype))
   return make_step(loss, tx, parts=parts, mesh=model.mesh), tx, schedule
 
 

@@ -86,14 +86,16 @@ def run(
 
   Args:
     policy: answers, and with its own weights votes.
-    learning: the same on the devices that learn; on several these must be devices of their own.
+    learning: the policy whose weights learn, on the devices that learn; on several these must be
+      devices of their own.
     stream: unlabelled, the same requests in the same order when a run is continued.
     on_answers: called with (requests answered so far, signals that need no label).
     calibrated: what is known of how often such votes are right.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  apart = learning is not policy
-  published = Published(0, policy.params, learning.model.mesh if apart else None)
+  there, here = learning.model.mesh, policy.model.mesh
+  serve = policy.sampler.serve if there == here else policy.sampler.carrier(there)
+  published = Published(0, policy.params, serve)
   with _memory(c, policy, workdir) as memory:
     start = {"next": 0, "history": History.start(c.vote).to_dict()}
     state = cluster.told(lambda: memory.get_state("stream") or start)
@@ -380,11 +382,9 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   if result := _kept(workdir / "result.json"):
     program.say(f"{workdir} is complete; remove it to run again\n{table(result)}")
     return result
-  if c.model.int8:
-    raise ValueError("model.int8 only answers: online learns, and needs the weights themselves")
   answering, learning = meshes(c)
-  policy = sampler.load_policy(c.model, mesh=answering)
-  learned = policy if learning is answering else sampler.on_mesh(policy, learning)
+  learned = sampler.load_policy(c.model, mesh=learning, adapters=jax.random.key(c.seed))
+  policy = sampler.serving(learned, answering)
   shifted, original = evaluate.tasks(c.shifted, policy), evaluate.tasks(c.original, policy)
   if len(shifted) != len(original):
     raise ValueError(

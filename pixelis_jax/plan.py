@@ -161,7 +161,8 @@ def _itemsize(x: jax.ShapeDtypeStruct) -> int:
 def _parameters(c: Any, model: Model) -> tuple[Any, Any]:
   """(what learns, what does not) of an abstract model, where each lies."""
   dtype = c.model.dtype if model.lora is not None else c.model.master
-  return learner.parts(model, _placed(model.shapes(jnp.dtype(dtype)), model.shardings()))
+  params = _placed(model.shapes(jnp.dtype(dtype)), model.shardings())
+  return learner.parts(model, params, c.model.freeze)
 
 
 def _with_heads(model: Model, trained: Any) -> Any:
@@ -247,7 +248,7 @@ def _update(c: Any, model: Model, episode: Episode, step: Any, state: Any, base:
     **_seen(config, episode, Q + count * max(episode.images - 1, 0)),
   )
   trained = state.params if plays else state.params["policy"]
-  flops = cost.update(config, work, **learner.passes(model, trained, c.model.freeze))
+  flops = cost.update(config, work, **learner.passes(model, trained))
   return "update", mesh, step, (state, packed, *rest), {}, 0, flops
 
 

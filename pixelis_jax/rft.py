@@ -76,11 +76,11 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
   replay = Replay(c.grpo.replay.capacity, alpha=c.grpo.replay.alpha)
   step, tx, schedule = make_step(c, model)
-  trained, base = learner.parts(model, policy.params)
+  trained, base = learner.parts(model, policy.params, c.model.freeze)
   compared, score = make_compared(c, policy), make_score(c, policy)
   surprise = Surprise(c, policy, mesh)
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)
-  flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
+  flops = partial(cost.update, model.config, **learner.passes(model, trained))
   tasks = training_tasks(c.data, seed=c.seed, sees=policy.sees)
   held_out = evaluate.HeldOut(c, policy, workdir)
 
@@ -319,7 +319,7 @@ def make_step(
   Runs of a process with equal settings share the program.
   """
   optimizer, objective = FrozenConfigDict(c.optimizer), Objective(**c.grpo.loss)
-  return _step(model, optimizer, objective, tuple(c.model.freeze), c.model.dtype, c.accumulate)
+  return _step(model, optimizer, objective, c.model.dtype, c.accumulate)
 
 
 @functools.cache
@@ -327,12 +327,11 @@ def _step(
   model: Model,
   optimizer: FrozenConfigDict,
   objective: Objective,
-  freeze: tuple[str, ...],
   dtype: str,
   parts: int,
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
   loss = learner.grpo_loss(model, objective)
-  return learner.make_training(model, loss, optimizer, freeze=freeze, dtype=dtype, parts=parts)
+  return learner.make_training(model, loss, optimizer, dtype=dtype, parts=parts)
 
 
 def make_compared(

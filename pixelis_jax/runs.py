@@ -61,9 +61,8 @@ def save_checkpoint(
   if not (workdir / CONFIG).is_file():
     raise FileNotFoundError(f"{workdir} is no run of sft, rft or online: it has no {CONFIG}")
   c = ConfigDict(json.loads((workdir / CONFIG).read_text())).model
-  adapters = jax.random.key(0) if "lora" in c else None  # Online trains none.
-  policy = sampler.load_policy(c, adapters=adapters)
-  like, base = learner.parts(policy.model, policy.params)
+  policy = sampler.load_policy(c, adapters=jax.random.key(0))
+  like, base = learner.parts(policy.model, policy.params, c.freeze)
   folder = workdir / (BEST if best else FOLDER)
   with Checkpoints(folder, read_only=True) as checkpoints:
     step = checkpoints.latest_step() if step is None else step

@@ -503,6 +503,19 @@ def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
   return with_tools(policy.settings, model, params, policy.settings.tools)
 
 
+def serving(policy: Policy, mesh: Mesh) -> Policy:
+  """What a policy that learns plays as on the devices of this mesh: its weights as they are served.
+
+  No copies where it learns with these on the same devices.
+  """
+  if policy.model.mesh == mesh:
+    return dataclasses.replace(policy, params=policy.sampler.serve(policy.params))
+  model = dataclasses.replace(policy.model, mesh=mesh)
+  there = with_tools(policy.settings, model, policy.params, policy.settings.tools)
+  carry = there.sampler.carrier(policy.model.mesh)
+  return dataclasses.replace(there, params=carry(policy.params))
+
+
 def _saved(c: Any) -> Path:
   """A directory with what the loader returned, for as long as this process runs.
 

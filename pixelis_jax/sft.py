@@ -194,9 +194,9 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   step, tx, schedule = make_step(c, model)
   see, *_ = make_step(c, model, seeing=True)
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
-  trained, base = learner.parts(model, params["policy"])
+  trained, base = learner.parts(model, params["policy"], c.model.freeze)
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
-  flops = partial(cost.update, model.config, **learner.passes(model, trained, c.model.freeze))
+  flops = partial(cost.update, model.config, **learner.passes(model, trained))
   seeing = partial(flops, text=0)  # The decoder is not run.
   lessons = Lessons(c.curriculum, partial(rows, c, policy, blind), tx, workdir)
   held_out = evaluate.HeldOut(c, policy, workdir)
@@ -268,9 +268,7 @@ def make_step(
   """
   names = () if seeing else ("entropy_weight", "aim_weight", "sight_weight")
   weights = tuple((name, c[name]) for name in names)
-  freeze = tuple(f"policy/{name}" for name in c.model.freeze)
-  optimizer = FrozenConfigDict(c.optimizer)
-  return _step(model, optimizer, weights, freeze, c.model.dtype, c.accumulate)
+  return _step(model, FrozenConfigDict(c.optimizer), weights, c.model.dtype, c.accumulate)
 
 
 @functools.cache
@@ -278,12 +276,11 @@ def _step(
   model: Model,
   optimizer: FrozenConfigDict,
   weights: tuple[tuple[str, float], ...],
-  freeze: tuple[str, ...],
   dtype: str,
   parts: int,
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], GradientTransformation, Schedule]:
   loss = learner.sft_loss(model, **dict(weights)) if weights else learner.see_loss(model)
-  return learner.make_training(model, loss, optimizer, freeze=freeze, dtype=dtype, parts=parts)
+  return learner.make_training(model, loss, optimizer, dtype=dtype, parts=parts)
 
 
 if __name__ == "__main__":

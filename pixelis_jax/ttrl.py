@@ -15,7 +15,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, PRNGKeyArray
 from ml_collections import FrozenConfigDict
 
@@ -39,6 +37,7 @@ from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.history import History, Voter
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import Metrics, named, outcomes, spreads
+from pixelis_jax.model import lora
 from pixelis_jax.model.policy import Model
 from pixelis_jax.tools.views import IDENTITY, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote, content_key
@@ -48,23 +47,23 @@ VOTERS = ("views", "samples", "memory")
 
 
 class Published:
-  """The parameters answers are given with. Swapped whole; a reader keeps what it took.
+  """The parameters answers are given with. Swapped whole; a reader keeps what it took."""
 
-  Later ones are put on the devices of the first, straight from those that they were learned on.
-  """
-
-  def __init__(self, version: int, params: learner.Params, learned: Mesh | None = None):
-    """`learned`: the devices that later ones come from, where they are others."""
+  def __init__(
+    self,
+    version: int,
+    params: learner.Params,
+    serve: Callable[[learner.Params], learner.Params] = lambda params: params,
+  ):
+    """`serve`: what has been learned -> such as answers are given with, where they are given."""
     self._latest = (version, params)  # One reference: reading and replacing it are atomic.
-    places = jax.tree.map(lambda x: x.sharding, params)
-    kept = partial(jax.device_put, device=places)
-    self._carry = kept if learned is None else sharding.Carrier(places, learned)
+    self._serve = serve
 
   def latest(self) -> tuple[int, learner.Params]:
     return self._latest
 
   def publish(self, version: int, params: learner.Params) -> None:
-    self._latest = (version, self._carry(params))
+    self._latest = (version, self._serve(params))
 
 
 class Inbox:
@@ -321,11 +320,12 @@ class Learner:
   ):
     """Restores what was last published from `workdir`, and publishes it."""
     self.c, self.policy, self.published, self.probe = c, policy, published, probe
-    model = policy.model
-    self.step, tx = _make_step(model, FrozenConfigDict(c.learn))
-    self.logps = learner.make_logps(model)
-    self.state = learner.init_state(policy.params, tx, seed=c.seed)
-    self.average = policy.params
+    model, dtype = policy.model, c.model.dtype
+    self.step, tx = _make_step(model, FrozenConfigDict(c.learn), dtype)
+    self.logps = learner.make_logps(model, dtype, parts=c.learn.accumulate)
+    trained, self.base = learner.parts(model, policy.params, c.model.freeze)
+    self.state = learner.init_state(trained, tx, seed=c.seed)
+    self.average = trained
     held = {"target": c.kl.target, "tolerance": c.kl.tolerance, "horizon": c.kl.horizon}
     self.kl = AdaptiveKl(coef=c.kl.coef, **held)
     self.throttle = pace.Throttle(c.learn.per_minute)
@@ -345,9 +345,13 @@ class Learner:
       self.learned = extra["learned"]
       self.taught = voting.AnswerPrior(**extra["taught"])
       self.lessons = Counter(extra["lessons"])
-      published.publish(self.updates, self.average)
+      published.publish(self.updates, self.whole(self.average))
     self.stable = (self.state, self.average)  # What is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates, c=c)
+
+  def whole(self, trained: learner.Params) -> learner.Params:
+    """All parameters: these, and those that do not learn."""
+    return lora.join(trained, self.base)
 
   @property
   def updates(self) -> int:
@@ -411,13 +415,15 @@ class Learner:
     rows = [*self._pushing(taken, earned, pushes, fresh), *self._rehearsing()]
     packed = sharding.put_rows(self._pack(rows), self.policy.model.mesh)
     packed = packed.replace(ref_logps=self.logps(self.policy.params, packed.inputs))
-    proposed, update = self.step(self.state, packed, jnp.float32(self.kl.coef))
+    dropout = jax.random.fold_in(self.state.rng, self.updates)
+    coef = jnp.float32(self.kl.coef)
+    proposed, update = self.step(self.state, packed, self.base, dropout, coef)
     sure = [experience.vote.confidence for experience in taken]
     share = pace.rate_share(sure, rule=c.lr_rule, lr=c.lr, lr_min=c.lr_min)
     if share < 1.0:  # AdamW's step is linear in its rate: a part of the rate is a part of the way.
       nearer = _average(self.state.params, proposed.params, 1.0 - share)
       proposed = proposed.replace(params=nearer)
-    after = float(_pushing_kl(self.logps(proposed.params, packed.inputs), packed))
+    after = float(_pushing_kl(self.logps(self.whole(proposed.params), packed.inputs), packed))
     before = float(update["kl"])
     self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
     if not np.isfinite(after) or (after > self.c.kl.limit and after > before):
@@ -433,7 +439,8 @@ class Learner:
 
   def publish(self) -> dict[str, float]:
     """Serves the averaged parameters if the canary agrees, else goes back to the last that did."""
-    played = _share(self.c, self.policy, self.average, self.probe.canary, temperature=0.0)
+    served = self.policy.sampler.serve(self.whole(self.average))
+    played = _share(self.c, self.policy, served, self.probe.canary, temperature=0.0)
     score = self.probe.agreement(_answers(played))
     if score < 1.0 - self.c.probe.tolerance:
       self.state, self.average = self.stable
@@ -453,7 +460,7 @@ class Learner:
     version = self.updates
     self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
     self.checkpoints.wait()  # On disk first, served second.
-    self.published.publish(version, self.average)
+    self.published.publish(version, self.whole(self.average))
     return {"canary": score, "policy_version": float(version)}
 
   def _drawn(self, experience: Experience, i: int) -> Experience:
@@ -556,27 +563,31 @@ class Learner:
         f"the smallest images {min(patches)} patches"
       )
     own, model = cluster.split(len(fit)), self.policy.model
+    blocks = sharding.own_blocks(model.mesh) * c.accumulate
+    multiple = math.lcm(c.rows_multiple, model.blocks * c.accumulate)
     mine = fit[own.start : own.stop]
     return batch.pack_grpo(
       [row for row, *_ in mine],
       np.array([push for _, push, _ in mine], np.float32),
       model.config,
       max_tokens=c.max_tokens,
-      multiple_of=math.lcm(c.rows_multiple, model.blocks) // jax.process_count(),
-      blocks=sharding.own_blocks(model.mesh),
+      multiple_of=multiple // jax.process_count(),
+      blocks=blocks,
       kl_weights=np.array([held for *_, held in mine], np.float32),
     )
 
 
 @functools.cache  # A run learns twice from its stream, to compare: with one program.
 def _make_step(
-  model: Model, c: FrozenConfigDict
+  model: Model, c: FrozenConfigDict, dtype: str
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
+  """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer)."""
   # Adam's first steps are all of full size, whatever the gradients say: they start small.
   rate = optax.linear_schedule(c.lr / c.warmup, c.lr, c.warmup - 1)
-  tx = learner.adamw(c, rate, freeze=c.freeze)
-  loss = learner.frozen(learner.grpo_loss(model, Objective(**c.loss)), c.freeze)
-  return learner.make_step(loss, tx, donate=False), tx
+  tx = learner.adamw(c, rate)
+  loss = learner.computed_in(learner.grpo_loss(model, Objective(**c.loss)), dtype)
+  how = {"parts": c.accumulate, "mesh": model.mesh, "donate": False}
+  return learner.make_step(learner.adapted(model, loss), tx, **how), tx
 
 
 def asked(experience: Experience) -> str:

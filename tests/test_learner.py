@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from configs import common
 from pixelis_jax import batch, learner, sharding
@@ -235,48 +237,36 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counter(policy, t
   assert float(measured["skipped"]) == 0.0 and max_difference(after.params, state.params) > 0
 
 
-def test_what_is_frozen_neither_moves_nor_decays():
-  c = SimpleNamespace(
-    b1=0.9, b2=0.99, weight_decay=0.5, clip_norm=1.0, mu_dtype="float32", patch_scale=1.0
-  )
-  params = {"text": {"w": jnp.asarray([2.0])}, "visual": {"w": jnp.asarray([3.0])}}
-  loss = lambda p, batch: (p["text"]["w"][0] * p["visual"]["w"][0], {})
-  held = learner.frozen(loss, ("text",))
-  packed = table_batch()
-  assert held(params, packed)[0] == loss(params, packed)[0] == 6.0
-  grads = jax.grad(lambda p: held(p, packed)[0])(params)
-  # d(2 * 3)/d visual = 2; through the frozen factor comes nothing (it would be 3).
-  assert (float(grads["text"]["w"][0]), float(grads["visual"]["w"][0])) == (0.0, 2.0)
-  tx = learner.adamw(c, 0.1, freeze=("text",))
-  step = learner.make_step(held, tx, donate=False)
-  state, _ = step(learner.init_state(params, tx, seed=0), packed)
-  assert float(state.params["text"]["w"][0]) == 2.0  # Weight decay alone would take 0.1.
-  assert float(state.params["visual"]["w"][0]) < 2.9
-  with pytest.raises(
-    ValueError, match=r"cannot freeze 'tower': the parameters have \['text', 'vis"
-  ):
-    learner.frozen(loss, ("tower",))(params, packed)
-  with pytest.raises(ValueError, match=r"freezing \('text', 'visual'\) leaves nothing to learn"):
-    learner.frozen(loss, ("text", "visual"))(params, packed)
-
-
-def test_parts_of_parts_may_be_frozen():
-  params = {
-    "policy": {"text": {"w": jnp.ones(1)}, "texture": {"w": jnp.ones(1)}},
-    "aim": jnp.ones(1),
+def test_what_is_frozen_is_no_part_of_what_is_trained(policy):
+  """It neither moves nor decays and has no moments; together both are the parameters."""
+  parts = functools.partial(learner.parts, policy.model, policy.params)
+  trained, base = parts(["text", "visual/merger"])
+  names = lambda tree: {"/".join(path) for path in nnx.traversals.flatten_mapping(tree)}
+  assert all(name.startswith("visual/") for name in names(trained))
+  assert names(base) == names(policy.params) - names(trained)
+  assert {name for name in names(base) if "visual" in name} == {
+    name for name in names(policy.params) if name.startswith("visual/merger/")
   }
-  loss = lambda p, batch: (sum(jnp.sum(x) for x in jax.tree.leaves(p)), {})
-  held = learner.frozen(loss, ("policy/text",))
-  grads = jax.grad(lambda p: held(p, None)[0])(params)
-  # "texture" begins like "text", and is another part.
-  expected = {"policy": {"text": {"w": 0.0}, "texture": {"w": 1.0}}, "aim": 1.0}
-  assert jax.tree.map(lambda g: float(g[0]), grads) == expected
-  with pytest.raises(
-    ValueError, match=r"'policy/tower': .*\['aim', 'policy/text', 'policy/texture'"
-  ):
-    learner.frozen(loss, ("policy/tower",))(params, None)
-  with pytest.raises(ValueError, match="leaves nothing to learn"):  # The heads are dropped later.
-    learner.frozen(loss, ("policy",))(params, None)
+  joined = learner.lora.join(trained, base)
+  same = jax.tree.map(lambda x, y: x is y, joined, policy.params)
+  assert jax.tree.all(same)
+  there = r"\['text', 'visual'\]"
+  with pytest.raises(ValueError, match=rf"cannot freeze 'tower': the parameters have {there}"):
+    parts(["tower"])
+  # "visual/merge" begins a name, and names nothing.
+  with pytest.raises(ValueError, match=r"cannot freeze 'visual/merge': .*'visual/merger'"):
+    parts(["visual/merge"])
+  with pytest.raises(ValueError, match=r"freezing \('text', 'visual'\) leaves nothing to learn"):
+    parts(["text", "visual"])
+
+
+def test_frozen_adapters_are_not_trained(policy):
+  targets = (*LoraConfig(rank=2, alpha=4.0).targets, "visual/blocks/attn/qkv")
+  model = dataclasses.replace(policy.model, lora=LoraConfig(rank=2, alpha=4.0, targets=targets))
+  params = model.adapt(policy.params, jax.random.key(0))
+  trained, _ = learner.parts(model, params, ["text"])
+  assert trained.keys() == {"visual"} and trained["visual"].keys() == {"blocks"}
+  assert trained["visual"]["blocks"]["attn"]["qkv"].keys() == {"lora_a", "lora_b"}
 
 
 def test_only_adapters_are_trained(policy):
@@ -326,9 +316,11 @@ def test_without_adapters_all_is_trained(policy):
 
 def test_an_update_passes_back_only_through_what_learns(policy):
   """Forward, back for what a layer read, back for its weights; a held tower is looked through."""
-  passes = lambda model, freeze=(): learner.passes(
-    model, learner.parts(model, model.adapt(policy.params, jax.random.key(0)))[0], freeze
-  )
+
+  def passes(model, freeze=()):
+    params = model.adapt(policy.params, jax.random.key(0)) if model.lora else policy.params
+    return learner.passes(model, learner.parts(model, params, freeze)[0])
+
   assert passes(policy.model) == {"text": 3, "visual": 3}
   assert passes(policy.model, ["visual"]) == {"text": 3, "visual": 1}
   assert passes(policy.model, ["text"]) == {"text": 2, "visual": 3}

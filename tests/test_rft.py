@@ -111,9 +111,9 @@ def lora_run(lora_config, tmp_path_factory):
   workdir, bases, references = tmp_path_factory.mktemp("lora") / "run", [], []
   parts, make_logps = rft.learner.parts, rft.learner.make_logps
 
-  def spied(model, params):
-    bases.append(parts(model, params)[1])
-    return parts(model, params)
+  def spied(*what):
+    bases.append(parts(*what)[1])
+    return parts(*what)
 
   def compared(model, *how, **options):
     assert model.lora is None
@@ -234,9 +234,13 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
     if "actor/loss" in line
   ]
   assert weights and weights == pytest.approx([1.0] * len(weights), abs=1e-5)
-  learned = state.params
-  assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
-  assert max_difference(learned["text"], policy.params["text"]) > 1e-6
+  assert state.params.keys() == {"text"}
+  assert max_difference(state.params["text"], policy.params["text"]) > 1e-6
+  _, whole = load(tmp_path / "run" / "model")
+  assert max_difference(whole["visual"], policy.params["visual"]) == 0.0
+  # A checkpoint has what learned alone, and is exported with the rest.
+  assert runs.save_checkpoint(tmp_path / "run", tmp_path / "out", step=2) == 2
+  assert max_difference(load(tmp_path / "out" / "model")[1], whole) == 0.0
 
 
 def test_groups_without_a_difference_teach_nothing(config, tmp_path, monkeypatch, policy):

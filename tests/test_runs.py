@@ -25,7 +25,7 @@ def moved(params, by):
 def run(workdir, config, model_config, states):
   """A directory with a config and a checkpoint of each of `states`, by step."""
   c = config.get_config("debug").copy_and_resolve_references().unlock()
-  c.model.path, c.model.random_seed = model_config.path, 0
+  c.model.path, c.model.random_seed, c.model.freeze = model_config.path, 0, ()
   runs.keep_config(workdir, c)
   with Checkpoints(workdir / FOLDER, keep=3) as checkpoints:
     for step, state in states.items():

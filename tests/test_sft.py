@@ -103,9 +103,9 @@ def lora_run(lora_config, tmp_path_factory):
   """(workdir, final state, what the step was given as its base) of a run from 0 to 4."""
   workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], sft.learner.parts
 
-  def spied(model, params):
-    bases.append(parts(model, params)[1])
-    return parts(model, params)
+  def spied(*what):
+    bases.append(parts(*what)[1])
+    return parts(*what)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sft.learner, "parts", spied)
@@ -151,8 +151,11 @@ def test_what_is_frozen_stays(config, tmp_path, policy):
   c.see_steps, c.optimizer.muon_scale = 0, 0.0
   state = sft.main(c, tmp_path / "run")
   learned = state.params["policy"]
-  assert max_difference(learned["visual"], policy.params["visual"]) == 0.0
+  assert learned.keys() == {"text"}
   assert max_difference(learned["text"], policy.params["text"]) > 1e-6
+  _, whole = load(tmp_path / "run" / "model")
+  assert max_difference(whole["visual"], policy.params["visual"]) == 0.0
+  assert max_difference(whole["text"], learned["text"]) == 0.0
 
 
 def test_rows_are_a_function_of_the_config_and_resume_anywhere(config, policy):

@@ -1,14 +1,15 @@
 """What GRPO's parts are worth, from one SFT model: rewards, estimators, losses, what is sampled.
 
-    python benchmarks/grpo.py --model runs/tiny-sft/model --seeds 0 1 2 --out runs/grpo
     python benchmarks/grpo.py --rows sft task "+ coherence" "+ curiosity" "+ online" --out runs/grpo
+    python benchmarks/grpo.py --known docs/results/grpo.json --seeds 0 1 2 --out runs/grpo
 
 A row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the model as it is, and
 "+ online" goes on from "+ curiosity" with unlabelled requests of the original domain. Each seed has
-other questions and other samples; a finished run is not run again. Held-out questions are one set
-for all rows. A cell is the mean over the seeds with its 95% interval (Student's t); of rewards, of
-who looks at all (RaPR) and of groups that tell nothing, over the first and the last `EDGE` steps.
-The curves go to OUT/grpo.json with command, commit and device.
+other questions and other samples; a finished run is not run again, nor are those that --known, an
+earlier grpo.json, has: the new one takes them over. Held-out questions are one set for all rows. A
+cell is the mean over the seeds with its 95% interval (Student's t); of rewards, of who looks at all
+(RaPR) and of groups that tell nothing, over the first and the last `EDGE` steps. The curves go to
+OUT/grpo.json with command, commit and device.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import begin, record  # The file beside this one.
+from record import begin, commit, known, record  # The file beside this one.
 
 from configs import demo, tiny_rft
 from pixelis_jax import agent, evaluate, online, rft, sampler
@@ -27,6 +28,7 @@ from pixelis_jax.metrics import METRICS_FILE, mean_interval, read_lines
 
 EDGE = 5
 CURVES = {"reward": "critic/rewards/mean", "RaPR": "rapr", "zero variance": "zero_variance"}
+ASKED = ("model", "steps", "lr", "questions", "n", "requests")
 ONLY_TASK = {"reward.weights.curiosity": 0.0}
 COHERENT = {**ONLY_TASK, "reward.weights.coherence": 0.1}
 SFT, ONLINE, START = "sft", "+ online", "+ curiosity"
@@ -52,13 +54,17 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-  """A row with one seed: held-out accuracy, calls a question, and what was logged of each step."""
+  """A row with one seed: held-out accuracy, calls a question, and what was logged of each step.
+
+  `commit` is that of the code that ran.
+  """
 
   row: str
   seed: int
   accuracy: float
   calls: float
   curves: dict[str, list[float]]
+  commit: str
 
 
 def settings(args: argparse.Namespace, row: str, seed: int) -> Any:
@@ -74,12 +80,12 @@ def settings(args: argparse.Namespace, row: str, seed: int) -> Any:
 def run(args: argparse.Namespace, row: str, seed: int) -> Run:
   """One seed of a row; OUT/ROW-SEED holds it."""
   workdir = args.out / f"{row.replace(' ', '')}-{seed}"
-  asked = ("model", "steps", "lr", "questions", "n", "requests")
-  begin(workdir, {name: str(vars(args)[name]) for name in asked})
+  begin(workdir, {name: str(vars(args)[name]) for name in ASKED})
   result = workdir / "result.json"
   if not result.exists():
     measure = {SFT: asked_alone, ONLINE: learn_online}.get(row, train)
-    result.write_text(json.dumps(measure(args, row, seed, workdir)))
+    found = measure(args, row, seed, workdir)
+    result.write_text(json.dumps({**found, "commit": commit()}))
   return Run(row=row, seed=seed, **json.loads(result.read_text()))
 
 
@@ -141,6 +147,12 @@ def line(runs: Sequence[Run]) -> dict[str, Any]:
   }
 
 
+def lines(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """A line a row, in the order of `ROWS`."""
+  by_row = [[r for r in runs if r.row == row] for row in ROWS]
+  return [line(found) for found in by_row if found]
+
+
 def table(lines: Sequence[dict[str, Any]]) -> str:
   """Markdown."""
   titles = [*CURVES]
@@ -160,7 +172,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", default="runs/tiny-sft/model")
+  parser.add_argument("--model", default="assets/tiny-vl-sft")
   parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
   parser.add_argument("--steps", type=int, default=30)
@@ -168,18 +180,19 @@ def main() -> None:
   parser.add_argument("--lr", type=float, default=5e-5)
   parser.add_argument("--n", type=int, default=400, help="held-out questions")
   parser.add_argument("--requests", type=int, default=256, help=f"of {ONLINE!r}")
+  parser.add_argument("--known", type=Path, help="an earlier table: OUT/grpo.json")
   parser.add_argument("--out", type=Path, default=Path("runs/grpo"))
   args = parser.parse_args()
-  runs: dict[str, list[Run]] = {row: [] for row in args.rows}
+  asked = {name: vars(args)[name] for name in ASKED}
+  runs = [Run(**found) for found in known(args.known, "runs", asked)]
   for seed in args.seeds:
     for row in args.rows:
-      if row == SFT and runs[SFT]:
-        continue  # It has no seed.
-      runs[row].append(run(args, row, seed))
-      lines = [line(found) for found in runs.values() if found]
-      kept = [dataclasses.asdict(r) for found in runs.values() for r in found]
-      record(args.out, "grpo", {"rows": lines, "runs": kept})
-  print(table(lines))
+      if any(r.row == row and (r.seed == seed or row == SFT) for r in runs):
+        continue  # "sft" has no seed.
+      runs.append(run(args, row, seed))
+      kept = [dataclasses.asdict(r) for r in runs]
+      record(args.out, "grpo", {**asked, "rows": lines(runs), "runs": kept})
+  print(table(lines(runs)))
 
 
 if __name__ == "__main__":

@@ -36,15 +36,16 @@ def test_a_line_has_means_over_seeds_and_the_curves_edges(bench):
   lower = [0.2] * 5 + [9.0] * 20 + [0.4] * 5
   of = lambda c: {"reward": c, "RaPR": c, "zero variance": c}
   runs = [
-    bench.Run(row="task", seed=0, accuracy=0.8, calls=1.0, curves=of(curve)),
-    bench.Run(row="task", seed=1, accuracy=0.9, calls=2.0, curves=of(lower)),
+    bench.Run(row="task", seed=0, accuracy=0.8, calls=1.0, curves=of(curve), commit="abc"),
+    bench.Run(row="task", seed=1, accuracy=0.9, calls=2.0, curves=of(lower), commit="abc"),
   ]
   line = bench.line(runs)
   # Two values 10 apart: 12.706 * 10 / sqrt(2) / sqrt(2) to either side.
   assert line["interval"] == pytest.approx((85 - 63.53, 85 + 63.53), abs=0.01)
   assert line["edges"]["RaPR"] == pytest.approx([0.1, 0.7])
-  alone = bench.line([bench.Run(row="sft", seed=0, accuracy=0.5, calls=1.0, curves={})])
-  shown = bench.table([alone, line])
+  sft = bench.Run(row="sft", seed=0, accuracy=0.5, calls=1.0, curves={}, commit="abc")
+  shown = bench.table(bench.lines([*runs, sft]))
+  assert shown.index("| sft") < shown.index("| task")
   assert "| sft | 50.0 | 1.00 | - | - | - |" in shown
   assert "| task | 85.0 (21.5 to 148.5) | 1.50 | 0.10 to 0.70 |" in shown
 

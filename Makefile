@@ -86,6 +86,7 @@ tiny: $(VENV)/.installed
 	$(BIN)/python -m pixelis_jax.data.build --manifest=docs/manifests/tiny.json --out=$(TINY)-data
 	$(BIN)/python -m pixelis_jax.sft --config=configs/tiny_sft.py --workdir=$(TINY)-sft --config.data.file=$(TINY)-data
 	$(BIN)/python -m pixelis_jax.rft --config=configs/tiny_rft.py:tools --workdir=$(TINY)-rft --config.model.path=$(TINY)-sft/model
+	$(BIN)/pixelis export $(TINY)-sft assets/tiny-vl-sft --force
 	$(BIN)/pixelis export $(TINY)-rft assets/tiny-vl --force
 
 clean:

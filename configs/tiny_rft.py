@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"config argument {arg!r} must be one of {OPTIONS}")
   c = ConfigDict()
   c.seed = 0
-  c.model = common.trained("runs/tiny-sft/model")
+  c.model = common.trained("assets/tiny-vl-sft")
   c.model.rows_multiple = 64
   c.limits = common.limits()
   c.mesh = common.mesh()

@@ -50,6 +50,7 @@ def test_tiny_hands_each_model_to_the_next_step(tmp_path):
     "pixelis_jax.data.build --manifest=docs/manifests/tiny.json --out=t-data",
     "pixelis_jax.sft --config=configs/tiny_sft.py --workdir=t-sft --config.data.file=t-data",
     "--workdir=t-rft --config.model.path=t-sft/model",
+    "pixelis export t-sft assets/tiny-vl-sft --force",
     "pixelis export t-rft assets/tiny-vl --force",
   )
   order = [done.stdout.index(part) for part in steps]

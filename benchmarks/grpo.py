@@ -7,9 +7,9 @@ A row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the m
 "+ online" goes on from "+ curiosity" with unlabelled requests of the original domain. Each seed has
 other questions and other samples; a finished run is not run again, nor are those that --known, an
 earlier grpo.json, has: the new one takes them over. Held-out questions are one set for all rows. A
-cell is the mean over the seeds with its 95% interval (Student's t); of rewards, of who looks at all
-(RaPR) and of groups that tell nothing, over the first and the last `EDGE` steps. The curves go to
-OUT/grpo.json with command, commit and device.
+cell is the mean over the seeds with its 95% interval (Student's t); of samples that are right, of
+rewards, of who looks at all (RaPR) and of groups that tell nothing, over the first and the last
+`EDGE` steps. The curves go to OUT/grpo.json with command, commit and device.
 """
 
 import argparse
@@ -27,7 +27,12 @@ from pixelis_jax import agent, evaluate, online, rft, sampler
 from pixelis_jax.metrics import METRICS_FILE, mean_interval, read_lines
 
 EDGE = 5
-CURVES = {"reward": "critic/rewards/mean", "RaPR": "rapr", "zero variance": "zero_variance"}
+CURVES = {
+  "sampled right": "task",  # At temperature 1, where held-out answers are greedy.
+  "reward": "critic/rewards/mean",
+  "RaPR": "rapr",
+  "zero variance": "zero_variance",
+}
 ASKED = ("model", "steps", "lr", "questions", "n", "requests")
 ONLY_TASK = {"reward.weights.curiosity": 0.0}
 COHERENT = {**ONLY_TASK, "reward.weights.coherence": 0.1}
@@ -177,7 +182,7 @@ def main() -> None:
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
   parser.add_argument("--steps", type=int, default=30)
   parser.add_argument("--questions", type=int, default=16)
-  parser.add_argument("--lr", type=float, default=5e-5)
+  parser.add_argument("--lr", type=float, default=1e-4)
   parser.add_argument("--n", type=int, default=400, help="held-out questions")
   parser.add_argument("--requests", type=int, default=256, help=f"of {ONLINE!r}")
   parser.add_argument("--known", type=Path, help="an earlier table: OUT/grpo.json")

@@ -34,7 +34,7 @@ def test_every_row_is_a_config(bench):
 def test_a_line_has_means_over_seeds_and_the_curves_edges(bench):
   curve = [0.0] * 5 + [9.0] * 20 + [1.0] * 5
   lower = [0.2] * 5 + [9.0] * 20 + [0.4] * 5
-  of = lambda c: {"reward": c, "RaPR": c, "zero variance": c}
+  of = lambda c: dict.fromkeys(bench.CURVES, c)
   runs = [
     bench.Run(row="task", seed=0, accuracy=0.8, calls=1.0, curves=of(curve), commit="abc"),
     bench.Run(row="task", seed=1, accuracy=0.9, calls=2.0, curves=of(lower), commit="abc"),
@@ -46,7 +46,7 @@ def test_a_line_has_means_over_seeds_and_the_curves_edges(bench):
   sft = bench.Run(row="sft", seed=0, accuracy=0.5, calls=1.0, curves={}, commit="abc")
   shown = bench.table(bench.lines([*runs, sft]))
   assert shown.index("| sft") < shown.index("| task")
-  assert "| sft | 50.0 | 1.00 | - | - | - |" in shown
+  assert "| sft | 50.0 | 1.00 | - | - | - | - |" in shown
   assert "| task | 85.0 (21.5 to 148.5) | 1.50 | 0.10 to 0.70 |" in shown
 
 

@@ -65,7 +65,7 @@ def settings(args: argparse.Namespace, model: Path, seed: int) -> Any:
   c.learn.requests, c.learn.contrast, c.learn.publish_every = 8, 2, 4
   c.learn.max_tokens = 512  # Room; rows are padded to the longest, here to 96 or 128.
   c.learn.rows_multiple = c.learn.requests * c.learn.contrast
-  c.learn.lr, c.learn.warmup = args.lr, 2
+  c.learn.lr, c.learn.warmup, c.learn.accumulate = args.lr, 2, 1
   c.probe.canary, c.probe.rehearse, c.keep = 0, 0, 1
   return c.lock()
 

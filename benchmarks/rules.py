@@ -30,10 +30,12 @@ import numpy as np
 from record import begin, commit, known, record, span  # The file beside this one.
 
 from configs import demo
-from pixelis_jax import evaluate, online, sampler, ttrl
+from pixelis_jax import evaluate, online, sampler
 from pixelis_jax.algo import verifiers, voting
+from pixelis_jax.answering import Answerer
 from pixelis_jax.data.requests import write_requests
 from pixelis_jax.data.tasks import drop_labels
+from pixelis_jax.handover import Published
 from pixelis_jax.metrics import METRICS_FILE, mean_interval, read_lines
 from pixelis_jax.types import Ballot, Task
 
@@ -135,7 +137,7 @@ def craft(c: Any, stream: str) -> None:
     write_requests(c.requests, renumbered(asked[:1], c.stream.n))
     return
   policy = sampler.load_policy(c.model)
-  answer = ttrl.Answerer(c, policy, ttrl.Published(0, policy.params), None)
+  answer = Answerer(c, policy, Published(0, policy.params), None)
   wrong: list[Task] = []
   for at in range(0, len(asked), c.arrivals):
     arrived = [drop_labels(task) for task in asked[at : at + c.arrivals]]

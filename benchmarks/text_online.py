@@ -35,11 +35,13 @@ from record import begin, record  # The file beside this one.
 from configs import demo
 from pixelis_jax import online, sampler, ttrl
 from pixelis_jax.algo import pseudo_rewards, verifiers, voting
+from pixelis_jax.answering import Answerer
 from pixelis_jax.data.arithmetic import problems, write_questions
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.requests import write_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.evaluate import Score
+from pixelis_jax.handover import Published
 from pixelis_jax.metrics import TRAJECTORIES_FILE, mean_interval, read_lines
 from pixelis_jax.types import Ballot, Task, Trajectory
 
@@ -103,7 +105,7 @@ def summary(asked: Sequence[Task], found: dict[str, list]) -> dict[str, Any]:
 
 def measure(c: Any, policy: sampler.Policy, params: Any, asked: Sequence[Task]) -> dict[str, Any]:
   """These parameters on labelled problems, which the policy sees without their answers."""
-  answer = ttrl.Answerer(c, policy, ttrl.Published(0, params), None)
+  answer = Answerer(c, policy, Published(0, params), None)
   groups: list[list[Trajectory]] = []
   for at in range(0, len(asked), c.arrivals):  # In the stream's shapes: the same programs.
     arrived = [drop_labels(task) for task in asked[at : at + c.arrivals]]

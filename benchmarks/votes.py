@@ -23,11 +23,14 @@ import jax
 from record import record  # The file beside this one.
 
 from configs import demo
-from pixelis_jax import evaluate, sampler, ttrl
+from pixelis_jax import evaluate, sampler
 from pixelis_jax.algo import pseudo_rewards, voting
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.calibration import ece
+from pixelis_jax.answering import Answerer
 from pixelis_jax.data.tasks import drop_labels
+from pixelis_jax.handover import Published
+from pixelis_jax.history import History
 from pixelis_jax.metrics import interval
 from pixelis_jax.online import passes
 from pixelis_jax.types import Ballot, Task, Trajectory, Vote
@@ -36,7 +39,7 @@ GATED = "informed views, gated"
 TAUGHT = ("majority of samples (TTRL)", "informed views")  # Votes that samples are paid by.
 
 
-def votes(c: Any, group: Sequence[Trajectory], views, history: ttrl.History) -> dict[str, Vote]:
+def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[str, Vote]:
   """Each rule's vote on one request."""
   blind = c.vote.copy_and_resolve_references().unlock()
   blind.view_temperature = math.inf
@@ -54,9 +57,9 @@ def votes(c: Any, group: Sequence[Trajectory], views, history: ttrl.History) -> 
   }
 
 
-def played(c: Any, answer: ttrl.Answerer, tasks: Sequence[Task]):
+def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
   """(task, samples, votes by rule, answers by view) of each request, in the stream's order."""
-  history = ttrl.History.start(c.vote)
+  history = History.start(c.vote)
   for at in range(0, len(tasks), c.arrivals):
     asked = tasks[at : at + c.arrivals]
     arrived = [drop_labels(task) for task in asked]
@@ -73,7 +76,7 @@ def rows(stream: str, n: int) -> list[dict]:
   c = demo.get_config(stream).copy_and_resolve_references().unlock()
   c.stream.n = n
   policy = sampler.load_policy(c.model)
-  answer = ttrl.Answerer(c, policy, ttrl.Published(0, policy.params), None)
+  answer = Answerer(c, policy, Published(0, policy.params), None)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
   for task, group, cast, seen in played(c, answer, list(evaluate.made(c.stream))):

@@ -42,9 +42,12 @@ from pixelis_jax import (
   sharding,
 )
 from pixelis_jax.algo import calibration, pseudo_rewards, verifiers, voting
+from pixelis_jax.answering import Answerer
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.data.video import Budget
+from pixelis_jax.handover import Inbox, Published
+from pixelis_jax.history import History
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.metrics import (
   METRICS_FILE,
@@ -55,7 +58,7 @@ from pixelis_jax.metrics import (
   interval,
   read_lines,
 )
-from pixelis_jax.ttrl import Answerer, History, Inbox, Learner, Probe, Published, make_probe
+from pixelis_jax.ttrl import Learner, Probe, make_probe
 from pixelis_jax.types import Experience, Task, Vote
 
 PACES = ("learner", "none", "lockstep")

@@ -1,14 +1,17 @@
 """Episodes of the real sampler with random weights, which never ask for a tool of their own."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import demo
 from pixelis_jax.types import (
   Box,
   Completion,
+  Experience,
   Generate,
   Picture,
   Status,
@@ -17,16 +20,22 @@ from pixelis_jax.types import (
   ToolResult,
   Trajectory,
   Turns,
+  Vote,
 )
 from tests import fakes
 
 LIFT = 30.0  # Channel 0 of every embedding: the same large input everywhere.
 SCALE = 0.02  # And of the final norm.
+SAMPLED = {}  # By image: the same samples whenever they are asked for.
 
 
 def task(id: str, question: str = "what?", *, seed: int = 0) -> Task:
   """A question about a 40 x 40 noise image: 80 x 80 as shown, 16 image tokens."""
   return fakes.task(id, question=question, images=[fakes.image(40, 40, seed=seed)])
+
+
+def unlabelled(id, seed=0):
+  return dataclasses.replace(task(id, seed=seed), answer=None)
 
 
 def crop(seed: int, *, height: int = 30, width: int = 30) -> ToolResult:
@@ -102,3 +111,32 @@ def max_difference(a: dict, b: dict) -> float:
 def copied(params: dict) -> dict:
   """Weights that a donating step may consume."""
   return jax.tree.map(jnp.copy, params)
+
+
+def online_config(path: str):
+  """The online loop's on random weights, with two turns an episode."""
+  c = demo.get_config("debug").copy_and_resolve_references().unlock()
+  c.model.path, c.model.random_seed = path, 0
+  c.limits.turns = 2
+  c.memory.backend = "exact"
+  return c.lock()
+
+
+def experience(policy, task, odd, *, id="e") -> Experience:
+  """Four samples of a task, voted "1"; those in `odd` answered it, so that advantages differ."""
+  image = task.images[0].tobytes()
+  if image not in SAMPLED:
+    generate = policy.sampler.bind(policy.params, key=jax.random.key(3), version=0)
+    SAMPLED[image] = generate([(task, ())] * 4)
+  samples = []
+  for i, completion in enumerate(SAMPLED[image]):
+    answer = "1" if i in odd else "2"
+    samples.append(
+      Trajectory(
+        task=task, steps=(Step(completion=completion),), status=Status.ANSWERED, answer=answer
+      )
+    )
+  vote = Vote(answer="1", confidence=0.9, share=0.9, margin=0.8, counts={"1": 0.9}, ballots=())
+  key = np.zeros(2 * policy.model.config.text.width, np.float32)
+  key[0] = 1.0
+  return Experience(id=id, key=key, trajectories=tuple(samples), vote=vote, policy_version=0)

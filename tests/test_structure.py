@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
   1: ("types", "cluster", "sharding", "metrics", "program"),
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint", "packing"),
-  3: ("batch", "exchange", "history", "weights", "timing"),
+  3: ("batch", "exchange", "handover", "history", "weights", "timing"),
   4: ("sampler", "agent", "learner", "data"),
-  5: ("evaluate", "lessons", "rollouts", "runs", "surprise", "ttrl"),
+  5: ("answering", "evaluate", "lessons", "rollouts", "runs", "surprise", "ttrl"),
   6: ("sft", "rft", "online"),
   7: ("plan", "cli", "serve"),
 }

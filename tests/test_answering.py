@@ -1,0 +1,222 @@
+"""Votes without labels: by views, samples and memory, weighed, calibrated and guarded."""
+
+import contextlib
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from pixelis_jax.algo.calibration import Calibration
+from pixelis_jax.answering import Answerer
+from pixelis_jax.handover import Published
+from pixelis_jax.history import History
+from pixelis_jax.memory.store import Memory
+from pixelis_jax.tools.views import VIEWS
+from pixelis_jax.types import Box
+from tests import episodes
+from tests.episodes import experience, unlabelled
+
+START = History.start(demo.get_config().vote)
+
+
+@pytest.fixture(scope="module")
+def config(model_config):
+  return episodes.online_config(model_config.path)
+
+
+def without_image(id):
+  return dataclasses.replace(unlabelled(id), images=())
+
+
+@contextlib.contextmanager
+def answering(config, policy, folder):
+  dim = 2 * policy.model.config.text.width
+  with Memory(folder / "memory.sqlite", dim=dim, backend="exact") as memory:
+    yield Answerer(config, policy, Published(7, policy.params), memory)
+
+
+@pytest.fixture
+def answerer(config, policy, tmp_path):
+  with answering(config, policy, tmp_path) as made:
+    yield made
+
+
+@pytest.fixture(scope="module")
+def first(config, policy, tmp_path_factory):
+  """(experience, history) of the first request, answered with nothing in memory."""
+  with answering(config, policy, tmp_path_factory.mktemp("first")) as made:
+    (got,), history = made([unlabelled("a")], jax.random.key(0), START)
+  return got, history
+
+
+@pytest.mark.parametrize("label", [{"answer": "7"}, {"boxes": (Box(0.0, 0.0, 2.0, 2.0),)}])
+def test_a_label_cannot_reach_the_loop(answerer, label):
+  task = dataclasses.replace(unlabelled("a"), **label)
+  with pytest.raises(ValueError, match="'a' carries a label"):
+    answerer([task], jax.random.key(0), START)
+
+
+def test_an_answer_is_samples_votes_and_a_unit_key(answerer, config):
+  tasks = [unlabelled("a"), unlabelled("b", seed=1)]
+  got, _ = answerer(tasks, jax.random.key(0), START)
+  assert [e.id for e in got] == ["a", "b"]
+  for e in got:
+    assert len(e.trajectories) == config.samples
+    assert [b.view for b in e.vote.ballots] == [v.name for v in VIEWS]
+    assert e.policy_version == 7
+    np.testing.assert_allclose(np.linalg.norm(e.key), 1.0, rtol=1e-5)
+
+
+def test_samples_vote_where_there_is_nothing_to_look_at(answerer, config):
+  """Views of no image would be one greedy answer 13 times, and unanimous about it."""
+  tasks = [unlabelled("a"), without_image("b")]
+  seen, read = answerer(tasks, jax.random.key(0), START)[0]
+  assert [b.view for b in seen.vote.ballots] == [v.name for v in VIEWS]
+  assert [b.view for b in read.vote.ballots] == ["identity"] * config.samples
+  assert [b.answer for b in read.vote.ballots] == [t.answer for t in read.trajectories]
+
+
+def voting_by(answerer, **changes):
+  """The same answerer under another `vote` config."""
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.vote.update(changes)
+  return dataclasses.replace(answerer, c=c.lock())
+
+
+@pytest.mark.parametrize(
+  ("voters", "heard"),
+  [
+    (("samples",), ["samples"]),
+    (("views", "samples"), ["views", "samples"]),
+    (("memory",), ["memory"]),
+    (("samples", "memory"), ["samples", "memory"]),
+  ],
+)
+def test_votes_are_of_views_samples_and_memory_as_asked(
+  answerer, config, policy, first, voters, heard
+):
+  task, key = unlabelled("a"), first[0].key
+  answerer.memory.add(dataclasses.replace(experience(policy, task, {0}, id="twin"), key=key))
+  (got,), _ = voting_by(answerer, voters=voters)([task], jax.random.key(0), START)
+  cast = {"views": [v.name for v in VIEWS], "samples": ["identity"] * config.samples}
+  cast["memory"] = ["memory"]
+  assert [b.view for b in got.vote.ballots] == [name for part in heard for name in cast[part]]
+  if voters == ("memory",):  # It was believed 0.9, and there is nobody else to be believed.
+    assert (got.vote.answer, got.vote.confidence) == ("1", 1.0)
+
+
+def test_wrong_voters_are_named(answerer):
+  tasks = [unlabelled("a")]
+  for voters in ((), ("views", "neighbours")):
+    with pytest.raises(ValueError, match="vote.voters .* must be some of"):
+      voting_by(answerer, voters=voters)(tasks, jax.random.key(0), START)
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.memory.weight = 0.0
+  with pytest.raises(ValueError, match="memory.weight 0.0 must be positive"):
+    dataclasses.replace(answerer, c=c)._remembered(tasks[0], np.zeros(1))
+
+
+def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, policy, first):
+  """Published weights that never stop writing change the samples, and no ballot."""
+  tasks, before = [unlabelled("a")], first[0]
+  token = int(policy.chat.target("a")[0])
+  answerer.published.publish(8, episodes.tilted(policy.params, {token: 30.0}))
+  after, _ = answerer(tasks, jax.random.key(0), START)
+  assert before.vote.ballots[0].weight == after[0].vote.ballots[0].weight
+  sampled = [t.steps[0].completion.tokens.tolist() for t in after[0].trajectories]
+  assert all(set(tokens) == {token} for tokens in sampled)
+
+
+def test_views_that_told_more_before_weigh_more(answerer, first):
+  """The same ballots, but for what earlier requests say of their views."""
+  views = START.views
+  for i in range(64):
+    others = [(v.name, "1", 0.0) for v in VIEWS if v.name != "stretch"]
+    views = views.update("digit", [("stretch", str(i % 8), 0.0), *others])
+  heard = dataclasses.replace(START, views=views)
+  task = unlabelled("a")
+  weights = []
+  (informed,), heard = answerer([task], jax.random.key(0), heard)
+  for got, after in (first, (informed, heard)):
+    weights.append({b.view: b.weight for b in got.vote.ballots})
+    assert after.views.tallies["stretch"][task.kind].asked >= 1.0  # It has heard this one, too.
+  plain, informed = ({k: w[k] / w["identity"] for k in w} for w in weights)
+  assert informed["stretch"] > 2 * plain["stretch"]
+  np.testing.assert_allclose(informed["wide"], plain["wide"], rtol=1e-6)
+
+
+def test_votes_of_voters_who_tell_nothing_are_not_believed(answerer):
+  """Everything the views said so far was one answer: they may agree, and teach nothing."""
+  views, seen = START.views, START.views
+  for i in range(64):
+    views = views.update("", [(v.name, "1", 0.0) for v in VIEWS])
+    seen = seen.update("", [(v.name, str(i % 8), 0.0) for v in VIEWS])
+  for history, believed in ((views, False), (seen, True)):
+    got, _ = answerer(
+      [unlabelled("a")], jax.random.key(0), dataclasses.replace(START, views=history)
+    )
+    vote = got[0].vote
+    assert (vote.confidence > 0.0) == (believed and vote.share > 0.0)
+    assert vote.confidence <= vote.share
+
+
+def test_a_history_survives_json(first):
+  _, history = first
+  assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
+def test_memory_neighbours_vote_and_their_weight_is_bounded(answerer, policy, config, first):
+  task, (alone, _) = unlabelled("a"), first
+  vote = dataclasses.replace(experience(policy, task, {0}).vote, confidence=0.5)
+  twin = dataclasses.replace(alone, id="twin", vote=vote)
+  answerer.memory.add(twin)
+  ballots = answerer._remembered(task, alone.key)
+  # The same key: similarity 1, so the weight is memory.weight times the neighbour's confidence.
+  assert [b.source for b in ballots] == ["twin"] and ballots[0].answer == "1"
+  np.testing.assert_allclose(ballots[0].weight, config.memory.weight * 0.5, rtol=1e-5)
+  answerer.memory.add(dataclasses.replace(twin, id="a"))
+  assert [b.source for b in answerer._remembered(task, alone.key)] == ["twin"]  # Not itself.
+
+
+def test_a_calibrated_vote_says_how_often_such_votes_hold(answerer):
+  (raw,), _ = voting_by(answerer, trust_half=0.0)([unlabelled("a")], jax.random.key(0), START)
+  half = Calibration(confidence=(0.0, 1.0), right=(0.25, 0.75))
+  calibrated = dataclasses.replace(voting_by(answerer, trust_half=0.0), calibration=half)
+  (got,), _ = calibrated([unlabelled("a")], jax.random.key(0), START)
+  assert raw.vote.uncalibrated is None and got.vote.uncalibrated == raw.vote.confidence
+  assert got.vote.confidence == pytest.approx(0.25 + raw.vote.confidence / 2)
+  assert (got.vote.share, got.vote.answer) == (raw.vote.share, raw.vote.answer)
+
+
+def test_only_visits_to_the_same_question_can_flip_it(answerer, policy):
+  """Stored 2, 1, 2 in that order; another question, kind or an unanswered visit is no visit."""
+  task = unlabelled("a")
+  e = experience(policy, task, {0})
+  answered = lambda id, answer, e=e: dataclasses.replace(
+    e, id=id, vote=dataclasses.replace(e.vote, answer=answer)
+  )
+  far = np.roll(e.key, 1)
+  near = 0.9 * e.key + np.float32(np.sqrt(1 - 0.9**2)) * far
+  other = experience(policy, dataclasses.replace(task, kind="other"), {0})
+  for visit in (
+    answered("z", "2"),
+    dataclasses.replace(answered("near", "3"), key=near),
+    answered("y", "1"),
+    answered("other", "4", other),
+    answered("none", None),
+    answered("x", "2"),
+  ):
+    answerer.memory.add(visit)
+  c = answerer.c.copy_and_resolve_references().unlock()
+  c.guard.weight = 1.0
+  guarding = dataclasses.replace(answerer, c=c)
+  vote = dataclasses.replace(e.vote, answer="2")
+  # 2, 1, 2, 2: two changes of three. By names, or nearest first, it would be another order.
+  assert guarding._guarded(vote, task, e.key).confidence == pytest.approx(0.9 / 3)
+  assert guarding._guarded(vote, dataclasses.replace(task, id="x"), e.key).confidence == (
+    pytest.approx(0.9 * (1 - 2 / 2))  # Not itself: 2, 1, 2.
+  )
+  assert answerer._guarded(vote, task, e.key) == vote  # Off.

@@ -20,6 +20,7 @@ table goes to OUT/rules.json with command, commit and device.
 
 import argparse
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -167,6 +168,9 @@ def run(args: argparse.Namespace, row: str, stream: str, seed: int) -> Cell:
   shared = args.out / f"{stream}-{seed}"
   begin(shared, {name: str(vars(args)[name]) for name in ("model", "requests", "n")})
   c, workdir = settings(args, row, stream, seed, shared), shared / row.replace(", ", "-")
+  kept = workdir / "cell.json"
+  if kept.exists():
+    return Cell(**json.loads(kept.read_text()))
   if stream in CRAFTED:
     craft(c, stream)
   before = shared / "before.json"  # What `online` measures first, under its own name.
@@ -177,7 +181,7 @@ def run(args: argparse.Namespace, row: str, stream: str, seed: int) -> Cell:
   shutil.copyfile(workdir / before.name, before)
   labels = workdir / "labels" / METRICS_FILE
   right = [line["ground_truth_ratio"] for line in read_lines(labels)] if labels.exists() else []
-  return Cell(
+  cell = Cell(
     row=row,
     stream=stream,
     seed=seed,
@@ -188,6 +192,8 @@ def run(args: argparse.Namespace, row: str, stream: str, seed: int) -> Cell:
     commit=commit(),
     **{name: result[name] for name in MEASURED},
   )
+  kept.write_text(json.dumps(dataclasses.asdict(cell)))
+  return cell
 
 
 def worst(right: Sequence[float], window: int) -> float | None:

@@ -352,16 +352,16 @@ def parts(model: Model, params: Params, freeze: Sequence[str] = ()) -> tuple[Par
     if not any(under(path, name) for path in flat):
       there = {"/".join(path[: name.count("/") + 1]) for path in flat}
       raise ValueError(f"cannot freeze {name!r}: the parameters have {sorted(there)}")
-  if model.lora is None and not freeze:
-    return params, {}
-  frozen = {path for path in flat if any(under(path, name) for name in freeze)}
-  if model.lora is not None:
-    frozen |= {path for path in flat if path[-1] not in lora.TRAINED}
-  trained = {path: x for path, x in flat.items() if path not in frozen}
-  if not trained:
+  trained, base = (params, {}) if model.lora is None else lora.split(params)
+  if not freeze:
+    return trained, base
+  flat = nnx.traversals.flatten_mapping(trained)
+  held = {path: x for path, x in flat.items() if any(under(path, name) for name in freeze)}
+  if len(held) == len(flat):
     raise ValueError(f"freezing {tuple(freeze)} leaves nothing to learn")
-  base = {path: x for path, x in flat.items() if path in frozen}
-  return nnx.traversals.unflatten_mapping(trained), nnx.traversals.unflatten_mapping(base)
+  free = {path: x for path, x in flat.items() if path not in held}
+  unflatten = nnx.traversals.unflatten_mapping
+  return unflatten(free), lora.join(unflatten(held), base)
 
 
 def passes(model: Model, trained: Params) -> dict[str, int]:

@@ -81,7 +81,7 @@ METRICS: dict[str, str] = {
   "dynamics_change": "The same error of a model by which calls change nothing.",
   "dynamics_scale": "Root mean square of such errors since the run began; 0 while it is unknown.",
   "zero_variance": "Share of groups dropped because all their rewards were equal, 0 to 1.",
-  "replayed": "Samples of earlier steps in an update, as a share of the new ones.",
+  "replayed": "Samples of earlier steps in an update, or experiences, as a share of the new ones.",
   "staleness": "Updates since the policy that played the rollouts; 0 where it is the newest.",
   "stage": "Stage of the curriculum, from 0; of that of rewards: the goal, coherence, all.",
   "rollout_corr/k3_kl": "k3 estimate of the KL from sampler to an update's first policy, nats.",

@@ -102,11 +102,13 @@ def run(
   with _memory(c, policy, workdir) as memory:
     start = {"next": 0, "history": History.start(c.vote).to_dict()}
     state = cluster.told(lambda: memory.get_state("stream") or start)
-    learn = Learner(c, learning, published, probe, workdir)
+    process = policy.chat.patches
+    recall = lambda ids: exchange.experiences(lambda: memory.recall(ids, process), process)
+    learn = Learner(c, learning, published, probe, workdir, recall)
     answer = Answerer(c, policy, published, memory, calibrated)
     inbox = Inbox()
     waiting = lambda: _waiting(memory, learn.learned, policy, c)
-    for experience in exchange.experiences(waiting, policy.chat.patches):
+    for experience in exchange.experiences(waiting, process):
       inbox.put(experience)
     history = History.from_dict(state["history"])
     with (
@@ -350,7 +352,9 @@ def passes(vote: Vote, c: Any) -> bool:
   return voting.gate(vote, **c.gate)
 
 
-def _waiting(memory: Memory, learned: str | None, policy, c: Any) -> list[Experience]:
+def _waiting(
+  memory: Memory, learned: str | None, policy: sampler.Policy, c: Any
+) -> list[Experience]:
   """What was answered but not yet learned from when the process ended.
 
   All entries have one priority, so the oldest are evicted first: if `learned` is gone, all that is
@@ -358,7 +362,7 @@ def _waiting(memory: Memory, learned: str | None, policy, c: Any) -> list[Experi
   """
   ids = memory.ids()
   start = ids.index(learned) + 1 if learned in ids else 0
-  found = [memory.get(id, policy.chat.patches) for id in ids[start:]]
+  found = memory.recall(ids[start:], policy.chat.patches)
   return [experience for experience in found if passes(experience.vote, c)]
 
 

@@ -27,6 +27,7 @@ from pixelis_jax.algo import advantages, pace, voting
 from pixelis_jax.algo.kl import AdaptiveKl
 from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.algo.pseudo_rewards import PseudoReward, agreement, pseudo_rewards
+from pixelis_jax.algo.replay import Replay
 from pixelis_jax.algo.verifiers import alike
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
@@ -37,6 +38,7 @@ from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Experience, Task, Trajectory, Vote, content_key
 
 Weighted: TypeAlias = tuple[batch.Row, float, float]  # A row, its advantage, its weight in the KL.
+Recall: TypeAlias = Callable[[Sequence[str]], list[Experience]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +96,26 @@ def _answers(mine: Sequence[Trajectory]) -> list[str | None]:
 class Learner:
   """The learning path: the only owner of the TrainState, and the only one who publishes.
 
-  The step does not donate: an update may be refused, and then the old state stands.
+  An update reads new experiences, and with them some that it has read before: requests come once,
+  and once is not enough. The step does not donate: an update may be refused, and then the old state
+  stands.
   """
 
   def __init__(
-    self, c: Any, policy: sampler.Policy, published: Published, probe: Probe, workdir: Path
+    self,
+    c: Any,
+    policy: sampler.Policy,
+    published: Published,
+    probe: Probe,
+    workdir: Path,
+    recall: Recall,
   ):
-    """Restores what was last published from `workdir`, and publishes it."""
+    """Restores what was last published from `workdir`, and publishes it.
+
+    `recall` gives the experiences of these ids again, as many of them as are still remembered.
+    """
     self.c, self.policy, self.published, self.probe = c, policy, published, probe
+    self.recall = recall
     model, dtype = policy.model, c.model.dtype
     self.step, tx = _make_step(model, FrozenConfigDict(c.learn), dtype)
     self.logps = learner.make_logps(model, dtype, parts=c.learn.accumulate)
@@ -113,6 +127,8 @@ class Learner:
     self.throttle = pace.Throttle(c.learn.per_minute)
     self.lessons: Counter[str] = Counter()  # By question; only where their number has a limit.
     self.reward = PseudoReward(**c.learn.reward)
+    # Ids of what was read, by the share of samples that disagreed: those that did not taught nothing.
+    self.replay: Replay[str] = Replay(c.learn.replay.capacity, alpha=c.learn.replay.alpha)
     self.applied = self.refused = 0
     self.unpublished = 0  # Updates applied since what is served now.
     self.learned: str | None = None  # The id of the last experience read.
@@ -127,6 +143,8 @@ class Learner:
       self.learned = extra["learned"]
       self.taught = voting.AnswerPrior(**extra["taught"])
       self.lessons = Counter(extra["lessons"])
+      for id, wrong in extra["replay"]:
+        self.replay.add([id], np.float32([wrong]))
       published.publish(self.updates, self.whole(self.average))
     self.stable = (self.state, self.average)  # What is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates, c=c)
@@ -174,9 +192,15 @@ class Learner:
     self.checkpoints.close()
 
   def update(self, taken: Sequence[Experience]) -> dict[str, float]:
-    """One step on what was sampled, towards what was voted; refused if it leaves the KL guard."""
-    c, verifier = self.c.learn, self.c.vote.verifier
+    """One step on what was sampled, towards what was voted; refused if it leaves the KL guard.
+
+    Some of what was read before is read again beside what is `taken`; metrics are of the latter.
+    """
+    c, verifier, new = self.c.learn, self.c.vote.verifier, len(taken)
+    fresh = self._fresh(taken)
+    taken = [*taken, *self._again()]
     taken = [self._drawn(experience, i) for i, experience in enumerate(taken)]
+    fresh = np.pad(fresh, (0, len(taken) - new), constant_values=True)
     agreed = np.stack([self._agreed(e) for e in taken])
     earned = np.array(
       [pseudo_rewards(e.trajectories, e.vote, self.reward, verifier=verifier) for e in taken],
@@ -186,11 +210,13 @@ class Learner:
     pushes = advantages.advantages(earned, lengths, adv_estimator=c.adv_estimator)
     kept = advantages.keep_groups(earned)
     measured = {
-      "majority_voting_reward": float(agreed.mean()),
-      "zero_variance": 1.0 - float(kept.mean()),
-      **spreads(outcomes(earned, pushes, lengths)),
+      "majority_voting_reward": float(agreed[:new].mean()),
+      "zero_variance": 1.0 - float(kept[:new].mean()),
+      "replayed": (len(taken) - new) / new,
+      **spreads(outcomes(earned[:new], pushes[:new], lengths[:new])),
     }
-    fresh = self._fresh(taken)
+    wrong = 1.0 - agreed[:new].mean(axis=1)
+    self.replay.add([experience.id for experience in taken[:new]], wrong * fresh[:new])
     if (agreed.all() and not kept.any()) or not fresh.any():
       self.refused += 1  # Nothing to learn.
       return measured
@@ -238,12 +264,19 @@ class Learner:
       "learned": self.learned,
       "taught": self.taught.to_dict(),
       "lessons": dict(self.lessons),
+      "replay": self.replay.to_list(),
     }
     version = self.updates
     self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
     self.checkpoints.wait()  # On disk first, served second.
     self.published.publish(version, self.whole(self.average))
     return {"canary": score, "policy_version": float(version)}
+
+  def _again(self) -> list[Experience]:
+    """Some of what was read before, drawn by chance, as far as it is still remembered."""
+    rng = np.random.default_rng((self.c.seed, self.updates, 0, 1))  # Zeros at the end say nothing.
+    drawn = self.replay.draw(self.c.learn.replay.experiences, rng)
+    return self.recall([id for id, _ in drawn]) if drawn else []
 
   def _drawn(self, experience: Experience, i: int) -> Experience:
     """The `i`-th of an update, with as many of its samples as learn, drawn by chance.

@@ -343,7 +343,7 @@ def remembered(workdir: Path) -> list[Experience]:
   patches = Chat.from_directory(MODEL, tools=()).patches
   dim = 2 * load_config(MODEL).text.width
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
-    return [memory.get(id, patches) for id in memory.ids()]
+    return memory.recall(memory.ids(), patches)
 
 
 def published(workdir: Path) -> dict[str, np.ndarray]:

@@ -30,11 +30,11 @@ def learner(config, policy, probe, tmp_path):
   """Makes learners. Random weights move far in one step: the KL guard is open unless closed."""
   made = []
 
-  def make(probe=probe, **changes):
+  def make(probe=probe, recall=lambda ids: [], **changes):
     c = config.copy_and_resolve_references().unlock()
     for path, value in {"kl__limit": 1e9, **changes}.items():
       c.update_from_flattened_dict({path.replace("__", "."): value})
-    made.append(ttrl.Learner(c, policy, Published(0, policy.params), probe, tmp_path))
+    made.append(ttrl.Learner(c, policy, Published(0, policy.params), probe, tmp_path, recall))
     return made[-1]
 
   yield make
@@ -68,7 +68,7 @@ def test_what_is_learned_on_other_devices_is_served_from_the_first(config, polic
   others = sharding.make_mesh(1, 2, 1, devices=jax.devices()[1:])
   answering = sampler.on_mesh(policy, sharding.make_mesh(1))
   published = Published(0, answering.params, answering.sampler.carrier(others))
-  learn = ttrl.Learner(c, sampler.on_mesh(policy, others), published, probe, tmp_path)
+  learn = ttrl.Learner(c, sampler.on_mesh(policy, others), published, probe, tmp_path, list)
   inbox = Inbox()
   for id in ("e", "f"):
     inbox.put(experience(policy, unlabelled("a"), {0}, id=id))
@@ -242,7 +242,7 @@ def test_what_learns_is_float32_and_what_is_served_is_not(config, probe, tmp_pat
   learned = sampler.load_policy(c.model, mesh=mesh, adapters=jax.random.key(0))
   plays = sampler.serving(learned, mesh)
   published = Published(0, plays.params, plays.sampler.serve)
-  learn = ttrl.Learner(c, learned, published, probe, tmp_path)
+  learn = ttrl.Learner(c, learned, published, probe, tmp_path, list)
   learn.update([experience(plays, unlabelled("a"), {0})])
   learn.publish()
   learn.close()
@@ -279,6 +279,32 @@ def test_sure_votes_move_the_policy_less(policy, learner):
     moved.append(max_difference(learn.whole(learn.state.params), policy.params))
   # float32 of parameters near 1 rounds at 6e-8; the first step's rate is 1e-4 / 8.
   assert moved[1] == pytest.approx(0.1 * moved[0], abs=1.3e-7)
+
+
+def test_what_disagreed_is_read_again_beside_what_is_new(policy, learner, monkeypatch):
+  """Not what was unanimous, nor what may not teach; what is measured is of the new ones."""
+  task, other = unlabelled("a"), unlabelled("b", seed=1)
+  split = experience(policy, task, {0, 1}, id="split")
+  agreed = experience(policy, other, {0, 1, 2, 3}, id="agreed")
+  again = experience(policy, task, {0}, id="again")  # The second visit to one question.
+  new = experience(policy, unlabelled("c", seed=2), {0, 1, 2}, id="new")
+  asked, read = [], []
+
+  def recall(ids):
+    asked.append(list(ids))
+    return [e for e in (split, agreed, again) if e.id in ids]
+
+  pushing = lambda taken, earned, pushes, fresh: read.append(([e.id for e in taken], list(fresh)))
+  learn = learner(recall=recall, learn__replay__experiences=4, learn__per_question=1)
+  learn.update([split, agreed, again])
+  assert asked == []  # Nothing had been read before.
+  assert learn.replay.to_list() == [("split", 0.5)]
+  monkeypatch.setattr(learn, "_pushing", lambda *given: pushing(*given) or [])
+  measured = learn.update([new])
+  assert asked == [["split"]] and read == [(["new", "split"], [True, True])]
+  assert (measured["majority_voting_reward"], measured["replayed"]) == (0.75, 1.0)
+  learn.recall = lambda ids: []  # Evicted meanwhile: the update does without.
+  assert learn.update([dataclasses.replace(new, id="newer")])["replayed"] == 0.0
 
 
 def test_updates_wait_their_turn(policy, learner):
@@ -346,6 +372,7 @@ def test_a_restarted_learner_serves_what_was_last_published(policy, learner):
   again = learner()
   version, served = again.published.latest()
   assert (version, again.learned, again.applied, again.lessons) == (1, "a", 1, {"q": 3})
+  assert again.replay.to_list() == [("e", 0.75)]  # What was read since is waiting.
   assert max_difference(served, learn.published.latest()[1]) == 0.0
   assert max_difference(again.state.params, learn.stable[0].params) == 0.0
 

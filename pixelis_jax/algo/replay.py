@@ -36,6 +36,10 @@ class Replay(Generic[Sample]):
     pairs = zip(samples, advantages.tolist(), strict=True)
     self._kept.extend((sample, push) for sample, push in pairs if push)
 
+  def to_list(self) -> list[tuple[Sample, float]]:
+    """What is kept, the oldest first: `add` takes it back."""
+    return list(self._kept)
+
   def clear(self) -> None:
     """Forgets all."""
     self._kept.clear()

@@ -97,7 +97,7 @@ SHIFTS: dict[str, Shift] = {
   "rotate": Shift(ink=functools.partial(rotate, degrees=30.0)),
   "dim": Shift(plate=functools.partial(dim, contrast=0.4)),
   "invert": Shift(plate=invert),
-  "noise": Shift(plate=functools.partial(noise, sigma=40.0)),
+  "noise": Shift(plate=functools.partial(noise, sigma=18.0)),
   "blur": Shift(plate=functools.partial(blur, sigma=0.92)),
   "writers": Shift(hand="opencv"),
   "static": Shift(image=static),

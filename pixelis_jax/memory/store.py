@@ -181,13 +181,14 @@ class Memory:
           found.append(dataclasses.replace(neighbour, similarity=similarity))
     return found[:k]
 
-  def get(self, id: str, process: codec.Process) -> Experience:
-    """One experience, its patches made again by `process`. KeyError if it isn't there."""
+  def recall(self, ids: Sequence[str], process: codec.Process) -> list[Experience]:
+    """Those of these experiences that were not evicted, in the order of `ids`."""
     with self._db_lock:
-      row = self._db.execute("SELECT record FROM experiences WHERE id = ?", (id,)).fetchone()
-    if row is None:
-      raise KeyError(f"memory {self.path} has no experience {id!r}")
-    return codec.restore(row[0], process)
+      found = [
+        self._db.execute("SELECT record FROM experiences WHERE id = ?", (id,)).fetchone()
+        for id in ids
+      ]
+    return [codec.restore(row[0], process) for row in found if row is not None]
 
   def sample(
     self,

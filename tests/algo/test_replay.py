@@ -25,6 +25,10 @@ def test_nothing_is_drawn_twice_and_what_is_old_makes_room():
   assert len(replay) == 3
   assert sorted(replay.draw(9, rng)) == [("b", 2.0), ("c", 3.0), ("d", 4.0)]
   assert len(replay.draw(2, rng)) == 2 and len(replay) == 3  # What is drawn stays.
+  again = Replay(3, alpha=1.0)
+  samples, pushes = zip(*replay.to_list(), strict=True)
+  again.add(samples, np.float32(pushes))
+  assert again.to_list() == [("b", 2.0), ("c", 3.0), ("d", 4.0)]
   replay.clear()
   assert replay.draw(2, rng) == []
 

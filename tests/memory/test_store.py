@@ -43,11 +43,9 @@ def test_add_search_get(tmp_path, backend):
     assert second.similarity == pytest.approx(expected[0], abs=1e-6)
     # Its own entry must not vote for a request that is asked again.
     assert memory.search(unit(DIM, 3), 1, exclude={"r3"})[0].id == second.id
-    assert plain(memory.get("r3", process)) == plain(
-      experience("r3", seed=3, answer="3", confidence=0.3)
-    )
-    with pytest.raises(KeyError, match="no experience 'r9'"):
-      memory.get("r9", process)
+    third, first = memory.recall(["r3", "r9", "r1"], process)  # There is no r9.
+    assert plain(third) == plain(experience("r3", seed=3, answer="3", confidence=0.3))
+    assert plain(first) == plain(experience("r1", seed=1, answer="1", confidence=0.1))
 
 
 def test_reopening_restores_records_vectors_and_state(tmp_path, backend):
@@ -61,7 +59,7 @@ def test_reopening_restores_records_vectors_and_state(tmp_path, backend):
     assert memory.ids() == [e.id for e in added]
     assert memory.in_order([added[1].id, "never", added[0].id]) == [added[0].id, added[1].id]
     assert memory.get_state("stream") == {"position": 20}
-    assert plain(memory.get("r7", process)) == plain(added[7])
+    assert [plain(e) for e in memory.recall(["r7"], process)] == [plain(added[7])]
     memory.set_state("stream", {"position": 21})
   with opened(tmp_path, backend=backend) as memory:
     assert memory.get_state("stream") == {"position": 21}
@@ -94,8 +92,7 @@ def test_eviction_takes_the_oldest_of_lowest_priority(tmp_path, backend):
     assert memory.ids() == kept
     # The index is in step: everything that was evicted is gone from it.
     assert sorted(n.id for n in memory.search(unit(DIM, 0), 10)) == kept
-    with pytest.raises(KeyError):
-      memory.get("r0", process)
+    assert memory.recall(["r0"], process) == []
   with opened(tmp_path, capacity=3, backend=backend) as memory:
     assert memory.ids() == kept
     assert sorted(n.id for n in memory.search(unit(DIM, 0), 10)) == kept

@@ -127,7 +127,7 @@ class Learner:
     self.throttle = pace.Throttle(c.learn.per_minute)
     self.lessons: Counter[str] = Counter()  # By question; only where their number has a limit.
     self.reward = PseudoReward(**c.learn.reward)
-    # Ids of what was read, by the share of samples that disagreed: those that did not taught nothing.
+    # Ids of what was read, by the share of samples that disagreed: unanimity teaches nothing.
     self.replay: Replay[str] = Replay(c.learn.replay.capacity, alpha=c.learn.replay.alpha)
     self.applied = self.refused = 0
     self.unpublished = 0  # Updates applied since what is served now.

@@ -223,9 +223,8 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
       if stream.removesuffix("-skewed") in SHIFTED and mean([c.shifted_before for c in found]) < 0.8
     ]
     seeds = sorted({cell.seed for cell in mine})
-    gains = [
-      mean([c.gain for c in mine if c.seed == seed and c.stream in weak]) for seed in seeds if weak
-    ]
+    by_seed = [[c.gain for c in mine if c.seed == seed and c.stream in weak] for seed in seeds]
+    gains = [mean(found) for found in by_seed if found]  # A table in the making has holes.
     told = [c.votes_right for c in mine if c.votes_right is not None]
     falls = [c.worst for c in mine if c.worst is not None]
     lines.append(

@@ -58,6 +58,7 @@ def test_the_gain_is_of_weak_shifts_and_the_worst_of_all_streams(bench):
     cell(bench, "noise", 0, 0.9, 0.8, original_after=0.8, worst=-0.25),  # Not weak.
     cell(bench, "static", 0, 0.1, 0.05, votes_right=None, worst=None),  # No shift.
     cell(bench, "rotate-skewed", 0, 0.5, 0.6, votes_right=0.5),
+    cell(bench, "static", 2, 0.1, 0.1, votes_right=None, worst=None),  # Its shifts are yet to come.
   ]
   (line,) = bench.summary(cells)
   # Seed 0: the mean of 20 and 10; seed 1: 40. With noise and static it would be 12.5 - 40.
@@ -65,12 +66,13 @@ def test_the_gain_is_of_weak_shifts_and_the_worst_of_all_streams(bench):
   # Deviation 25 / sqrt(2), and t of one degree of freedom is 12.706.
   low, high = line["gain_interval"]
   assert (low, high) == pytest.approx((27.5 - 12.706 * 12.5, 27.5 + 12.706 * 12.5), abs=0.01)
+  assert line["seeds"] == [0, 1, 2]
   assert line["end"] == pytest.approx(-10) and line["kept"] == pytest.approx(-10)
   assert line["worst"] == pytest.approx(-25)
   assert line["votes_right"] == pytest.approx(100 * (0.9 + 0.7 + 0.5 + 0.5) / 4)
   text = bench.table([line])
   assert "| views | +27.5 (-131.3 to +186.3) | -10.0 | -25.0 | -10.0 | 65.0 | 4 / 0 |" in text
-  assert "| views | 40 to 70 | 90 to 80 | 10 to 5 | 50 to 60 |" in text
+  assert "| views | 40 to 70 | 90 to 80 | 10 to 8 | 50 to 60 |" in text
 
 
 def test_the_worst_moment_is_a_window_s(bench):

@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vote.view_temperature = 0.1  # Nats that a view tells less than the best where it weighs 1/e.
   c.vote.trust_half = 0.1  # Nats: voters whose best tells this little are half believed; 0: fully.
   c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
-  c.gate = ConfigDict({"confidence": 0.5, "margin": 0.3, "votes": 1})  # Ballots with an answer.
+  c.gate = ConfigDict({"confidence": 0.7, "margin": 0.3, "votes": 1})  # Ballots with an answer.
   # Where votes on the same question, or one as similar, differ from visit to visit, a vote is
   # believed less: by up to `weight`; 0: not. `visits` are looked for among the nearest entries.
   c.guard = ConfigDict({"weight": 0.0, "similarity": 0.999, "visits": 8})
@@ -87,6 +87,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.contrast = 2  # Samples an experience that enter an update: of the best and the worst.
   c.learn.corrections = 1  # Of these samples, shown with the voted answer also.
   c.learn.correction_weight = 10.0  # Of their advantage: the share of samples that disagree.
+  # Steps behind each update, of the tower alone, towards what views showed that tell more than the
+  # plain look, in `pairs` of the latest; 0: answers alone teach. And so many `held` pictures of the
+  # probe a step, each with that weight.
+  c.learn.look = ConfigDict({"updates": 6, "pairs": 32, "capacity": 256, "lr": 1e-3})
+  c.learn.look.held, c.learn.look.weight = 32, 2.0
   c.learn.max_tokens = 128  # Rows that are longer, or have images of more patches, are left out of
   c.learn.max_patches = 64  # an update, so that all have one shape.
   c.learn.rows_multiple = 32
@@ -123,6 +128,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
     c.learn.replay.experiences = 1
+    c.learn.look.updates, c.learn.look.pairs, c.learn.look.held = 1, 2, 2
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
     c.learn.rows_multiple = 8
     c.calibration.tasks.n = 8
@@ -138,6 +144,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1
     c.learn.lr, c.learn.lr_min, c.learn.patch_scale = 1e-6, 1e-8, 1.0
     c.learn.accumulate = 8
+    c.learn.look.pairs, c.learn.look.held, c.learn.look.capacity = 4, 4, 32
+    c.learn.look.updates, c.learn.look.lr = 2, 1e-6
   if arg == "text":
     c.model.freeze, c.baseline = (), False  # It would be the same.
     c.vote.voters, c.vote.rule = ("samples", "memory"), "majority"

@@ -59,13 +59,19 @@ class Answerer:
     if keys is None:
       seen = [[*(t for _, t in v), *g][0].steps for v, g in zip(voters, groups, strict=True)]
       keys = np.concatenate(cluster.everyone(sampler.embed(self.policy, mine, seen)))
-    groups, voters = self._exchanged(groups, voters)
+    saw, (groups, voters) = voters, self._exchanged(groups, voters)
     votes, history = cluster.told(lambda: self._votes(tasks, voters, keys, history))
+    looks = self._looks(saw, votes[own.start : own.stop], history)
     experiences = [
       Experience(
-        id=task.id, key=vector, trajectories=tuple(group), vote=vote, policy_version=version
+        id=task.id,
+        key=vector,
+        trajectories=tuple(group),
+        vote=vote,
+        policy_version=version,
+        looks=look,
       )
-      for task, group, vote, vector in zip(tasks, groups, votes, keys, strict=True)
+      for task, group, vote, vector, look in zip(tasks, groups, votes, keys, looks, strict=True)
     ]
     return experiences, history
 
@@ -84,6 +90,17 @@ class Answerer:
       votes.append(self._guarded(self._calibrated(vote), task, vector))
       history = history.voted(voted)
     return votes, history
+
+  def _looks(
+    self, saw: Sequence[Sequence[Voter]], votes: Sequence[Vote], history: History
+  ) -> list[tuple[Trajectory, Trajectory] | None]:
+    """`Experience.looks` of all tasks, from what this process's voters saw and what was voted."""
+    pairs = zip(saw, votes, strict=True)
+    found = [history.clearer(voted, vote, self.c.vote) for voted, vote in pairs]
+    there = cluster.everyone([pair is not None for pair in found])
+    played = [trajectory for pair in found for trajectory in pair or ()]
+    played = iter(_grouped(exchange.trajectories(played, self.policy.chat.patches), 2))
+    return [tuple(next(played)) if one else None for part in there for one in part]
 
   def _exchanged(
     self, groups: list[list[Trajectory]], voters: list[list[Voter]]

@@ -23,7 +23,7 @@ from pixelis_jax.cluster import agree
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.cost import Work
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions, vision_inputs
-from pixelis_jax.packing import Placement, place, round_up, seats
+from pixelis_jax.packing import Placement, place, round_up, seats, spread
 from pixelis_jax.tools import TOOLS
 from pixelis_jax.types import Demo, Patches, Pixels, Segment, Sight, Trajectory, value
 
@@ -126,6 +126,26 @@ class GrpoBatch:
     return {"tokens": self.loss_mask, "sequences": firsts, "pushing": pushing}
 
 
+@no_type_check  # JAX rebuilds pytrees around non-arrays.
+@flax.struct.dataclass
+class LookBatch:
+  """Images, one a row, and what is to be seen there: see `pack_looks`.
+
+  `targets` are the reference's features of `clear`. `weights` are of features, 0 behind an image's
+  last.
+  """
+
+  plain: VisionInputs
+  clear: VisionInputs
+  weights: Float[Array, "N M"]
+  targets: Float[Array, "N M W"] | None = None
+  share: Share | None = None
+
+  def masks(self) -> dict[str, Float[Array, "N M"]]:
+    """The weights."""
+    return {"looks": self.weights}
+
+
 @value
 class Row:
   """One sequence exactly as the policy saw it; all arrays have the length of `tokens`.
@@ -141,7 +161,7 @@ class Row:
   sights: Mapping[str, tuple[Sight, ...]] = dataclasses.field(default_factory=dict)
 
 
-def whole_count(batch: SftBatch | GrpoBatch, name: str) -> Float[Array, ""] | None:
+def whole_count(batch: SftBatch | GrpoBatch | LookBatch, name: str) -> Float[Array, ""] | None:
   """How much one of the masks has in the batch that this is a part of; None: it is no part."""
   return None if batch.share is None else batch.share.counts[name]
 
@@ -163,6 +183,21 @@ def trajectory_row(trajectory: Trajectory) -> Row:
     parts.append((completion.context.tokens, False, None, completion.context.images))
     parts.append((completion.tokens, True, completion.logps, ()))
   return _join(parts, {}, {})
+
+
+def shared_look(looks: tuple[Trajectory, Trajectory]) -> tuple[Patches, Patches] | None:
+  """The last picture that both episodes were shown for the same calls, as each saw it.
+
+  None where there is none, or their sizes differ.
+  """
+  found = None
+  for a, b in zip(*(look.steps for look in looks), strict=False):
+    seen = a.completion.context.images, b.completion.context.images
+    if all(seen) and seen[0][-1].key != seen[1][-1].key:
+      found = seen[0][-1], seen[1][-1]
+    if a.completion.text != b.completion.text:
+      break
+  return found if found and found[0].grid == found[1].grid else None
 
 
 def sampled_tokens(groups: Sequence[Sequence[Trajectory]]) -> Int[np.ndarray, "Q G"]:
@@ -385,6 +420,31 @@ def _pairs(segments: Int[np.ndarray, "B T"]) -> int:
   rows = np.arange(len(segments))[:, None] * (segments.max(initial=0) + 1)
   counts = np.bincount((rows + segments)[segments > 0])
   return int((counts**2).sum())
+
+
+def pack_looks(
+  pairs: Sequence[tuple[Patches, Patches]],
+  weights: Float[np.ndarray, " N"],
+  config: ModelConfig,
+  *,
+  blocks: int = 1,
+) -> LookBatch:
+  """Pairs of a plain and a clear image of one size. A large image weighs no more than a small one:
+  each feature has its image's weight over their number.
+  """
+  vision = config.vision
+  merge = vision.merge**2
+  (longest,) = agree(max(len(plain.patches) for plain, _ in pairs))
+  patches = round_up(longest, multiple_of=merge)
+  rows, at = seats(spread(len(pairs), blocks), blocks)
+  each, of = np.zeros((rows, patches // merge), np.float32), [0] * rows  # The first weighs nothing.
+  for i, (row, (plain, _), weight) in enumerate(zip(at, pairs, weights, strict=True)):
+    count = feature_count(plain, vision)
+    each[row, :count], of[row] = weight / count, i
+  pack = lambda which: vision_inputs(
+    [pairs[i][which] for i in of], vision, rows=rows, patches=patches
+  )
+  return LookBatch(plain=pack(0), clear=pack(1), weights=each)
 
 
 def pack_sft(

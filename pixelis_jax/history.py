@@ -1,12 +1,13 @@
 """What requests so far say of the next one's vote: which answers come up, whose answers tell."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from pixelis_jax.algo import voting
+from pixelis_jax.algo import verifiers, voting
 from pixelis_jax.algo.information import Information
-from pixelis_jax.tools.views import View
+from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
@@ -65,6 +66,29 @@ class History:
       return vote
     trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
     return dataclasses.replace(vote, confidence=vote.confidence * trust)
+
+  def clearer(
+    self, voted: Sequence[Voter], vote: Vote, c: Any
+  ) -> tuple[Trajectory, Trajectory] | None:
+    """`Experience.looks`: of the views that said what was voted the heaviest, if it is clearer.
+
+    It is where it tells `view_temperature` nats more than the plain look, over all requests so far:
+    which view is right on one request is also a matter of luck.
+
+    Args:
+      voted: the task's voters.
+      vote: on them.
+      c: fields verifier, and those of `ballots`.
+    """
+    plain = next((t for view, t in voted if view == IDENTITY), None)
+    same = lambda t: verifiers.alike(t.answer, vote.answer, verifier=c.verifier)
+    ballots = zip(voted, self.ballots(voted, c), strict=True)
+    agree = [(ballot.weight, voter) for voter, ballot in ballots if same(voter[1])]
+    if plain is None or vote.answer is None or not agree:
+      return None
+    view, clear = max(agree, key=lambda cast: cast[0])[1]
+    tells = self.views.weights({view.name for view, _ in voted}, temperature=c.view_temperature)
+    return (plain, clear) if tells[view.name] >= math.e * tells[IDENTITY.name] else None
 
   def voted(self, voted: Sequence[Voter]) -> "History":
     """After one request, as far as it concerns which answers come up."""

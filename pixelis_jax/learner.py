@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 from optax.contrib import MuonDimensionNumbers
 
 from pixelis_jax.algo import losses
@@ -22,14 +22,18 @@ from pixelis_jax.batch import (
   PLACES,
   GrpoBatch,
   Inputs,
+  LookBatch,
   SftBatch,
   Share,
   masked_mean,
   whole_count,
 )
 from pixelis_jax.model import lora
+from pixelis_jax.model.layout import VisionInputs
 from pixelis_jax.model.policy import Model
 from pixelis_jax.sharding import constrain, replicated, row_blocks, shardings
+
+_TINY = 1e-9
 
 Params = Any  # A nested dict of arrays, as `Model.init` returns it.
 Metrics = dict[str, Array]
@@ -308,6 +312,26 @@ def sight_loss(
   return mean(surprise, "labelled") + mean(total, "empty") + place, place
 
 
+def look_loss(model: Model) -> Loss:
+  """The mean squared error of the features at plain looks, over the mean square of their targets.
+
+  To see at once what another look showed says more than any answer: that is a few tokens, this
+  hundreds of numbers a feature (cf. FitNets, https://arxiv.org/abs/1412.6550).
+  """
+
+  def loss(params: Params, batch: LookBatch) -> tuple[Array, Metrics]:
+    weights, features = batch.weights, model.encode(params, batch.plain).astype(jnp.float32)
+    missed = jnp.square(features - batch.targets).mean(-1)
+    of_image = lambda x: (x * weights).sum(-1, keepdims=True)
+    size = of_image(jnp.square(batch.targets).mean(-1)) / jnp.maximum(of_image(1.0), _TINY)
+    count = whole_count(batch, "looks")
+    count = weights.sum() if count is None else count
+    value = (missed / jnp.maximum(size, _TINY) * weights).sum() / jnp.maximum(count, _TINY)
+    return value, {}
+
+  return loss
+
+
 def grpo_loss(model: Model, c: Objective) -> Loss:
   """The policy's loss plus `kl_coef` times the KL to `ref_logps`, less `entropy_coeff` entropies.
 
@@ -453,6 +477,15 @@ def make_logps(
   return jax.jit(taken if parts == 1 else by_part)
 
 
+@functools.cache
+def make_encode(
+  model: Model, dtype: DTypeLike = jnp.float32
+) -> Callable[[Params, VisionInputs], Float32[Array, "N M W"]]:
+  """`Model.encode`, `computed_in` a dtype, jitted."""
+  encode = lambda params, vision: model.encode(params, vision).astype(jnp.float32)
+  return jax.jit(computed_in(encode, dtype))
+
+
 def computed_in(function: Callable, dtype: DTypeLike) -> Callable:
   """A function of (params, ...) with copies of the weights in this dtype; gradients stay float32.
 
@@ -478,7 +511,9 @@ def accumulated(loss: Loss, parts: int, mesh: Mesh | None) -> Callable[..., tupl
   """
   one = jax.value_and_grad(loss, has_aux=True)
 
-  def summed(params: Params, batch: SftBatch | GrpoBatch, *rest: Any) -> tuple[Any, Params]:
+  def summed(
+    params: Params, batch: SftBatch | GrpoBatch | LookBatch, *rest: Any
+  ) -> tuple[Any, Params]:
     counts = {name: mask.sum(dtype=jnp.float32) for name, mask in batch.masks().items()}
 
     def add(total, scanned):

@@ -32,6 +32,7 @@ from pixelis_jax.algo.verifiers import alike
 from pixelis_jax.checkpoint import FOLDER, Checkpoints
 from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.handover import Inbox, Published
+from pixelis_jax.looks import Looks
 from pixelis_jax.metrics import Metrics, named, outcomes, spreads
 from pixelis_jax.model import lora
 from pixelis_jax.model.policy import Model
@@ -122,6 +123,7 @@ class Learner:
     trained, self.base = learner.parts(model, policy.params, c.model.freeze)
     self.state = learner.init_state(trained, tx, seed=c.seed)
     self.average = trained
+    self.looks = Looks(c, policy, trained, probe.rehearsed)
     held = {"target": c.kl.target, "tolerance": c.kl.tolerance, "horizon": c.kl.horizon}
     self.kl = AdaptiveKl(coef=c.kl.coef, **held)
     self.throttle = pace.Throttle(c.learn.per_minute)
@@ -135,9 +137,10 @@ class Learner:
     self.taught = voting.AnswerPrior(decay=c.vote.decay)  # Answers of the experiences read.
     self.latest_kl = 0.0
     self.checkpoints = Checkpoints(workdir / FOLDER, keep=c.keep)
-    if restored := self.checkpoints.restore({"state": self.state, "average": self.average}):
+    if restored := self.checkpoints.restore(self._tree()):
       tree, extra = restored
-      self.state, self.average = tree["state"], tree["average"]
+      self._set(tree)
+      self.looks.add(recall(extra["looks"]))
       self.kl = dataclasses.replace(self.kl, coef=extra["kl_coef"])
       self.applied, self.refused = extra["applied"], extra["refused"]
       self.learned = extra["learned"]
@@ -146,7 +149,7 @@ class Learner:
       for id, wrong in extra["replay"]:
         self.replay.add([id], np.float32([wrong]))
       published.publish(self.updates, self.whole(self.average))
-    self.stable = (self.state, self.average)  # What is served now.
+    self.stable = self._tree()  # With what is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates, c=c)
 
   def whole(self, trained: learner.Params) -> learner.Params:
@@ -217,6 +220,7 @@ class Learner:
     }
     wrong = 1.0 - agreed[:new].mean(axis=1)
     self.replay.add([experience.id for experience in taken[:new]], wrong * fresh[:new])
+    self.looks.add([experience for experience, may in zip(taken, fresh, strict=True) if may])
     if (agreed.all() and not kept.any()) or not fresh.any():
       self.refused += 1  # Nothing to learn.
       return measured
@@ -231,6 +235,8 @@ class Learner:
     if share < 1.0:  # AdamW's step is linear in its rate: a part of the rate is a part of the way.
       nearer = _average(self.state.params, proposed.params, 1.0 - share)
       proposed = proposed.replace(params=nearer)
+    params, eyes, seen = self.looks.teach(proposed.params, self.base, self.updates)
+    proposed = proposed.replace(params=params)
     after = float(_pushing_kl(self.logps(self.whole(proposed.params), packed.inputs), packed))
     before = float(update["kl"])
     self.kl = self.kl.update(after) if np.isfinite(after) else self.kl
@@ -240,9 +246,9 @@ class Learner:
       self.applied += 1
       self.unpublished += 1
       self.latest_kl = after
-      self.state = proposed
+      self.state, self.looks.state = proposed, eyes
       self.average = _average(self.average, proposed.params, c.ema)
-    update |= {"kl": after, "kl_coef": self.kl.coef}
+    update |= {"kl": after, "kl_coef": self.kl.coef, **seen}
     return {**measured, **{k: float(v) for k, v in named(update, "actor").items()}}
 
   def publish(self) -> dict[str, float]:
@@ -251,12 +257,12 @@ class Learner:
     played = _share(self.c, self.policy, served, self.probe.canary, temperature=0.0)
     score = self.probe.agreement(_answers(played))
     if score < 1.0 - self.c.probe.tolerance:
-      self.state, self.average = self.stable
+      self._set(self.stable)
       self.applied -= self.unpublished
       self.refused += self.unpublished
       self.kl = dataclasses.replace(self.kl, coef=min(2 * self.kl.coef, self.kl.high))
     self.unpublished = 0
-    self.stable = (self.state, self.average)
+    self.stable = self._tree()
     extra = {
       "kl_coef": self.kl.coef,
       "applied": self.applied,
@@ -265,12 +271,20 @@ class Learner:
       "taught": self.taught.to_dict(),
       "lessons": dict(self.lessons),
       "replay": self.replay.to_list(),
+      "looks": self.looks.ids,
     }
     version = self.updates
-    self.checkpoints.save(version, {"state": self.state, "average": self.average}, extra)
+    self.checkpoints.save(version, self.stable, extra)
     self.checkpoints.wait()  # On disk first, served second.
     self.published.publish(version, self.whole(self.average))
     return {"canary": score, "policy_version": float(version)}
+
+  def _tree(self) -> dict[str, Any]:
+    """All arrays that learning goes on from."""
+    return {"state": self.state, "average": self.average, "looks": self.looks.state}
+
+  def _set(self, tree: dict[str, Any]) -> None:
+    self.state, self.average, self.looks.state = tree["state"], tree["average"], tree["looks"]
 
   def _again(self) -> list[Experience]:
     """Some of what was read before, drawn by chance, as far as it is still remembered."""

@@ -311,13 +311,18 @@ class Vote:
 
 @value
 class Experience:
-  """One answered request: `key` is a unit vector; `trajectories` are the policy's own samples."""
+  """One answered request: `key` is a unit vector; `trajectories` are the policy's own samples.
+
+  `looks` are two episodes of the reference: the plain one, and that in the view which had most
+  weight among those that said what was voted. None where that was the plain one.
+  """
 
   id: str
   key: Float32[np.ndarray, " D"]
   trajectories: tuple[Trajectory, ...]
   vote: Vote
   policy_version: int
+  looks: tuple[Trajectory, Trajectory] | None = None
 
 
 Turns: TypeAlias = tuple[Step, ...]

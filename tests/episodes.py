@@ -102,6 +102,14 @@ def two_turns(
   return ended(second, generate(second))
 
 
+def look(policy, task: Task, *, seed: int) -> Trajectory:
+  """An episode of one call, which showed the crop of this seed; both turns are scripted."""
+  called = Step(completion=fakes.completion("zoom"), result=crop(seed))
+  shown = policy.chat.result(called.result)
+  said = Step(completion=dataclasses.replace(fakes.completion("7"), context=shown))
+  return Trajectory(task=task, steps=(called, said), status=Status.ANSWERED, answer="7")
+
+
 def max_difference(a: dict, b: dict) -> float:
   """The largest difference of any two weights."""
   gaps = jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b)

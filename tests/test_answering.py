@@ -130,6 +130,22 @@ def test_the_reference_casts_the_votes_not_the_policy_that_learns(answerer, poli
   assert all(set(tokens) == {token} for tokens in sampled)
 
 
+def test_an_experience_has_the_reference_s_plain_and_clearer_look(answerer, monkeypatch):
+  """As the history says which; the task between has none."""
+  tasks = [unlabelled(name, seed=i) for i, name in enumerate("abc")]
+
+  def clearer(history, voted, vote, c):
+    (plain,), (other,) = ([t for v, t in voted if v.name == name] for name in ("identity", "wide"))
+    return None if plain.task.id == "b" else (plain, other)
+
+  monkeypatch.setattr(History, "clearer", clearer)
+  got, _ = answerer(tasks, jax.random.key(0), START)
+  assert [e.looks is None for e in got] == [False, True, False]
+  for e in (got[0], got[2]):
+    assert [t.task.id for t in e.looks] == [e.id] * 2
+    assert not {id(t) for t in e.looks} & {id(t) for t in e.trajectories}
+
+
 def test_views_that_told_more_before_weigh_more(answerer, first):
   """The same ballots, but for what earlier requests say of their views."""
   views = START.views

@@ -10,7 +10,7 @@ from pixelis_jax import batch, learner
 from pixelis_jax.batch import pack_grpo, pack_images, pack_inputs, pack_sft
 from pixelis_jax.data.demos import call_text
 from pixelis_jax.model.config import ModelConfig
-from pixelis_jax.model.layout import feature_count, mrope_positions
+from pixelis_jax.model.layout import feature_count, mrope_positions, vision_inputs
 from pixelis_jax.model.policy import Model
 from pixelis_jax.types import (
   Box,
@@ -342,6 +342,46 @@ def test_grpo_batch_pads_with_nothing(config):
     kl_weights=weights,
   )
   assert packed.kl_weights.tolist() == [[10.0], [1.0], [0.5]]
+
+
+def looked(*shown, said: tuple[str, ...] = ("zoom", "7")) -> Trajectory:
+  """An episode that was shown these images turn by turn, and said this."""
+  steps = []
+  for image, text in zip(shown, said, strict=True):
+    context = Segment(tokens=np.arange(3, dtype=np.int32), images=(image,) if image else ())
+    steps.append(Step(completion=dataclasses.replace(fakes.completion(text), context=context)))
+  task = fakes.task("t", answer=None)
+  return Trajectory(task=task, steps=tuple(steps), status=Status.ANSWERED, answer="7")
+
+
+def test_two_looks_share_what_the_same_calls_showed(policy, pictures):
+  overview, other_shape, crop = pictures
+  viewed = policy.images.process(fakes.image(40, 40, seed=9))
+  plain = looked(overview, crop)
+  assert batch.shared_look((plain, looked(overview, viewed))) == (crop, viewed)
+  # Another place; another size; the same picture; and no picture at all.
+  elsewhere = looked(overview, viewed, said=("zoom there", "7"))
+  for look in (elsewhere, looked(overview, other_shape), plain, looked(overview, None)):
+    assert batch.shared_look((plain, look)) is None
+  # The last of several, up to the call that differs.
+  longer = looked(overview, crop, pictures[0], said=("zoom", "again", "7"))
+  other = looked(overview, viewed, crop, said=("zoom", "there", "7"))
+  assert batch.shared_look((longer, other)) == (crop, viewed)
+
+
+def test_a_look_weighs_the_same_whatever_its_size(config, pictures):
+  """The images have 16 and 6 or so features; rows 2 and 5 are padding of their blocks."""
+  square, wide, other = pictures
+  pairs = [(square, other), (wide, wide), (other, square), (wide, wide)]
+  packed = batch.pack_looks(pairs, np.float32([1.0, 2.0, 1.0, 0.5]), config, blocks=2)
+  counts = [feature_count(image, config.vision) for image, _ in pairs]
+  assert counts[0] != counts[1]
+  np.testing.assert_allclose(packed.weights.sum(1), [1.0, 2.0, 1.0, 0.5], rtol=1e-6)
+  assert [int((w > 0).sum()) for w in packed.weights] == counts
+  for row, (plain, clear) in enumerate(pairs):
+    for inputs, image in ((packed.plain, plain), (packed.clear, clear)):
+      alone = vision_inputs([image], config.vision, rows=1, patches=inputs.patches.shape[1])
+      np.testing.assert_array_equal(inputs.patches[row], alone.patches[0])
 
 
 def test_every_row_has_an_advantage_and_a_weight(config):

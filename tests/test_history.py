@@ -82,3 +82,38 @@ def test_what_was_voted_is_expected_next_time():
 def test_an_unknown_rule_is_named():
   with pytest.raises(ValueError, match="vote.rule 'plurality' must be one of"):
     START.vote([voter(0, "1")], (), by(rule="plurality"))
+
+
+def after(tells: dict[int, int]) -> History:
+  """64 requests on which the view of each number said one of so many answers in turn, surely."""
+  history = START
+  for i in range(64):
+    voted = [voter(view, str(i % answers)) for view, answers in tells.items()]
+    history = history.heard([fakes.task("t", answer=None)], [voted])
+  return history
+
+
+def test_a_view_is_clearer_where_it_has_told_more_than_the_plain_look():
+  """A voter of n equally frequent answers tells log n nats; the temperature is 0.1."""
+  voted = [voter(0, "1"), voter(7, "2"), voter(8, "2"), voter(9, "1")]
+  vote = dataclasses.replace(START.vote(voted, (), by()), answer="2")
+  # Views 7 and 8 said what was voted: of these the one that told more, not the one that came first.
+  history = after({0: 2, 7: 4, 8: 8, 9: 8})
+  assert history.clearer(voted, vote, C) == (voted[0][1], voted[2][1])
+  # Another that told as much, and was right by luck; and before anything was told.
+  for history in (after({0: 4, 7: 4, 8: 2, 9: 8}), START):
+    assert history.clearer(voted, vote, C) is None
+  # The plain look agrees, unsurely: that another is sure here and told more before still counts.
+  voted[0] = voter(0, "2", nats=0.5)
+  assert after({0: 2, 7: 4, 8: 8, 9: 8}).clearer(voted, vote, C) == (voted[0][1], voted[2][1])
+
+
+def test_nothing_is_clearer_where_nobody_says_what_was_voted():
+  history = after({0: 2, 7: 8})
+  voted = [voter(0, "1"), voter(7, "2")]
+  vote = history.vote(voted, (), by())
+  assert vote.answer == "2"
+  assert history.clearer(voted, vote, C) == (voted[0][1], voted[1][1])
+  for answer in ("3", None):  # By the memory, or by nobody.
+    assert history.clearer(voted, dataclasses.replace(vote, answer=answer), C) is None
+  assert history.clearer(voted[1:], vote, C) is None  # Nobody looked plainly.

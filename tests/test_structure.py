@@ -18,11 +18,12 @@ LEVELS = {
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint", "packing"),
   3: ("batch", "exchange", "handover", "history", "weights", "timing"),
   4: ("sampler", "agent", "learner", "data"),
-  5: ("answering", "evaluate", "lessons", "rollouts", "runs", "surprise", "ttrl"),
-  6: ("sft", "rft", "online"),
-  7: ("plan", "cli", "serve"),
+  5: ("answering", "evaluate", "lessons", "looks", "rollouts", "runs", "surprise"),
+  6: ("ttrl",),
+  7: ("sft", "rft", "online"),
+  8: ("plan", "cli", "serve"),
 }
-SIBLINGS = {1, 7}  # metrics may take types; cli starts plan and serve.
+SIBLINGS = {1, 8}  # metrics may take types; cli starts plan and serve.
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
 MAY_IMPORT_KERNELS = {"model", "algo", "plan", "cli"}  # The last two read of chips.
 OUTSIDE = {  # Third-party packages each folder outside the levels may import.

@@ -11,7 +11,7 @@ from pixelis_jax.algo.pace import Throttle
 from pixelis_jax.handover import Inbox, Published
 from pixelis_jax.types import Status, Step, Trajectory
 from tests import episodes, fakes
-from tests.episodes import experience, max_difference, unlabelled
+from tests.episodes import experience, look, max_difference, unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -374,10 +374,30 @@ def test_a_restarted_learner_serves_what_was_last_published(policy, learner):
   assert (version, again.learned, again.applied, again.lessons) == (1, "a", 1, {"q": 3})
   assert again.replay.to_list() == [("e", 0.75)]  # What was read since is waiting.
   assert max_difference(served, learn.published.latest()[1]) == 0.0
-  assert max_difference(again.state.params, learn.stable[0].params) == 0.0
+  assert max_difference(again.state.params, learn.stable["state"].params) == 0.0
 
 
 def test_agreement_counts_only_what_the_reference_answered(probe):
   probe = dataclasses.replace(probe, expected=("1/2", None))
   # The same by meaning; the second has nothing to keep.
   assert probe.agreement(["0.5", "3"]) == 1.0
+
+
+def test_an_update_also_teaches_to_see(policy, learner, monkeypatch):
+  """As part of it: what is refused has not been seen; and a restart goes on with the same pairs."""
+  looks = tuple(look(policy, unlabelled("a"), seed=seed) for seed in (1, 2))
+  one = dataclasses.replace(experience(policy, unlabelled("a"), {0}), looks=looks)
+  learn = learner(recall=lambda ids: [one for id in ids if id == one.id])
+  before = learn.looks.state
+  measured = learn.update([one])
+  assert measured["actor/look_loss"] > 0.0 and learn.looks.ids == ["e"]
+  assert learn.looks.state.step == before.step + learn.c.learn.look.updates
+  learn.publish()
+  learn.checkpoints.close()
+  again = learner(recall=learn.recall, kl__limit=0.0)
+  assert again.looks.ids == ["e"] and again.looks.state.step == learn.looks.state.step
+  assert max_difference(again.looks.state.opt_state, learn.looks.state.opt_state) == 0.0
+  stood, params = again.looks.state, again.state.params
+  monkeypatch.setattr(ttrl, "_pushing_kl", lambda *_: np.float32(1e6))
+  again.update([dataclasses.replace(one, id="f")])
+  assert again.refused == 1 and again.looks.state is stood and again.state.params is params

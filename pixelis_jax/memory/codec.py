@@ -28,7 +28,7 @@ from pixelis_jax.types import (
 )
 
 MAGIC = b"PXEX"
-VERSION = 2
+VERSION = 3
 _PREFIX = struct.Struct(
   "<4sBIQ"
 )  # magic, version, CRC-32 of what follows, bytes of the JSON header
@@ -51,6 +51,7 @@ def encode(experience: Experience) -> bytes:
     "policy_version": experience.policy_version,
     "key": writer.array(experience.key),
     "vote": _vote_to_json(experience.vote),
+    "looks": [writer.trajectory(look) for look in experience.looks or ()],
   }
   return _framed(writer, about, experience.trajectories)
 
@@ -84,16 +85,17 @@ def restore(data: bytes, process: Process) -> Experience:
   return Experience(
     id=header["id"],
     key=reader.array(header["key"]),
-    trajectories=reader.trajectories(header),
+    trajectories=reader.played(header["trajectories"]),
     vote=_vote_from_json(header["vote"]),
     policy_version=header["policy_version"],
+    looks=reader.played(header["looks"]) or None,
   )
 
 
 def restore_trajectories(data: bytes, process: Process) -> list[Trajectory]:
   """What `encode_trajectories` was given, bit for bit; raises as `restore` does."""
   header, reader = _opened(data, process)
-  return list(reader.trajectories(header))
+  return list(reader.played(header["trajectories"]))
 
 
 def _opened(data: bytes, process: Process) -> tuple[Mapping, "_Reader"]:
@@ -162,8 +164,8 @@ class _Reader(values.Reader):
     self._process = process
     self._patches: dict[tuple[str, int], Patches] = {}
 
-  def trajectories(self, header: Mapping) -> tuple[Trajectory, ...]:
-    return tuple(self._trajectory(entry) for entry in header["trajectories"])
+  def played(self, entries: Sequence[Mapping]) -> tuple[Trajectory, ...]:
+    return tuple(self._trajectory(entry) for entry in entries)
 
   def _trajectory(self, entry: Mapping) -> Trajectory:
     return Trajectory(

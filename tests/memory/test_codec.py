@@ -9,7 +9,15 @@ import pytest
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.memory import codec
 from pixelis_jax.types import Box, Mask, Picture, Step, Task, ToolResult, Video
-from tests.memory.experiences import completion, experience, pixels, plain, process, video
+from tests.memory.experiences import (
+  completion,
+  experience,
+  pixels,
+  plain,
+  process,
+  trajectory,
+  video,
+)
 
 ASSETS = Path(__file__).parents[2] / "assets" / "tiny-vl"
 
@@ -155,7 +163,7 @@ def test_messages_say_what_is_wrong():
   data = codec.encode(experience())
   with pytest.raises(ValueError, match="not an encoded experience: 5 bytes starting b'hello'"):
     codec.restore(b"hello", process)
-  with pytest.raises(ValueError, match="format version 9, this code reads version 2"):
+  with pytest.raises(ValueError, match="format version 9, this code reads version 3"):
     codec.restore(data[:4] + bytes([9]) + data[5:], process)
 
 
@@ -171,3 +179,16 @@ def test_restored_arrays_are_writable_and_native():
   restored = codec.restore(codec.encode(experience()), process)
   tokens = restored.trajectories[0].steps[0].completion.tokens
   assert tokens.flags.writeable and tokens.dtype == np.int32 and tokens.dtype.isnative
+
+
+def test_looks_are_kept_and_share_what_they_have():
+  """The two looks were shown the task's pictures, which are stored once with the samples'."""
+  original = experience()
+  task = original.trajectories[0].task
+  looks = trajectory(task, "3", 20), trajectory(task, None, 30)
+  seen = dataclasses.replace(original, looks=looks)
+  data = codec.encode(seen)
+  assert plain(codec.restore(data, process)) == plain(seen)
+  # One more picture each: what its call showed.
+  pictures = lambda record: record.count(b"\x89PNG\r\n")
+  assert pictures(data) == pictures(codec.encode(original)) + 2

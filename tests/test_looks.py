@@ -1,0 +1,147 @@
+"""What is seen clearly once: the tower learns to see it plainly, and keeps what it is held to."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pixelis_jax import batch, learner, sharding
+from pixelis_jax.looks import Looks
+from pixelis_jax.model.policy import Model
+from tests import episodes, fakes
+from tests.episodes import experience, look, max_difference, unlabelled
+
+
+@pytest.fixture(scope="module")
+def config(model_config):
+  c = episodes.online_config(model_config.path).copy_and_resolve_references().unlock()
+  # Rates for random weights: each step goes far enough to be seen, and not too far.
+  c.learn.look.update({"updates": 4, "pairs": 4, "held": 4, "weight": 1.0, "lr": 1e-3})
+  c.learn.look.capacity, c.learn.warmup, c.learn.patch_scale = 2, 2, 1.0
+  return c.lock()
+
+
+def seen(policy, id: str, *, plain: int, clear: int):
+  """An experience whose looks showed these crops."""
+  task = unlabelled(id)
+  looks = look(policy, task, seed=plain), look(policy, task, seed=clear)
+  return dataclasses.replace(experience(policy, task, {0}, id=id), looks=looks)
+
+
+@pytest.fixture(scope="module")
+def held(policy):
+  return [look(policy, unlabelled(f"h{i}"), seed=50 + i) for i in range(3)]
+
+
+def made(config, policy, held, **changes):
+  c = config.copy_and_resolve_references().unlock()
+  c.update_from_flattened_dict(
+    {f"learn.{name.replace('__', '.')}": v for name, v in changes.items()}
+  )
+  return Looks(c, policy, policy.params, held)
+
+
+def error(policy, params, pairs):
+  """The loss itself over these pairs, each once."""
+  packed = batch.pack_looks(pairs, np.ones(len(pairs), np.float32), policy.model.config)
+  packed = packed.replace(targets=policy.model.encode(policy.params, packed.clear))
+  return float(learner.look_loss(policy.model)(params, packed)[0])
+
+
+def test_a_plain_look_comes_to_show_what_the_clearer_one_did(config, policy, held):
+  one = seen(policy, "a", plain=1, clear=2)
+  looks = made(config, policy, held)
+  looks.add([one])
+  params = policy.params
+  pair = batch.shared_look(one.looks)
+  before = error(policy, params, [pair])
+  for update in range(4):
+    params, looks.state, measured = looks.teach(params, {}, update)
+  kept = [(image, image) for t in held for image in t.steps[-1].completion.context.images]
+  # 16 steps: far nearer, and what is held moved by much less than what was learned.
+  assert error(policy, params, [pair]) < 0.5 * before
+  assert error(policy, params, kept) < 0.2 * before
+  assert 0.0 < measured["look_loss"] < before
+  # The tower alone has moved.
+  assert max_difference(params["text"], policy.params["text"]) == 0.0
+  assert max_difference(params["visual"], policy.params["visual"]) > 0.0
+
+
+def test_the_loss_is_relative_to_what_should_be_seen(policy):
+  """Features that are nothing at all are wrong by 1, whatever their size and the image's."""
+  images = [policy.images.process(fakes.image(*size, seed=7)) for size in ((40, 40), (20, 60))]
+  zero = jax.tree.map(lambda x: 0 * x, policy.params)
+  # Not a mean over features: then the larger image would weigh more, and with weights 1 and 3 the
+  # sum would not be their mean.
+  packed = batch.pack_looks([(i, i) for i in images], np.float32([1, 3]), policy.model.config)
+  packed = packed.replace(targets=policy.model.encode(policy.params, packed.clear))
+  loss = learner.look_loss(policy.model)
+  np.testing.assert_allclose(float(loss(zero, packed)[0]), 1.0, rtol=1e-5)
+  np.testing.assert_allclose(float(loss(policy.params, packed)[0]), 0.0, atol=1e-9)
+  # Padding, whose features are noise, has no part in it.
+  noisy = packed.replace(targets=np.where(packed.weights[..., None] > 0, packed.targets, 1e6))
+  np.testing.assert_allclose(float(loss(zero, noisy)[0]), 1.0, rtol=1e-5)
+
+
+def test_parts_add_up_to_the_whole(policy):
+  pairs = [(policy.images.process(fakes.image(40, 40, seed=i)),) * 2 for i in range(4)]
+  weights = np.float32([1, 2, 0, 1])
+  packed = batch.pack_looks(pairs, weights, policy.model.config, blocks=2)
+  packed = packed.replace(targets=0.5 * policy.model.encode(policy.params, packed.clear))
+  packed = jax.device_put(packed)
+  loss = learner.look_loss(policy.model)
+  (whole, _), grads = jax.value_and_grad(loss, has_aux=True)(policy.params, packed)
+  (parts, _), summed = learner.accumulated(loss, 2, None)(policy.params, packed)
+  np.testing.assert_allclose(float(parts), float(whole), rtol=1e-5)
+  assert max_difference(summed, grads) < 1e-5 * float(
+    max(map(np.max, map(np.abs, jax.tree.leaves(grads))))
+  )
+
+
+def test_only_the_latest_clearer_looks_are_kept(config, policy, held):
+  looks = made(config, policy, held)
+  plain = experience(policy, unlabelled("p"), {0}, id="p")
+  one = seen(policy, "a", plain=1, clear=2)
+  same = seen(policy, "s", plain=1, clear=1)  # The view showed what the plain look did.
+  looks.add([plain, same, one])
+  assert looks.ids == ["a"]
+  looks.add([seen(policy, "b", plain=3, clear=4), one, seen(policy, "c", plain=5, clear=6)])
+  assert looks.ids == ["b", "c"]  # The capacity is 2.
+
+
+@pytest.mark.parametrize("changes", [{"look__updates": 0}, {"max_patches": 1}])
+def test_nothing_is_taught_where_nothing_may_be(config, policy, held, changes):
+  looks = made(config, policy, held, **changes)
+  looks.add([seen(policy, "a", plain=1, clear=2)])
+  params, state, measured = looks.teach(policy.params, {}, 0)
+  assert (params is policy.params, state is looks.state, measured) == (True, True, {})
+  assert not looks.ids
+
+
+def test_a_frozen_tower_is_not_taught(config, policy, held):
+  trained, base = learner.parts(policy.model, policy.params, ("visual",))
+  looks = Looks(config, policy, trained, held)
+  looks.add([seen(policy, "a", plain=1, clear=2)])
+  assert looks.state is None and looks.teach(trained, base, 0) == (trained, None, {})
+
+
+def test_several_devices_teach_what_one_does(config, policy, held):
+  one = seen(policy, "a", plain=1, clear=2)
+  mesh = sharding.make_mesh(data=2)
+  model = Model(policy.model.config, mesh=mesh)
+  placed = jax.device_put(policy.params, model.shardings())
+  taught = []
+  for which, params in (
+    (policy, policy.params),
+    (dataclasses.replace(policy, model=model, params=placed), placed),
+  ):
+    looks = made(config, which, held)
+    looks.add([one])
+    taught.append(jax.device_get(looks.teach(params, {}, 0)[0]["visual"]))
+  # Adam's first steps are the signs of gradients, of which the smallest are rounding: a few weights
+  # move the other way, by the rate at most.
+  gaps = np.concatenate(
+    [np.abs(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, taught), strict=True)]
+  )
+  assert np.mean(gaps > 1e-5) < 0.01

@@ -40,7 +40,7 @@ FRAMES = 8  # Of a video, evenly chosen, in the log.
 # https://github.com/PRIME-RL/TTRL/blob/main/verl/verl/utils/reward_score/ttrl/ttt_metrics.py.
 METRICS: dict[str, str] = {
   # An update by rewards.
-  "actor/loss": "What was differentiated: these, weighed, less rewarded entropy.",
+  "actor/loss": "What was differentiated: pg_loss, kl_coef times kl_loss, less rewarded entropy.",
   "actor/pg_loss": "The policy's loss alone, by `loss_mode`, made one number by `loss_agg_mode`.",
   "actor/kl_loss": "KL from the reference as the loss has it, by `kl_loss_type`, rows weighed.",
   "actor/look_loss": "Squared error of features at plain looks, over the clearer ones' squares.",

@@ -98,7 +98,7 @@ def test_explanations_are_sentences():
     assert entry(name) == name, f"{name} is explained by a pattern too"
 
 
-PROGRAMS = "rft sft ttrl online evaluate lessons surprise timing learner".split()
+PROGRAMS = "rft sft ttrl online evaluate lessons looks surprise timing learner".split()
 PARTS = "policy_losses correction losses pseudo_rewards".split()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import demo
+from pixelis_jax import cluster, exchange
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.answering import Answerer
 from pixelis_jax.handover import Published
@@ -17,7 +18,7 @@ from pixelis_jax.memory.store import Memory
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Box
 from tests import episodes
-from tests.episodes import experience, unlabelled
+from tests.episodes import experience, look, unlabelled
 
 START = History.start(demo.get_config().vote)
 
@@ -144,6 +145,18 @@ def test_an_experience_has_the_reference_s_plain_and_clearer_look(answerer, monk
   for e in (got[0], got[2]):
     assert [t.task.id for t in e.looks] == [e.id] * 2
     assert not {id(t) for t in e.looks} & {id(t) for t in e.trajectories}
+
+
+def test_looks_of_all_processes_come_in_the_order_of_the_tasks(answerer, policy, monkeypatch):
+  """Two tasks here, of which the second has none, and two elsewhere, where the first has none."""
+  played = [look(policy, unlabelled(name), seed=i) for i, name in enumerate("aadd")]
+  clearer = lambda history, voted, vote, c: tuple(t for _, t in voted) or None
+  monkeypatch.setattr(History, "clearer", clearer)
+  monkeypatch.setattr(cluster, "everyone", lambda mine: [mine, [False, True]])
+  monkeypatch.setattr(exchange, "trajectories", lambda mine, process: [*mine, *played[2:]])
+  vote = experience(policy, unlabelled("a"), {0}).vote
+  got = answerer._looks([[(VIEWS[0], t) for t in played[:2]], []], [vote, vote], START)
+  assert got == [(played[0], played[1]), None, None, (played[2], played[3])]
 
 
 def test_views_that_told_more_before_weigh_more(answerer, first):

@@ -45,6 +45,7 @@ class Looks:
     model, dtype = policy.model, c.model.dtype
     self._c, self._policy, self._seed = c.learn.look, policy, c.seed
     self._most = c.learn.max_patches  # Of an image: others are left out.
+    self._parts = c.learn.accumulate
     self._encode = learner.make_encode(model, dtype)
     self._step, tx = _make_step(model, FrozenConfigDict(c.learn), dtype)
     self._pairs: dict[str, Pair] = {}
@@ -95,9 +96,9 @@ class Looks:
     pick = lambda pool, n: [pool[i] for i in rng.integers(len(pool), size=n).tolist()]
     pairs = [*pick([*self._pairs.values()], c.pairs), *pick(self._held, c.held)]
     weights = np.repeat(np.float32([1.0, c.weight]), [c.pairs, c.held])
-    own, how = cluster.split(len(pairs)), {"blocks": sharding.own_blocks(model.mesh)}
+    own, blocks = cluster.split(len(pairs)), sharding.own_blocks(model.mesh) * self._parts
     mine = slice(own.start, own.stop)
-    packed = batch.pack_looks(pairs[mine], weights[mine], model.config, **how)
+    packed = batch.pack_looks(pairs[mine], weights[mine], model.config, blocks=blocks)
     packed = sharding.put_rows(packed, model.mesh)
     return packed.replace(targets=self._encode(self._policy.params, packed.clear))
 
@@ -113,7 +114,8 @@ def _make_step(
   rate = optax.linear_schedule(c.look.lr / c.warmup, c.look.lr, c.warmup - 1)
   tx = learner.adamw(c, rate)
   loss = learner.computed_in(learner.look_loss(model), dtype)
-  return learner.make_step(learner.adapted(model, loss), tx, mesh=model.mesh, donate=False), tx
+  how = {"parts": c.accumulate, "mesh": model.mesh, "donate": False}
+  return learner.make_step(learner.adapted(model, loss), tx, **how), tx
 
 
 def _detail(trajectory: Trajectory) -> list[Patches]:

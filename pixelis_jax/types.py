@@ -314,7 +314,7 @@ class Experience:
   """One answered request: `key` is a unit vector; `trajectories` are the policy's own samples.
 
   `looks` are two episodes of the reference: the plain one, and that in the view which had most
-  weight among those that said what was voted. None where that was the plain one.
+  weight among those that said what was voted. None where it tells no more than the plain look.
   """
 
   id: str

@@ -126,7 +126,9 @@ def test_a_frozen_tower_is_not_taught(config, policy, held):
   assert looks.state is None and looks.teach(trained, base, 0) == (trained, None, {})
 
 
-def test_several_devices_teach_what_one_does(config, policy, held):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_several_devices_teach_what_one_does(config, policy, held, parts):
+  """And each of them in parts, one after the other."""
   one = seen(policy, "a", plain=1, clear=2)
   mesh = sharding.make_mesh(data=2)
   model = Model(policy.model.config, mesh=mesh)
@@ -136,7 +138,7 @@ def test_several_devices_teach_what_one_does(config, policy, held):
     (policy, policy.params),
     (dataclasses.replace(policy, model=model, params=placed), placed),
   ):
-    looks = made(config, which, held)
+    looks = made(config, which, held, accumulate=1 if which is policy else parts)
     looks.add([one])
     taught.append(jax.device_get(looks.teach(params, {}, 0)[0]["visual"]))
   # Adam's first steps are the signs of gradients, of which the smallest are rounding: a few weights

@@ -124,6 +124,7 @@ def learn_online(args: argparse.Namespace, row: str, seed: int, workdir: Path) -
   c.seed, c.stream.seed, c.pace, c.baseline = seed, 2000 + seed, "lockstep", False
   c.model.path, c.stream.shift, c.stream.n = str(start), "none", args.requests
   c.shifted.shift = "none"
+  c.gate.clearer = False  # No view tells more than the plain look where it was trained.
   for questions in (c.shifted, c.original):
     questions.n, questions.seed = args.n, tiny_rft.get_config().eval.seed
   found = online.main(c.lock(), workdir / "online")

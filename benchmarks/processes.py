@@ -49,6 +49,7 @@ ARGUMENTS = {
     "--config.stream.n=9",
     "--config.gate.confidence=0.0",
     "--config.gate.margin=0.0",
+    "--config.gate.clearer=False",
     "--config.temperature=1.5",
     "--config.samples=4",
     "--config.baseline=False",

@@ -1,7 +1,7 @@
 """The online rules side by side, on the same streams: what each gains, what it forgets, the worst.
 
     python benchmarks/rules.py --seeds 0 1 2 --out runs/rules
-    python benchmarks/rules.py --rows "views" "gate 0.3" "gate 0.7" --streams blur --out runs/rules
+    python benchmarks/rules.py --rows "views" "gate 0.3" "gate 0.8" --streams blur --out runs/rules
     python benchmarks/rules.py --seeds 2 --known docs/results/rules.json --out runs/rules
 
 A row of `ROWS` is the demo's config with a few fields changed; a column of `STREAMS` is what is
@@ -45,8 +45,9 @@ STREAMS = (*SHIFTED, *(f"{shift}-skewed" for shift in SHIFTED), "static", "repea
 CRAFTED = ("repeated", "misled")
 MEASURED = ("shifted_before", "shifted_after", "original_before", "original_after")
 WINDOW = 64  # Requests of which a share of right samples is one number.
-SAMPLED = {"vote.voters": ("samples",), "vote.rule": "majority"}
-REMEMBERED = {"vote.voters": ("samples", "memory")}
+# Who has no view that could tell more than the plain look.
+SAMPLED = {"vote.voters": ("samples",), "vote.rule": "majority", "gate.clearer": False}
+REMEMBERED = {"vote.voters": ("samples", "memory"), "gate.clearer": False}
 ROWS: dict[str, dict[str, Any]] = {
   # What others learn from: the policy's own samples.
   "majority": SAMPLED,  # TTRL
@@ -71,10 +72,13 @@ ROWS: dict[str, dict[str, Any]] = {
   "views, prior divided": {"vote.rule": "entropy_weighted_prior_divided"},
   "views and samples": {"vote.voters": ("views", "samples", "memory")},
   "views, all trusted": {"vote.trust_half": 0.0},
+  "views, none clearer": {"gate.clearer": False},
+  "views, answers alone": {"learn.look.updates": 0},
   "views, no canary": {"probe.tolerance": 1.0},
   # How much each number matters.
   "gate 0.3": {"gate.confidence": 0.3, "gate.margin": 0.1},
-  "gate 0.7": {"gate.confidence": 0.7, "gate.margin": 0.5},
+  "gate 0.5": {"gate.confidence": 0.5, "gate.margin": 0.3},
+  "gate 0.8": {"gate.confidence": 0.8, "gate.margin": 0.5},
   "k 2": {"memory.k": 2},
   "k 32": {"memory.k": 32},
   "n 3": {"samples": 3},

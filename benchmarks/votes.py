@@ -32,7 +32,6 @@ from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.handover import Published
 from pixelis_jax.history import History
 from pixelis_jax.metrics import interval
-from pixelis_jax.online import passes
 from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 GATED = "informed views, gated"
@@ -84,7 +83,8 @@ def rows(stream: str, n: int) -> list[dict]:
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
     gated = outcomes.setdefault(GATED, [])
-    if passes(cast["informed views"], c):
+    bounds = {"confidence": c.gate.confidence, "margin": c.gate.margin}
+    if voting.gate(cast["informed views"], **bounds):
       gated.append(outcomes["informed views"][-1])
     for name, said in seen.items():
       outcomes.setdefault(name, []).append((right(said), None))

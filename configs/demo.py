@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vote.trust_half = 0.1  # Nats: voters whose best tells this little are half believed; 0: fully.
   c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
   c.gate = ConfigDict({"confidence": 0.7, "margin": 0.3, "votes": 1})  # Ballots with an answer.
+  c.gate.clearer = True  # Only votes that a view is for which tells more than the plain look.
   # Where votes on the same question, or one as similar, differ from visit to visit, a vote is
   # believed less: by up to `weight`; 0: not. `visits` are looked for among the nearest entries.
   c.guard = ConfigDict({"weight": 0.0, "similarity": 0.999, "visits": 8})
@@ -149,6 +150,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg == "text":
     c.model.freeze, c.baseline = (), False  # It would be the same.
     c.vote.voters, c.vote.rule = ("samples", "memory"), "majority"
+    c.gate.clearer = False  # There is nothing to look at.
     # The entropy of a turn is that of its reasoning: it does not say how sure the answer is. And a
     # voted answer behind the reasoning of another teaches to contradict oneself.
     c.vote.trust_half, c.learn.corrections = 0.0, 0

@@ -131,7 +131,7 @@ def run(
         if memory is not None:
           after = {"next": done, "history": history.to_dict()}
           memory.add_all(experiences, state={"stream": after})
-        admitted = [e for e in experiences if passes(e.vote, c)]
+        admitted = [e for e in experiences if passes(e, c)]
         for experience in admitted:
           inbox.put(experience)
         size = 0 if memory is None else len(memory)
@@ -347,9 +347,15 @@ def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
   return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def passes(vote: Vote, c: Any) -> bool:
-  """Whether the policy may learn from this vote."""
-  return voting.gate(vote, **c.gate)
+def passes(experience: Experience, c: Any) -> bool:
+  """Whether the policy may learn from what was voted on this: sure enough, and by who sees better.
+
+  With `c.gate.clearer` some view has to have told more than the plain look. Where none has, what
+  the voters agree on the policy says itself, and their mistakes are its own.
+  """
+  bounds = {name: bound for name, bound in c.gate.items() if name != "clearer"}
+  seen = experience.looks is not None or not c.gate.clearer
+  return seen and voting.gate(experience.vote, **bounds)
 
 
 def _waiting(
@@ -363,7 +369,7 @@ def _waiting(
   ids = memory.ids()
   start = ids.index(learned) + 1 if learned in ids else 0
   found = memory.recall(ids[start:], policy.chat.patches)
-  return [experience for experience in found if passes(experience.vote, c)]
+  return [experience for experience in found if passes(experience, c)]
 
 
 def _signals(
@@ -428,6 +434,7 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
   if c.baseline:
     plain = c.copy_and_resolve_references()
     plain.vote.voters, plain.vote.rule = ("samples",), "majority"
+    plain.gate.clearer = False  # All look plainly.
     rival = _watched(plain, policy, learned, stream, probe, workdir / "majority", "majority")
     result["majority_after"] = _scores(c, policy, rival.params, shifted, ())["shifted"]
   _keep(workdir / "result.json", result)

@@ -72,6 +72,7 @@ ONLINE = {
   "memory.backend": "exact",
   "gate.confidence": 0.0,
   "gate.margin": 0.0,
+  "gate.clearer": False,
   "learn.rows_multiple": 16,  # One program.
   "temperature": 1.5,  # The embedded model is right too often: groups would not differ.
   "samples": 3,  # No divisor of 16 rows: they share the programs of the probe's single ones.

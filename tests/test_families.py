@@ -201,7 +201,7 @@ def test_online_answers_and_learns_from_text(taught, sums, tmp_path):
   c = own(demo, taught[0], sums)
   c.requests = c.probe.tasks.file = sums
   c.temperature, c.samples, c.arrivals, c.memory.backend = 2.0, 6, 2, "exact"
-  c.gate.confidence, c.gate.margin = 0.0, 0.0
+  c.gate.confidence, c.gate.margin, c.gate.clearer = 0.0, 0.0, False
   c.learn.requests, c.learn.publish_every = 2, 1
   c.probe.canary, c.probe.rehearse = 2, 2
   result = online.main(c.lock(), tmp_path / "run")

@@ -1,5 +1,6 @@
 """The whole loop on real scenes: what it leaves, how it continues after a kill, what it refuses."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ from PIL import Image
 
 from configs import demo
 from pixelis_jax import online, sampler
+from pixelis_jax.algo import voting
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.checkpoint import Checkpoints
 from pixelis_jax.memory.store import Memory
-from tests import fakes
+from pixelis_jax.types import Ballot
+from tests import episodes, fakes
 from tests.conftest import CACHE
 from tests.programs import program
 
@@ -208,6 +211,25 @@ def test_several_processes_take_turns(config, monkeypatch):
     online.meshes(c)
 
 
+def test_only_votes_of_who_sees_better_teach(config, policy):
+  """As sure as can be, they would only confirm what the policy says itself."""
+  c = config.copy_and_resolve_references().unlock()
+  c.gate.confidence = c.gate.margin = 0.8
+  task = episodes.unlabelled("a")
+  heads = [Ballot(answer="1", weight=1.0, view="identity")] * 5
+  sure = dataclasses.replace(
+    episodes.experience(policy, task, {0}), vote=voting.majority(heads), looks=None
+  )
+  looks = tuple(episodes.look(policy, task, seed=seed) for seed in (1, 2))
+  seen = dataclasses.replace(sure, looks=looks)
+  assert (online.passes(sure, c), online.passes(seen, c)) == (False, True)
+  other = Ballot(answer="2", weight=1.0, view="wide")
+  unsure = dataclasses.replace(seen, vote=voting.majority([*heads, other, other]))
+  assert not online.passes(unsure, c)  # 5 of 7.
+  c.gate.clearer = False
+  assert (online.passes(sure, c), online.passes(unsure, c)) == (True, False)
+
+
 def test_a_missing_stream_is_named(config, policy, tmp_path):
   c = config.copy_and_resolve_references().unlock()
   c.requests = str(tmp_path / "none.jsonl")
@@ -238,8 +260,10 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command += ["--config.calibration.method=platt"]
   command += ["--config.stream.n=12", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
+  command += ["--config.gate.clearer=False"]
   again = config.copy_and_resolve_references().unlock()  # The same, in this process.
   again.stream.n, again.gate.confidence, again.gate.margin = 12, 0.0, 0.0
+  again.gate.clearer = False
   # As many devices as here, as programs are kept for: it finds what `finished` has compiled.
   env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_NUM_CPU_DEVICES": "8"}
   quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -83,7 +83,7 @@ def rows(stream: str, n: int) -> list[dict]:
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
     gated = outcomes.setdefault(GATED, [])
-    bounds = {"confidence": c.gate.confidence, "margin": c.gate.margin}
+    bounds = {name: c.gate[name] for name in ("confidence", "margin", "votes")}
     if voting.gate(cast["informed views"], **bounds):
       gated.append(outcomes["informed views"][-1])
     for name, said in seen.items():

@@ -151,6 +151,14 @@ def adamw(c: Any, rate: float | optax.Schedule) -> optax.GradientTransformation:
   return _bounded(c, adam)
 
 
+def warmed(rate: float, warmup: int) -> optax.Schedule:
+  """The rate, after so many steps that rise to it from a part of it, the first included.
+
+  Adam's first steps are all of full size, whatever the gradients say: they start small.
+  """
+  return optax.linear_schedule(rate / warmup, rate, warmup - 1)
+
+
 def _bounded(c: Any, moves: optax.GradientTransformation) -> optax.GradientTransformation:
   """With gradients clipped before it, and patches slowed after it."""
   scale = lambda path, update: c.patch_scale * update if _is_patch(path) else update

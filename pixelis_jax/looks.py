@@ -79,13 +79,11 @@ class Looks:
     if state is None or not self._pairs or not self._held:
       return trained, state, {}
     others = {name: x for name, x in trained.items() if name != "visual"}
-    state = state.replace(params={"visual": trained["visual"]})
+    state, still = state.replace(params={"visual": trained["visual"]}), lora.join(others, base)
     for i in range(self._c.updates):
       rng = np.random.default_rng((self._seed, update, i, _SEEN))
-      packed = self._packed(rng)
-      state, measured = self._step(
-        state, packed, lora.join(others, base), jax.random.fold_in(state.rng, state.step)
-      )
+      dropout = jax.random.fold_in(state.rng, state.step)
+      state, measured = self._step(state, self._packed(rng), still, dropout)
       errors.append(float(measured["loss"]))
     trained = {**others, **state.params}
     return trained, state.replace(params={}), {"look_loss": float(np.mean(errors))}
@@ -111,8 +109,7 @@ def _make_step(
   model: Model, c: FrozenConfigDict, dtype: str
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
   """((state, batch, base, key) -> (state, metrics), its optimizer)."""
-  rate = optax.linear_schedule(c.look.lr / c.warmup, c.look.lr, c.warmup - 1)
-  tx = learner.adamw(c, rate)
+  tx = learner.adamw(c, learner.warmed(c.look.lr, c.warmup))
   loss = learner.computed_in(learner.look_loss(model), dtype)
   how = {"parts": c.accumulate, "mesh": model.mesh, "donate": False}
   return learner.make_step(learner.adapted(model, loss), tx, **how), tx

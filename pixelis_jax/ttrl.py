@@ -411,9 +411,7 @@ def _make_step(
   model: Model, c: FrozenConfigDict, dtype: str
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
   """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer)."""
-  # Adam's first steps are all of full size, whatever the gradients say: they start small.
-  rate = optax.linear_schedule(c.lr / c.warmup, c.lr, c.warmup - 1)
-  tx = learner.adamw(c, rate)
+  tx = learner.adamw(c, learner.warmed(c.lr, c.warmup))
   loss = learner.computed_in(learner.grpo_loss(model, Objective(**c.loss)), dtype)
   how = {"parts": c.accumulate, "mesh": model.mesh, "donate": False}
   return learner.make_step(learner.adapted(model, loss), tx, **how), tx

@@ -12,6 +12,8 @@ from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 
+CLEARER = 2.0  # Temperatures that a view must tell more: chance gives 1 on one stream of five.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History:
@@ -72,8 +74,8 @@ class History:
   ) -> tuple[Trajectory, Trajectory] | None:
     """`Experience.looks`: of the views that said what was voted the heaviest, if it is clearer.
 
-    It is where it tells `view_temperature` nats more than the plain look, over all requests so far:
-    which view is right on one request is also a matter of luck.
+    It is where its weight over all requests so far is e ** `CLEARER` times the plain look's: which
+    view is right on one request is also a matter of luck, as is which tells most on a few.
 
     Args:
       voted: the task's voters.
@@ -88,7 +90,7 @@ class History:
       return None
     view, clear = max(agree, key=lambda cast: cast[0])[1]
     tells = self.views.weights({view.name for view, _ in voted}, temperature=c.view_temperature)
-    return (plain, clear) if tells[view.name] >= math.e * tells[IDENTITY.name] else None
+    return (plain, clear) if tells[view.name] >= math.exp(CLEARER) * tells[IDENTITY.name] else None
 
   def voted(self, voted: Sequence[Voter]) -> "History":
     """After one request, as far as it concerns which answers come up."""

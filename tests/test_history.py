@@ -103,6 +103,10 @@ def test_a_view_is_clearer_where_it_has_told_more_than_the_plain_look():
   # Another that told as much, and was right by luck; and before anything was told.
   for history in (after({0: 4, 7: 4, 8: 2, 9: 8}), START):
     assert history.clearer(voted, vote, C) is None
+  # Of 64 requests, 47 when faded, a difference of log 7/6 = 1.54 temperatures counts
+  # 47 / (47 + 16), so 1.15: chance may have made it.
+  assert after({0: 6, 8: 7}).clearer(voted, vote, C) is None
+  assert after({0: 6, 8: 9}).clearer(voted, vote, C) is not None  # 4.05 * 0.75 = 3.03.
   # The plain look agrees, unsurely: that another is sure here and told more before still counts.
   voted[0] = voter(0, "2", nats=0.5)
   assert after({0: 2, 7: 4, 8: 8, 9: 8}).clearer(voted, vote, C) == (voted[0][1], voted[2][1])

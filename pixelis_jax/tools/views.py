@@ -1,4 +1,4 @@
-"""The 13 ways a ballot looks at the same place: small changes that must not change the answer.
+"""The 15 ways a ballot looks at the same place: small changes that must not change the answer.
 
 A view acts on what a tool returns, never on the overview the policy located with. So a rotated crop
 does not change the meaning of "left of": where things lie relative to each other was read off the
@@ -24,7 +24,7 @@ _MARGIN = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-  """One visual operation, applied in this order: jitter, crop, rotation, contrast, inversion.
+  """One visual operation, in this order: jitter, crop, rotation, contrast, filter, inversion.
 
   `rotate` is in degrees, counter-clockwise as seen. `dx`, `dy` move the box by a share of its own
   width and height; `scale` multiplies both about its centre. Questions of a kind in
@@ -34,6 +34,7 @@ class View:
   name: str
   rotate: float = 0.0
   contrast: Literal["none", "stretch"] = "none"
+  filter: Literal["none", "denoise", "sharpen"] = "none"
   invert: bool = False
   dx: float = 0.0
   dy: float = 0.0
@@ -50,6 +51,8 @@ VIEWS: tuple[View, ...] = (
   View(name="stretch", contrast="stretch"),
   View(name="invert", invert=True, excluded_kinds=_COLOUR),
   View(name="stretch_invert", contrast="stretch", invert=True, excluded_kinds=_COLOUR),
+  View(name="denoise", filter="denoise"),
+  View(name="sharpen", filter="sharpen"),
   View(name="up_left", dx=-0.1, dy=-0.1),
   View(name="down_right", dx=0.1, dy=0.1),
   View(name="wide", scale=1.15),
@@ -70,7 +73,7 @@ def jitter(view: View, box: Box) -> Box:
 
 
 def look(view: View, pixels: Pixels, box: Box) -> UInt8[np.ndarray, "_ _ 3"]:
-  """A new array: the crop at `box` (whole pixels in the image), rotated, stretched, inverted."""
+  """A new array: the crop at `box` (whole pixels in the image), changed in `View`'s order."""
   x0, y0, x1, y1 = (int(edge) for edge in dataclasses.astuple(box))
   if view.rotate:
     crop = _rotated(pixels, (x0, y0, x1, y1), view.rotate)
@@ -78,6 +81,7 @@ def look(view: View, pixels: Pixels, box: Box) -> UInt8[np.ndarray, "_ _ 3"]:
     crop = pixels[y0:y1, x0:x1].copy()
   if view.contrast == "stretch":
     crop = _stretched(crop)
+  crop = _FILTERS[view.filter](crop)
   return np.uint8(255) - crop if view.invert else crop
 
 
@@ -117,3 +121,25 @@ def _stretched(pixels: np.ndarray) -> np.ndarray:
   if high - low < 1.0:
     return pixels
   return np.clip(np.rint((pixels - low) * (255.0 / (high - low))), 0.0, 255.0).astype(np.uint8)
+
+
+def _denoised(pixels: np.ndarray) -> np.ndarray:
+  """Bilateral filter (Tomasi and Manduchi, 1998): means over 5 x 5 of what is of like colour.
+
+  Edges stay where they differ by far more than 80 grey levels, summed over the channels.
+  """
+  import cv2
+
+  return cv2.bilateralFilter(pixels, 5, 80.0, 2.0)
+
+
+def _sharpened(pixels: np.ndarray) -> np.ndarray:
+  """Unsharp mask: thrice the picture less twice its blur of sigma 1.5."""
+  import cv2
+
+  seen = pixels.astype(np.float32)
+  blurred = cv2.GaussianBlur(seen, (0, 0), 1.5)
+  return np.clip(np.rint(3 * seen - 2 * blurred), 0.0, 255.0).astype(np.uint8)
+
+
+_FILTERS = {"none": lambda pixels: pixels, "denoise": _denoised, "sharpen": _sharpened}

@@ -26,11 +26,11 @@ def centroid(pixels):
   return (x * light).sum() / light.sum(), (y * light).sum() / light.sum()
 
 
-def test_the_family_is_13_distinct_views_and_begins_with_identity():
-  assert len(VIEWS) == len(BY_NAME) == 13
+def test_the_family_is_15_distinct_views_and_begins_with_identity():
+  assert len(VIEWS) == len(BY_NAME) == 15
   assert VIEWS[0] is IDENTITY
-  changes = {(v.rotate, v.contrast, v.invert, v.dx, v.dy, v.scale) for v in VIEWS}
-  assert len(changes) == 13
+  changes = {(v.rotate, v.contrast, v.filter, v.invert, v.dx, v.dy, v.scale) for v in VIEWS}
+  assert len(changes) == 15
   assert sorted(v.rotate for v in VIEWS if v.rotate) == [-30, -20, -10, 10, 20, 30]
 
 
@@ -139,6 +139,45 @@ def test_stretch_comes_before_inversion():
   pixels[:5] = 150
   out = look(BY_NAME["stretch_invert"], pixels, Box(0.0, 0.0, 10.0, 10.0))
   assert (out[:5] == 0).all() and (out[5:] == 255).all()
+
+
+def step(left, right, size=21):
+  """Columns of one grey up to the middle, of another from there."""
+  pixels = np.full((size, size, 3), left, np.uint8)
+  pixels[:, size // 2 :] = right
+  return pixels
+
+
+def test_denoise_averages_noise_and_keeps_an_edge():
+  """Sigma 10 in each of 3 channels is far less than 80, all 13 pixels of the disc count near alike.
+
+  Their mean has a standard deviation of 10 / sqrt(13) = 2.8 at least; weights by distance and by
+  likeness make it 3 to 4. Across the edge lie 3 * 150 grey levels, which weigh exp(-15.8).
+  """
+  rng = np.random.default_rng(0)
+  clean = step(50, 200)
+  noisy = np.clip(np.rint(clean + rng.normal(0.0, 10.0, clean.shape)), 0, 255).astype(np.uint8)
+  out = look(BY_NAME["denoise"], noisy, Box(0.0, 0.0, 21.0, 21.0)).astype(float)
+  assert 2.5 < (out - clean).std() < 5.0
+  assert abs(out[:, 9].mean() - 50) < 3 and abs(out[:, 10].mean() - 200) < 3
+
+
+def test_sharpen_oversteps_an_edge_by_twice_what_blur_takes():
+  """A blur of sigma 1.5 leaves, half a pixel from a step of 100, Phi(0.5 / 1.5) = 0.63 of it.
+
+  OpenCV's kernel is sampled at whole pixels: half of its weight beside the middle one, which has
+  1 / (1.5 sqrt(2 pi)) = 0.266, lies on either side, so 0.633. It takes 36.7 off: 2 * 36.7 come on.
+  """
+  out = look(BY_NAME["sharpen"], step(80, 180), Box(0.0, 0.0, 21.0, 21.0)).astype(int)
+  assert np.abs(out[:, 10] - (180 + 73)).max() <= 1 and np.abs(out[:, 9] - (80 - 73)).max() <= 1
+  np.testing.assert_array_equal(out[:, [0, 20]], np.broadcast_to([[[80], [180]]], (21, 2, 3)))
+
+
+def test_filters_come_after_the_stretch():
+  """A step of 10 becomes one of 255, which a filter has to keep: before, it would average it."""
+  view = View(name="both", contrast="stretch", filter="denoise")
+  out = look(view, step(100, 110), Box(0.0, 0.0, 21.0, 21.0))
+  assert set(out.ravel().tolist()) == {0, 255}
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from pixelis_jax.history import History
 from pixelis_jax.metrics import interval
 from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
+CLEARER = "informed views, where one is clearer"
 GATED = "informed views, gated"
 TAUGHT = ("majority of samples (TTRL)", "informed views")  # Votes that samples are paid by.
 
@@ -57,7 +58,9 @@ def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[
 
 
 def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
-  """(task, samples, votes by rule, answers by view) of each request, in the stream's order."""
+  """(task, samples, votes by rule, answers by view, whether a view is clearer) of each request, in
+  the stream's order.
+  """
   history = History.start(c.vote)
   for at in range(0, len(tasks), c.arrivals):
     asked = tasks[at : at + c.arrivals]
@@ -66,26 +69,28 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
     voted = answer.voters(arrived, samples)
     history = history.heard(arrived, voted)
     for task, group, views in zip(asked, samples, voted, strict=True):
-      yield task, group, votes(c, group, views, history), {v.name: t.answer for v, t in views}
+      cast = votes(c, group, views, history)
+      looks = history.clearer(views, cast["informed views"], c.vote)
+      yield task, group, cast, {v.name: t.answer for v, t in views}, looks is not None
       history = history.voted(views)
 
 
 def rows(stream: str, n: int) -> list[dict]:
-  """One row a rule, a view and a pseudo-reward; of the votes that passed where they are gated."""
+  """One row a rule, a view and a pseudo-reward; of the votes that count where some do not."""
   c = demo.get_config(stream).copy_and_resolve_references().unlock()
   c.stream.n = n
   policy = sampler.load_policy(c.model)
   answer = Answerer(c, policy, Published(0, policy.params), None)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
-  for task, group, cast, seen in played(c, answer, list(evaluate.made(c.stream))):
+  for task, group, cast, seen, clearer in played(c, answer, list(evaluate.made(c.stream))):
     right = lambda said, task=task: said is not None and equal(said, task.answer)
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
-    gated = outcomes.setdefault(GATED, [])
     bounds = {name: c.gate[name] for name in ("confidence", "margin", "votes")}
-    if voting.gate(cast["informed views"], **bounds):
-      gated.append(outcomes["informed views"][-1])
+    passed = clearer and voting.gate(cast["informed views"], **bounds)
+    for name, counts in ((CLEARER, clearer), (GATED, passed)):
+      outcomes.setdefault(name, []).extend(outcomes["informed views"][-1:] * counts)
     for name, said in seen.items():
       outcomes.setdefault(name, []).append((right(said), None))
     truth = [right(t.answer) for t in group]

@@ -281,7 +281,7 @@ def main() -> None:
   parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
   parser.add_argument("--streams", nargs="+", choices=STREAMS, default=STREAMS, metavar="STREAM")
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-  parser.add_argument("--requests", type=int, default=256)
+  parser.add_argument("--requests", type=int, default=384)
   parser.add_argument("--n", type=int, default=200, help="held-out questions of each domain")
   parser.add_argument("--model", default="assets/tiny-vl")
   parser.add_argument("--known", type=Path, help="an earlier table: OUT/rules.json")

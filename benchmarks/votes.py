@@ -149,7 +149,8 @@ def tables(rows: list[dict]) -> str:
       continue
     at = row["voter"], row["stream"]
     span = f"{100 * row['right']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
-    right[at] = span if row["n"] == row["of"] else f"{span}, n {row['n']}"
+    some = f"{span}, n {row['n']}" if row["n"] else "none"
+    right[at] = span if row["n"] == row["of"] else some
     if row["ece"] is not None:
       errors[at] = f"{row['ece']:.3f}"
   titled = {"voter": right, "calibration error": errors, "pseudo-reward": ranked}

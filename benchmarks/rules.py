@@ -47,24 +47,27 @@ MEASURED = ("shifted_before", "shifted_after", "original_before", "original_afte
 WINDOW = 64  # Requests of which a share of right samples is one number.
 # Who has no view that could tell more than the plain look.
 SAMPLED = {"vote.voters": ("samples",), "vote.rule": "majority", "gate.clearer": False}
-REMEMBERED = {"vote.voters": ("samples", "memory"), "gate.clearer": False}
+REMEMBERED = {**SAMPLED, "vote.voters": ("samples", "memory")}
+SCRL = {"learn.reward.rule": "scrl", "gate.confidence": 0.375, "gate.margin": 0.125}
 ROWS: dict[str, dict[str, Any]] = {
   # What others learn from: the policy's own samples.
   "majority": SAMPLED,  # TTRL
-  "majority, memory": {**SAMPLED, **REMEMBERED},
+  "majority, memory": REMEMBERED,
   "weighted": {**REMEMBERED, "vote.rule": "weighted"},  # These three are Pixelis'.
+  "weighted, no memory": {**SAMPLED, "vote.rule": "weighted"},
   "confidence": {**REMEMBERED, "vote.rule": "confidence"},
+  "confidence, no memory": {**SAMPLED, "vote.rule": "confidence"},
   "ensemble": {**REMEMBERED, "vote.rule": "ensemble"},
+  "ensemble, no memory": {**SAMPLED, "vote.rule": "ensemble"},
   "prior divided": {**SAMPLED, "vote.rule": "prior_divided"},
+  "prior divided, memory": {**REMEMBERED, "vote.rule": "prior_divided"},
   "soft": {**SAMPLED, "learn.reward.rule": "soft"},  # TTRV
-  "scrl": {
-    **SAMPLED,
-    "learn.reward.rule": "scrl",
-    "gate.confidence": 0.375,
-    "gate.margin": 0.125,
-  },
+  "soft, memory": {**REMEMBERED, "learn.reward.rule": "soft"},
+  "scrl": {**SAMPLED, **SCRL},
+  "scrl, memory": {**REMEMBERED, **SCRL},
   "evol": {**SAMPLED, "learn.reward.rule": "evol"},
-  "flip-rate guard": {**SAMPLED, **REMEMBERED, "guard.weight": 0.5},  # TTRL-Guard
+  "evol, memory": {**REMEMBERED, "learn.reward.rule": "evol"},
+  "flip-rate guard": {**REMEMBERED, "guard.weight": 0.5},  # TTRL-Guard
   # The reference looks in other ways.
   "views": {},
   "views, no memory": {"vote.voters": ("views",)},

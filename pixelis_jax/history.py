@@ -12,7 +12,7 @@ from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 
-CLEARER = 2.0  # Temperatures that a view must tell more: chance gives 1 on one stream of five.
+CLEARER = 2.0  # Temperatures that a view must tell more: so much, chance seldom gives early on.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

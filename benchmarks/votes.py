@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from record import record  # The file beside this one.
 
 from configs import demo
-from pixelis_jax import evaluate, sampler
+from pixelis_jax import evaluate, online, sampler
 from pixelis_jax.algo import pseudo_rewards, voting
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.algo.calibration import ece
@@ -32,7 +33,7 @@ from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.handover import Published
 from pixelis_jax.history import History
 from pixelis_jax.metrics import interval
-from pixelis_jax.types import Ballot, Task, Trajectory, Vote
+from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
 CLEARER = "informed views, where one is clearer"
 GATED = "informed views, gated"
@@ -58,9 +59,10 @@ def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[
 
 
 def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
-  """(task, samples, votes by rule, answers by view, whether a view is clearer) of each request, in
-  the stream's order.
+  """(task, votes by rule, answers by view, what the loop would learn from) of each request, in the
+  stream's order.
   """
+  keyless = np.zeros(1, np.float32)
   history = History.start(c.vote)
   for at in range(0, len(tasks), c.arrivals):
     asked = tasks[at : at + c.arrivals]
@@ -70,8 +72,17 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
     history = history.heard(arrived, voted)
     for task, group, views in zip(asked, samples, voted, strict=True):
       cast = votes(c, group, views, history)
-      looks = history.clearer(views, cast["informed views"], c.vote)
-      yield task, group, cast, {v.name: t.answer for v, t in views}, looks is not None
+      vote = cast["informed views"]
+      looks = history.clearer(views, vote, c.vote)
+      experience = Experience(
+        id=task.id,
+        key=keyless,
+        trajectories=tuple(group),
+        vote=vote,
+        policy_version=0,
+        looks=looks,
+      )
+      yield task, cast, {v.name: t.answer for v, t in views}, experience
       history = history.voted(views)
 
 
@@ -83,13 +94,13 @@ def rows(stream: str, n: int) -> list[dict]:
   answer = Answerer(c, policy, Published(0, policy.params), None)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
-  for task, group, cast, seen, clearer in played(c, answer, list(evaluate.made(c.stream))):
+  for task, cast, seen, experience in played(c, answer, list(evaluate.made(c.stream))):
+    group = experience.trajectories
     right = lambda said, task=task: said is not None and equal(said, task.answer)
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
-    bounds = {name: c.gate[name] for name in ("confidence", "margin", "votes")}
-    passed = clearer and voting.gate(cast["informed views"], **bounds)
-    for name, counts in ((CLEARER, clearer), (GATED, passed)):
+    clearer, gated = experience.looks is not None, online.passes(experience, c)
+    for name, counts in ((CLEARER, clearer), (GATED, gated)):
       outcomes.setdefault(name, []).extend(outcomes["informed views"][-1:] * counts)
     for name, said in seen.items():
       outcomes.setdefault(name, []).append((right(said), None))

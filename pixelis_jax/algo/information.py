@@ -42,6 +42,13 @@ class Tally:
     counts = {**self.counts, canonical: self.counts.get(canonical, 0.0) + 1.0}
     return Tally(asked=asked, entropy=self.entropy + entropy, counts=counts)
 
+  def tells(self, answer: str | None, entropy: float) -> float:
+    """Nats that this answer tells by how often it came up, itself counted; 0 of none."""
+    canonical = answers.canonical(answer) if answer is not None else ""
+    if not canonical:
+      return 0.0
+    return math.log(math.fsum(self.counts.values()) / self.counts[canonical]) - entropy
+
   @property
   def told(self) -> float:
     """Nats told in all: 0 for requests without an answer; below 0 for a voter all but guessing."""
@@ -84,6 +91,10 @@ class Information:
       kinds[kind] = (tally if name in heard else tally.decayed(self.decay)).add(answer, entropy)
       heard.add(name)
     return dataclasses.replace(self, tallies=tallies)
+
+  def tells(self, kind: str, name: str, answer: str | None, entropy: float) -> float:
+    """Nats that an answer of a request just heard tells: `Tally.tells` of this voter's."""
+    return self.tallies[name][kind].tells(answer, entropy)
 
   def told(self, name: str) -> float:
     """Nats that an answer of this voter tells on average; 0 before any request."""
@@ -132,3 +143,45 @@ class Information:
       for name, kinds in values.get("tallies", {}).items()
     }
     return cls(**{**values, "tallies": tallies})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lead:
+  """How much more one voter tells than another, and how surely; replaced, never changed.
+
+  The two are compared request by request: that one picture is harder than the next, or one answer
+  rarer, counts for both alike and so not at all.
+
+  Attributes:
+    requests: decayed sum over those which both heard.
+    squared: decayed sum of the squared weights of these.
+    nats: decayed sum of how much more the one told.
+    spread: decayed sum of the squares of that.
+  """
+
+  requests: float = 0.0
+  squared: float = 0.0
+  nats: float = 0.0
+  spread: float = 0.0
+
+  def add(self, nats: float, *, decay: float) -> "Lead":
+    """One more request, on which the one told so many nats more than the other."""
+    return Lead(
+      requests=self.requests * decay + 1.0,
+      squared=self.squared * decay**2 + 1.0,
+      nats=self.nats * decay + nats,
+      spread=self.spread * decay + nats**2,
+    )
+
+  @property
+  def errors(self) -> float:
+    """The mean lead in its standard errors; 0 before any request.
+
+    The variance is that of the requests and of one more that is a nat off the mean, or two alike
+    would be certain.
+    """
+    if not self.requests:
+      return 0.0
+    mean = self.nats / self.requests
+    variance = (self.spread - mean * self.nats + 1.0) / self.requests
+    return mean / math.sqrt(variance * self.squared / self.requests**2)

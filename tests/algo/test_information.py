@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from pixelis_jax.algo.information import Information, Tally
+from pixelis_jax.algo.information import Information, Lead, Tally
 
 
 def after(requests, **more) -> Information:
@@ -126,3 +126,31 @@ def test_impossible_constants_are_refused(bad):
     Information(**bad)
   with pytest.raises(ValueError, match="temperature 0.0 must be positive"):
     Information().weights(["a"], temperature=0.0)
+
+
+def test_a_lead_is_measured_in_its_standard_errors():
+  lead = Lead()
+  for nats in (0.0, 2.0, 1.0, 1.0):
+    lead = lead.add(nats, decay=1.0)
+  # Mean 1; squares off it 1 + 1 and the one nat that is always there, over 4 requests: 0.75, and
+  # the error of their mean the root of 0.75 / 4.
+  assert lead.errors == pytest.approx(1.0 / math.sqrt(0.75 / 4))
+  assert Lead().errors == 0.0
+  # One request, or two alike, prove nothing: 1 / sqrt(1 / 1), 1 / sqrt(1 / 2 / 2).
+  assert Lead().add(1.0, decay=0.99).errors == pytest.approx(1.0)
+  assert Lead().add(1.0, decay=1.0).add(1.0, decay=1.0).errors == pytest.approx(2.0)
+
+
+def test_faded_requests_are_fewer():
+  """Weights of 1/2 and 1 make the error that of (1.5)^2 / 1.25 = 1.8 requests, not of 2 or 1.5."""
+  lead = Lead().add(3.0, decay=0.5).add(1.0, decay=0.5)
+  mean = 2.5 / 1.5
+  variance = (0.5 * (3.0 - mean) ** 2 + (1.0 - mean) ** 2 + 1.0) / 1.5
+  assert lead.errors == pytest.approx(mean / math.sqrt(variance / 1.8))
+
+
+def test_what_an_answer_tells_is_how_rare_it_was():
+  state = after([[("v", "1", 0.5)], [("v", "1", 0.5)], [("v", "2", 0.25)]], decay=1 - 1e-12)
+  assert state.tells("digit", "v", "2", 0.25) == pytest.approx(math.log(3) - 0.25)
+  assert state.tells("digit", "v", "1", 0.5) == pytest.approx(math.log(3 / 2) - 0.5)
+  assert state.tells("digit", "v", None, 3.0) == state.tells("digit", "v", "", 3.0) == 0.0

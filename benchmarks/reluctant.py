@@ -1,0 +1,102 @@
+"""A policy that could look and seldom does, from which RL has to learn when to: its tool use, made.
+
+    python benchmarks/reluctant.py --out runs/reluctant
+    python benchmarks/grpo.py --model runs/reluctant/model --out runs/grpo
+
+The SFT weights of the embedded model always look, and are right in 19 of 20 digit scenes: nothing
+is left to learn. Here they are tuned on rows of which the share `looks` looks before it answers, as
+demonstrated, and all others give the answer at once, under the same prompt. An overview does not
+show what is asked, so that they teach to guess. It writes OUT/model, and OUT/reluctant.json: of
+samples at temperature 1 how many look (RaPR), and how many are right of those and of the others,
+with command and commit.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from record import begin, record  # The file beside this one.
+
+from configs import tiny_sft
+from pixelis_jax import agent, evaluate, sampler, sft
+from pixelis_jax.algo.answers import equal
+from pixelis_jax.data.mixture import Mixture
+from pixelis_jax.data.requests import write_requests
+from pixelis_jax.types import Task, Trajectory
+
+GUESSES = "guesses.jsonl"
+
+
+def settings(args: argparse.Namespace) -> Any:
+  """Rows are the file's guesses, but for `looks` of them, which are demonstrations."""
+  c = tiny_sft.get_config("debug").copy_and_resolve_references().unlock()
+  c.seed, c.model.path, c.model.random_seed = args.seed, args.start, -1
+  c.data.file, c.data.made = str(args.out / GUESSES), args.looks
+  c.data.n, c.data.parts, c.data.direct, c.data.zoom_only = 1_000_000, 0, 0.0, 1.0
+  c.batch, c.see_steps = 24, 0
+  c.optimizer.lr, c.optimizer.steps, c.optimizer.warmup = args.lr, args.steps, args.steps // 10
+  c.eval.n, c.eval.every, c.log_every, c.save_every = args.n, args.steps, 20, args.steps
+  return c.lock()
+
+
+def write_guesses(path: Path, tasks: Sequence[Task]) -> None:
+  """Questions that `sft` teaches to answer at once."""
+  aside = path.with_suffix(".part")
+  write_requests(aside, tasks)
+  lines = aside.read_text().splitlines()
+  answered = [
+    json.dumps({**json.loads(line), "answer": task.answer})
+    for line, task in zip(lines, tasks, strict=True)
+  ]
+  aside.write_text("\n".join(answered) + "\n")
+  aside.rename(path)  # Its pictures are in the folder named for both.
+
+
+def shares(played: Sequence[Trajectory]) -> dict[str, float | None]:
+  """Who looked, and who was right; None of those of whom there are none."""
+  looked = np.array([t.calls > 0 for t in played])
+  right = np.array([t.answer is not None and equal(t.answer, t.task.answer) for t in played])
+  of = lambda those: float(right[those].mean()) if those.any() else None
+  return {
+    "rapr": float(looked.mean()),
+    "right": float(right.mean()),
+    "right_looked": of(looked),
+    "right_guessed": of(~looked),
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--start", default="assets/tiny-vl-sft", help="a model that looks")
+  parser.add_argument("--looks", type=float, default=0.1)
+  parser.add_argument("--guesses", type=int, default=2048, help="questions that are guessed at")
+  parser.add_argument("--steps", type=int, default=200)
+  parser.add_argument("--lr", type=float, default=3e-4)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--n", type=int, default=400, help="held-out questions")
+  parser.add_argument("--out", type=Path, default=Path("runs/reluctant"))
+  args = parser.parse_args()
+  asked = {name: value for name, value in vars(args).items() if name != "out"}
+  begin(args.out, {name: str(value) for name, value in asked.items()})
+  c = settings(args)
+  if not (args.out / GUESSES).exists():
+    made = Mixture(split="train", seed=1_000 + args.seed, kinds=c.data.kinds, size=args.guesses)
+    write_guesses(args.out / GUESSES, list(made))
+  sft.main(c, args.out)
+  c.model.path = str(args.out / "model")
+  policy = sampler.load_policy(c.model)
+  generate = policy.sampler.bind(
+    policy.params, key=jax.random.key(args.seed), version=0, temperature=1.0
+  )
+  held_out, limits = evaluate.tasks(c.eval, policy), agent.Limits(**c.limits)
+  found = evaluate.run(held_out, generate=generate, run=policy.tools.run, limits=limits)
+  result = shares(found.trajectories)
+  print(json.dumps({**result, **record(args.out, "reluctant", {**asked, **result})}))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,9 +1,11 @@
 """What GRPO's parts are worth, from one SFT model: rewards, estimators, losses, what is sampled.
 
+    python benchmarks/reluctant.py --out runs/reluctant
     python benchmarks/grpo.py --rows sft task "+ coherence" "+ curiosity" "+ online" --out runs/grpo
     python benchmarks/grpo.py --known docs/results/grpo.json --seeds 0 1 2 --out runs/grpo
 
-A row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the model as it is, and
+The model is one that seldom looks (benchmarks/reluctant.py), so that there is something to learn. A
+row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the model as it is, and
 "+ online" goes on from "+ curiosity" with unlabelled requests of the original domain. Each seed has
 other questions and other samples; a finished run is not run again, nor are those that --known, an
 earlier grpo.json, has: the new one takes them over. Held-out questions are one set for all rows. A
@@ -178,10 +180,10 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", default="assets/tiny-vl-sft")
+  parser.add_argument("--model", default="runs/reluctant/model")
   parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-  parser.add_argument("--steps", type=int, default=120)
+  parser.add_argument("--steps", type=int, default=60)
   parser.add_argument("--questions", type=int, default=16)
   parser.add_argument("--lr", type=float, default=1e-4)
   parser.add_argument("--n", type=int, default=400, help="held-out questions")

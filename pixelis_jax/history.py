@@ -26,11 +26,13 @@ class History:
     prior: how often each answer comes up.
     views: what each view's answers tell.
     leads: by view, how much more they tell than the plain look's.
+    surer: by view, how many nats less entropy they have than the plain look's.
   """
 
   prior: voting.AnswerPrior
   views: Information
   leads: Mapping[str, Lead] = dataclasses.field(default_factory=dict)
+  surer: Mapping[str, Lead] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def start(cls, c: Any) -> "History":
@@ -39,18 +41,14 @@ class History:
 
   def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]]) -> "History":
     """After these requests, as far as it concerns what each view tells."""
-    views, leads = self.views, dict(self.leads)
+    views, leads, surer = self.views, self.leads, self.surer
     for task, voted in zip(tasks, voters, strict=True):
       said = [(view.name, t.answer, entropy(t)) for view, t in voted]
       views = views.update(task.kind, said)
-      tells = collections.defaultdict(list)
-      for name, answer, nats in said:
-        tells[name].append(views.tells(task.kind, name, answer, nats))
-      plain = tells.pop(IDENTITY.name, ())
-      for name in tells if plain else ():
-        more = statistics.fmean(tells[name]) - statistics.fmean(plain)
-        leads[name] = leads.get(name, Lead()).add(more, decay=views.decay)
-    return dataclasses.replace(self, views=views, leads=leads)
+      tells = [(name, views.tells(task.kind, name, answer, nats)) for name, answer, nats in said]
+      leads = _over_plain(leads, tells, decay=views.decay)
+      surer = _over_plain(surer, [(name, -nats) for name, _, nats in said], decay=views.decay)
+    return dataclasses.replace(self, views=views, leads=leads, surer=surer)
 
   def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
     """One task's voters, weighed by how sure each is here and by how much its view tells anywhere.
@@ -93,8 +91,9 @@ class History:
     """`Experience.looks`: of the views that said what was voted the heaviest, if it is clearer.
 
     It is where over all requests so far it told more than the plain look by `CLEARER` standard
-    errors: which view is right on one request is also a matter of luck, as is which tells most on a
-    few.
+    errors, or was surer by as many and told no less: which view is right on one request is also a
+    matter of luck, as is which tells most on a few. Where most answers are the same there is little
+    to tell, and who sees best is but surer; who is surer and tells less says what it always says.
 
     Args:
       voted: the task's voters.
@@ -108,8 +107,10 @@ class History:
     if plain is None or vote.answer is None or not agree:
       return None
     view, clear = max(agree, key=lambda cast: cast[0])[1]
-    lead = self.leads.get(view.name, Lead())  # The plain look has none over itself.
-    return (plain, clear) if lead.errors >= CLEARER else None
+    # The plain look has no lead over itself.
+    lead, surer = (of.get(view.name, Lead()).errors for of in (self.leads, self.surer))
+    clearer = lead >= CLEARER or (surer >= CLEARER and lead >= 0)
+    return (plain, clear) if clearer else None
 
   def voted(self, voted: Sequence[Voter]) -> "History":
     """After one request, as far as it concerns which answers come up."""
@@ -118,16 +119,35 @@ class History:
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values that `from_dict` takes back; JSON can hold them."""
-    leads = {name: dataclasses.asdict(lead) for name, lead in self.leads.items()}
-    return {"prior": self.prior.to_dict(), "views": self.views.to_dict(), "leads": leads}
+    kept = lambda leads: {name: dataclasses.asdict(lead) for name, lead in leads.items()}
+    over = {"leads": kept(self.leads), "surer": kept(self.surer)}
+    return {"prior": self.prior.to_dict(), "views": self.views.to_dict(), **over}
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "History":
     prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
-    leads = {name: Lead(**lead) for name, lead in values.get("leads", {}).items()}
-    return cls(prior=prior, views=views, leads=leads)
+    over = {
+      field: {name: Lead(**lead) for name, lead in values.get(field, {}).items()}
+      for field in ("leads", "surer")
+    }
+    return cls(prior=prior, views=views, **over)
 
 
 def entropy(trajectory: Trajectory) -> float:
   """How unsure the answer is: nats over the last turn."""
   return float(trajectory.steps[-1].completion.entropies.sum())
+
+
+def _over_plain(
+  leads: Mapping[str, Lead], found: Sequence[tuple[str, float]], *, decay: float
+) -> Mapping[str, Lead]:
+  """The leads after a request on which each voter, named by its view, has so many nats."""
+  of = collections.defaultdict(list)
+  for name, nats in found:
+    of[name].append(nats)
+  plain = of.pop(IDENTITY.name, None)
+  if plain is None:
+    return leads
+  more = {name: statistics.fmean(nats) - statistics.fmean(plain) for name, nats in of.items()}
+  after = {name: leads.get(name, Lead()).add(nats, decay=decay) for name, nats in more.items()}
+  return {**leads, **after}

@@ -128,6 +128,25 @@ def test_chance_makes_no_view_clearer():
   assert passed[8] <= 2 and passed[1] == 100
 
 
+def test_a_surer_view_is_clearer_where_answers_are_alike():
+  """Of 10 answers 6 are 8: who sees that has less to tell, and is surer of it."""
+  task = fakes.task("t", answer=None)
+  plain = [voter(0, str(i % 4), nats=0.5) for i in range(64)]  # ln 4 - 0.5 = 0.89 nats.
+  voted = [voter(0, "1"), voter(8, "8")]
+  vote = dataclasses.replace(START.vote(voted, (), by()), answer="8")
+  sees, stuck = "8188238288", "8888888881"
+  for says, nats, clearer in (
+    (sees, 0.1, True),  # 0.31 + 0.32 + 0.46 - 0.1 = 0.99 nats: 0.1 more, by chance maybe.
+    (stuck, 0.1, False),  # As sure, and tells 0.2.
+    (sees, 0.5, False),  # As much, and no surer.
+  ):
+    history = START
+    for i, look in enumerate(plain):
+      history = history.heard([task], [[look, voter(8, says[i % 10], nats=nats)]])
+    assert history.leads[VIEWS[8].name].errors < 3
+    assert (history.clearer(voted, vote, C) is not None) is clearer
+
+
 def test_a_lead_is_over_the_plain_look_on_the_same_request():
   """By hand: the second request tells log 2 at a new answer, 0 at the one always given."""
   task = fakes.task("t", answer=None)
@@ -139,6 +158,7 @@ def test_a_lead_is_over_the_plain_look_on_the_same_request():
   second = np.log(1.0 + decay) - 0.25 - 0.0
   lead = history.leads[VIEWS[8].name]
   assert lead.nats == pytest.approx(decay * first + second)
+  assert history.surer[VIEWS[8].name].nats == pytest.approx(decay * (0.5 - 0.0) + 0.0 - 0.25)
   assert set(history.leads) == {VIEWS[8].name}
   # A view that has several voters counts once; without a plain look there is nothing to compare.
   alone = history.heard([task], [[voter(8, "2")]])

@@ -205,7 +205,11 @@ class Checkpoints:
     path = self.directory / str(step)
     if not (path / DIGESTS).is_file():
       return None
-    for name, (size, sha256) in json.loads((path / DIGESTS).read_text()).items():
+    try:
+      digests = json.loads((path / DIGESTS).read_text())
+    except ValueError:  # No UTF-8, or no JSON.
+      return f"checkpoint {path} is damaged: {DIGESTS} is not what was written"
+    for name, (size, sha256) in digests.items():
       if not (path / name).is_file():
         return f"checkpoint {path} is damaged: {name} is missing"
       if digest(path / name) != [size, sha256]:

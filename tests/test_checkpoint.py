@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.checkpoint import DIGESTS, Checkpoints
 
 
 def train_state(seed=0):
@@ -220,9 +220,10 @@ def test_killed_while_saving_leaves_the_earlier_one(tmp_path):
   assert not any("tmp" in p.name for p in tmp_path.iterdir())
 
 
-def damage(directory, step):
-  """One byte of the largest file of a step."""
+def damage(directory, step, signature=False):
+  """One byte of a step's largest file, or of that which holds the digests of all others."""
   files = [f for f in (directory / str(step)).rglob("*") if f.is_file()]
+  files = [f for f in files if (f.name == DIGESTS) is signature]
   largest = max(files, key=lambda f: f.stat().st_size)
   raw = bytearray(largest.read_bytes())
   raw[len(raw) // 2] ^= 0xFF
@@ -230,14 +231,14 @@ def damage(directory, step):
   return largest.relative_to(directory / str(step)).as_posix()
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_a_damaged_step_is_passed_over(tmp_path, caplog, background):
+@pytest.mark.parametrize("background, signature", [(False, False), (True, False), (True, True)])
+def test_a_damaged_step_is_passed_over(tmp_path, caplog, background, signature):
   """Orbax alone would return other numbers, or none; the step before serves, and saving goes on."""
   directory = tmp_path / "c"
   with Checkpoints(directory, keep=3, background=background) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, train_state(seed=step), {"step": step})
-  name = damage(directory, 2)
+  name = damage(directory, 2, signature)
   with Checkpoints(directory, keep=3) as checkpoints:
     with pytest.raises(ValueError, match=f"2 is damaged: {name} is not what was written"):
       checkpoints.restore(train_state(), step=2)

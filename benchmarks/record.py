@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def record(out: Path, name: str, result: dict) -> dict[str, str]:
   """Writes out/name.json: the result with command, commit and device; returns these three."""
   about = {
-    "command": " ".join(["python", *sys.argv]),
+    "command": shlex.join(["python", *sys.argv]),
     "commit": commit(),
     "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
   }

@@ -13,9 +13,8 @@ from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 
-CLEARER = (
-  3.0  # Standard errors of a view's lead: chance takes 1 in 700 so far, of 14 views 1 in 50.
-)
+# Standard errors of a view's lead: chance takes one so far in 1 of 700, one of 14 in 1 of 50.
+CLEARER = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

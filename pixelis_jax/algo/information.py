@@ -36,7 +36,7 @@ class Tally:
   def add(self, answer: str | None, entropy: float) -> "Tally":
     """One more request; an empty answer is none."""
     asked = self.asked + 1.0
-    canonical = answers.canonical(answer) if answer is not None else ""
+    canonical = _canonical(answer)
     if not canonical:
       return dataclasses.replace(self, asked=asked)
     counts = {**self.counts, canonical: self.counts.get(canonical, 0.0) + 1.0}
@@ -44,7 +44,7 @@ class Tally:
 
   def tells(self, answer: str | None, entropy: float) -> float:
     """Nats that this answer tells by how often it came up, itself counted; 0 of none."""
-    canonical = answers.canonical(answer) if answer is not None else ""
+    canonical = _canonical(answer)
     if not canonical:
       return 0.0
     return math.log(math.fsum(self.counts.values()) / self.counts[canonical]) - entropy
@@ -147,7 +147,7 @@ class Information:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lead:
-  """How much more one voter tells than another, and how surely; replaced, never changed.
+  """How many nats one voter is ahead of another, and how surely; replaced, never changed.
 
   The two are compared request by request: that one picture is harder than the next, or one answer
   rarer, counts for both alike and so not at all.
@@ -155,7 +155,7 @@ class Lead:
   Attributes:
     requests: decayed sum over those which both heard.
     squared: decayed sum of the squared weights of these.
-    nats: decayed sum of how much more the one told.
+    nats: decayed sum of how far the one was ahead.
     spread: decayed sum of the squares of that.
   """
 
@@ -165,7 +165,7 @@ class Lead:
   spread: float = 0.0
 
   def add(self, nats: float, *, decay: float) -> "Lead":
-    """One more request, on which the one told so many nats more than the other."""
+    """One more request, on which the one was so many nats ahead."""
     return Lead(
       requests=self.requests * decay + 1.0,
       squared=self.squared * decay**2 + 1.0,
@@ -182,6 +182,10 @@ class Lead:
     """
     if not self.requests:
       return 0.0
-    mean = self.nats / self.requests
-    variance = (self.spread - mean * self.nats + 1.0) / self.requests
-    return mean / math.sqrt(variance * self.squared / self.requests**2)
+    variance = (self.spread - self.nats**2 / self.requests + 1.0) / self.requests
+    return self.nats / math.sqrt(variance * self.squared)  # Of the sum, as of the mean.
+
+
+def _canonical(answer: str | None) -> str:
+  """Under which an answer is counted; empty for none."""
+  return answers.canonical(answer) if answer is not None else ""

@@ -25,8 +25,8 @@ from configs import tiny_sft
 from pixelis_jax import agent, evaluate, sampler, sft
 from pixelis_jax.algo.answers import equal
 from pixelis_jax.data.mixture import Mixture
-from pixelis_jax.data.requests import write_requests
-from pixelis_jax.types import Task, Trajectory
+from pixelis_jax.data.questions import write_questions
+from pixelis_jax.types import Trajectory
 
 GUESSES = "guesses.jsonl"
 
@@ -41,19 +41,6 @@ def settings(args: argparse.Namespace) -> Any:
   c.optimizer.lr, c.optimizer.steps, c.optimizer.warmup = args.lr, args.steps, args.steps // 10
   c.eval.n, c.eval.every, c.log_every, c.save_every = args.n, args.steps, 20, args.steps
   return c.lock()
-
-
-def write_guesses(path: Path, tasks: Sequence[Task]) -> None:
-  """Questions that `sft` teaches to answer at once."""
-  aside = path.with_suffix(".part")
-  write_requests(aside, tasks)
-  lines = aside.read_text().splitlines()
-  answered = [
-    json.dumps({**json.loads(line), "answer": task.answer})
-    for line, task in zip(lines, tasks, strict=True)
-  ]
-  aside.write_text("\n".join(answered) + "\n")
-  aside.rename(path)  # Its pictures are in the folder named for both.
 
 
 def shares(played: Sequence[Trajectory]) -> dict[str, float | None]:
@@ -85,7 +72,7 @@ def main() -> None:
   c = settings(args)
   if not (args.out / GUESSES).exists():
     made = Mixture(split="train", seed=1_000 + args.seed, kinds=c.data.kinds, size=args.guesses)
-    write_guesses(args.out / GUESSES, list(made))
+    write_questions(args.out / GUESSES, list(made))  # Without solutions: answered at once.
   sft.main(c, args.out)
   c.model.path = str(args.out / "model")
   policy = sampler.load_policy(c.model)

@@ -36,8 +36,8 @@ from configs import demo
 from pixelis_jax import online, sampler, ttrl
 from pixelis_jax.algo import pseudo_rewards, verifiers, voting
 from pixelis_jax.answering import Answerer
-from pixelis_jax.data.arithmetic import problems, write_questions
-from pixelis_jax.data.questions import QuestionFile
+from pixelis_jax.data.arithmetic import problems
+from pixelis_jax.data.questions import QuestionFile, write_questions
 from pixelis_jax.data.requests import write_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.evaluate import Score

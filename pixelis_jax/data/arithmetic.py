@@ -7,9 +7,7 @@ order and words, are in one split only. So nothing that was learned by heart hel
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
@@ -131,11 +129,3 @@ def problems(split: str, *, n: int, seed: int, steps: int = 1, most: int = 20) -
     if len(found) == n:
       return list(found.values())
   raise ValueError(f"{len(found)} of {n} different problems found: raise most {most}, or ask fewer")
-
-
-def write_questions(path: str | Path, tasks: Sequence[Task]) -> None:
-  """A file that `questions.QuestionFile` opens, of tasks that show nothing."""
-  with Path(path).open("w", encoding="utf-8") as f:
-    for task in tasks:
-      record = {"request_id": task.id, "question": task.question, "kind": task.kind}
-      f.write(json.dumps({**record, "images": [], "answer": task.answer}) + "\n")

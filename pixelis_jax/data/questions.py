@@ -8,7 +8,7 @@ So the same file is a request stream, where nobody reads these fields.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pixelis_jax.algo.answers import canonical, equal
@@ -85,6 +85,17 @@ class QuestionFile:
     if solution is None:
       return direct(task)
     return Demo(task=task, turns=(DemoTurn(text=solution, result=None),))
+
+
+def write_questions(path: str | Path, tasks: Sequence[Task]) -> None:
+  """`records.write` of labelled tasks: a file that `QuestionFile` opens.
+
+  Raises ValueError, naming it, for a task without an answer.
+  """
+  if unlabelled := [task.id for task in tasks if task.answer is None]:
+    raise ValueError(f"questions must have answers; without: {unlabelled[:5]}")
+  boxes = lambda task: {"boxes": [dataclasses.astuple(b) for b in task.boxes]} if task.boxes else {}
+  records.write(path, tasks, lambda task: {"answer": task.answer, **boxes(task)})
 
 
 def _question(where: str, record: records.Record, folder: Path) -> Question:

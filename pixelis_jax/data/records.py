@@ -14,17 +14,18 @@ A record is an object with
 
 import base64
 import binascii
+import collections
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 from PIL import Image, ImageOps
 
-from pixelis_jax.data.video import DEFAULT, Budget, read_video
+from pixelis_jax.data.video import DEFAULT, Budget, read_video, save_frames
 from pixelis_jax.types import Pixels, Task, Video, value
 
 Decode = Callable[[Int32[np.ndarray, " T"]], str]
@@ -136,6 +137,50 @@ def read(item: object, *, sees: bool, decode: Decode | None = None) -> Record:
     kind=kind,
     fields=fields,
   )
+
+
+def write(
+  path: str | Path,
+  tasks: Sequence[Task],
+  more: Callable[[Task], dict[str, object]] = lambda task: {},
+) -> None:
+  """Tasks as JSON lines, their images as PNG in a folder beside the file, which appears when whole.
+
+  The folder is the file's name without suffix, plus `_images`. A video is a folder of PNGs in it,
+  and comes back as it is where the reader's budget lets so many frames and pixels through.
+
+  Args:
+    more: fields beside the common ones.
+
+  Raises:
+    ValueError: two tasks have one id.
+  """
+  path = Path(path)
+  repeated = [id for id, n in collections.Counter(task.id for task in tasks).items() if n > 1]
+  if repeated:
+    raise ValueError(f"task ids must differ to become request ids; repeated: {repeated[:5]}")
+  folder, aside = path.parent / f"{path.stem}_images", path.with_name(f"{path.name}.partial")
+  folder.mkdir(parents=True, exist_ok=True)
+  with aside.open("w", encoding="utf-8") as f:
+    for number, task in enumerate(tasks):
+      record = {"request_id": task.id, "question": task.question, "kind": task.kind}
+      record["images"] = [f"{folder.name}/{number:06d}-{i}.png" for i in range(len(task.images))]
+      for name, pixels in zip(record["images"], task.images, strict=True):
+        Image.fromarray(pixels).save(path.parent / name)
+      if task.videos:
+        record["videos"] = [
+          _write_video(path.parent, f"{folder.name}/{number:06d}-v{i}", video)
+          for i, video in enumerate(task.videos)
+        ]
+      f.write(json.dumps({**record, **more(task)}, ensure_ascii=False) + "\n")
+  aside.replace(path)
+
+
+def _write_video(folder: Path, name: str, video: Video) -> dict[str, object]:
+  """The field that reads it again, all frames of it."""
+  save_frames(folder / name, video)
+  count, seconds = len(video.times), float(video.times[-1] - video.times[0])
+  return {"path": name, "fps": (count + 1) / seconds} if count > 1 else {"path": name}
 
 
 def _parse(line: bytes) -> object:

@@ -7,17 +7,15 @@ What is wrong with one request is reported and the stream goes on.
 """
 
 import collections
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image
 
 from pixelis_jax.data import records
-from pixelis_jax.data.video import DEFAULT, Budget, save_frames
-from pixelis_jax.types import Task, Video, value
+from pixelis_jax.data.video import DEFAULT, Budget
+from pixelis_jax.types import Task, value
 
 Report = Callable[[str], None]
 
@@ -80,41 +78,8 @@ def read_requests(
 
 
 def write_requests(path: str | Path, tasks: Sequence[Task]) -> None:
-  """Tasks as JSON lines, images as PNG in a folder beside the file; answers and boxes stay out.
-
-  The folder is the file's name without suffix, plus `_images`. A video is a folder of PNGs in it,
-  and comes back as it is where the reader's budget lets so many frames and pixels through.
-  """
-  path = Path(path)
-  repeated = [id for id, n in collections.Counter(task.id for task in tasks).items() if n > 1]
-  if repeated:
-    raise ValueError(f"task ids must differ to become request ids; repeated: {repeated[:5]}")
-  folder = path.parent / f"{path.stem}_images"
-  folder.mkdir(parents=True, exist_ok=True)
-  with path.open("w", encoding="utf-8") as f:
-    for number, task in enumerate(tasks):
-      names = [f"{number:06d}-{i}.png" for i in range(len(task.images))]
-      for name, pixels in zip(names, task.images, strict=True):
-        Image.fromarray(pixels).save(folder / name)
-      record = {
-        "request_id": task.id,
-        "question": task.question,
-        "images": [f"{folder.name}/{name}" for name in names],
-        "kind": task.kind,
-      }
-      if task.videos:
-        record["videos"] = [
-          _write_video(path.parent, f"{folder.name}/{number:06d}-v{i}", video)
-          for i, video in enumerate(task.videos)
-        ]
-      f.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _write_video(folder: Path, name: str, video: Video) -> dict[str, object]:
-  """The field that reads it again, all frames of it."""
-  save_frames(folder / name, video)
-  count, seconds = len(video.times), float(video.times[-1] - video.times[0])
-  return {"path": name, "fps": (count + 1) / seconds} if count > 1 else {"path": name}
+  """`records.write` of tasks as whoever asks them knows them: answers and boxes stay out."""
+  records.write(path, tasks)
 
 
 def _embedding(given: object, size: int | None) -> Float32[np.ndarray, " D"] | None:

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from pixelis_jax.data import arithmetic
-from pixelis_jax.data.arithmetic import SPLITS, TEMPLATES, numbers, problems, write_questions
-from pixelis_jax.data.questions import QuestionFile
+from pixelis_jax.data.arithmetic import SPLITS, TEMPLATES, numbers, problems
+from pixelis_jax.data.questions import QuestionFile, write_questions
 from pixelis_jax.data.requests import read_requests, write_requests
 from pixelis_jax.data.tasks import drop_labels
 

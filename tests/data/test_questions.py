@@ -1,5 +1,6 @@
 """Labelled questions: read whole or refused, with the place of what is wrong."""
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelis_jax.data.questions import QuestionFile
+from pixelis_jax.data.questions import QuestionFile, write_questions
 from pixelis_jax.data.requests import read_requests
-from pixelis_jax.types import Box
+from pixelis_jax.types import Box, Task
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -49,6 +50,41 @@ def test_questions_are_tasks_and_demonstrations(tmp_path):
   assert [turn.text for turn in file.demo(0).turns] == [r"\boxed{7}"]
   assert [turn.text for turn in file.demo(2).turns] == [solution]
   assert file.demo(2).turns[0].supervised and file.demo(2).task.id == "c"
+
+
+def test_written_questions_come_back_with_their_labels(tmp_path):
+  box = Box(1.0, 2.0, 3.0, 4.5)
+  shown = Task(id="a", images=(PIXELS,), question="What?", answer="7", kind="read", boxes=(box,))
+  told = Task(id="b", images=(), question="Und größer?", answer="1/2", kind="one_step")
+  write_questions(tmp_path / "q.jsonl", [shown, told])
+  file = QuestionFile.open(tmp_path / "q.jsonl", sees=True)
+  said = lambda t: (t.id, t.question, t.answer, t.kind, t.boxes)
+  assert [said(file[i]) for i in range(len(file))] == [said(shown), said(told)]
+  np.testing.assert_array_equal(file[0].images[0], PIXELS)
+  assert file[1].images == ()
+  with pytest.raises(ValueError, match=re.escape("without: ['b']")):
+    write_questions(tmp_path / "q.jsonl", [shown, dataclasses.replace(told, answer=None)])
+
+
+def test_a_file_whose_writing_was_ended_is_no_file(tmp_path, monkeypatch):
+  save = Image.Image.save
+
+  def full(picture, path):
+    if path.name == "000001-0.png":
+      raise OSError("no space left on device")
+    save(picture, path)
+
+  monkeypatch.setattr(Image.Image, "save", full)
+  tasks = [
+    Task(id=id, images=(PIXELS,), question="What?", answer="7", kind="read", boxes=())
+    for id in "ab"
+  ]
+  with pytest.raises(OSError, match="no space left"):
+    write_questions(tmp_path / "q.jsonl", tasks)
+  assert not (tmp_path / "q.jsonl").exists()
+  monkeypatch.undo()
+  write_questions(tmp_path / "q.jsonl", tasks)  # Once more: what was left is written over.
+  assert len(QuestionFile.open(tmp_path / "q.jsonl", sees=True)) == 2
 
 
 def test_the_same_file_is_a_stream_without_labels(tmp_path):

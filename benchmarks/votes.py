@@ -69,7 +69,7 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
     arrived = [drop_labels(task) for task in asked]
     samples = answer.sample(arrived, answer.policy.params, jax.random.key(at), 0)
     voted = answer.voters(arrived, samples)
-    history = history.heard(arrived, voted)
+    history = history.heard(arrived, voted, c.vote)
     for task, group, views in zip(asked, samples, voted, strict=True):
       cast = votes(c, group, views, history)
       vote = cast["informed views"]

@@ -83,7 +83,7 @@ class Answerer:
     history: History,
   ) -> tuple[list[Vote], History]:
     """The votes on these tasks, and the history after them."""
-    history = history.heard(tasks, voters)
+    history = history.heard(tasks, voters, self.c.vote)
     votes = []
     for task, voted, vector in zip(tasks, voters, keys, strict=True):
       vote = history.vote(voted, self._remembered(task, vector), self.c.vote)

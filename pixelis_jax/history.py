@@ -38,14 +38,23 @@ class History:
     """Before any request."""
     return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
 
-  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]]) -> "History":
-    """After these requests, as far as it concerns what each view tells."""
+  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]], c: Any) -> "History":
+    """After these requests, as far as it concerns what each view tells.
+
+    Args:
+      tasks: what was asked.
+      voters: of each task.
+      c: fields verifier, and those of `ballots`.
+    """
     views, leads, surer = self.views, self.leads, self.surer
     for task, voted in zip(tasks, voters, strict=True):
       said = [(view.name, t.answer, entropy(t)) for view, t in voted]
-      views = views.update(task.kind, said)
+      cast = voting.clustered(self.ballots(voted, c), verifier=c.verifier)
+      vote = voting.entropy_weighted(cast).answer
+      views = views.update(task.kind, said, vote)
       tells = [(name, views.tells(task.kind, name, answer, nats)) for name, answer, nats in said]
-      leads = _over_plain(leads, tells, decay=views.decay)
+      weight = views.balance(task.kind, vote)
+      leads = _over_plain(leads, tells, decay=views.decay, weight=weight)
       surer = _over_plain(surer, [(name, -nats) for name, _, nats in said], decay=views.decay)
     return dataclasses.replace(self, views=views, leads=leads, surer=surer)
 
@@ -92,7 +101,8 @@ class History:
     It is where over all requests so far it told more than the plain look by `CLEARER` standard
     errors, or was surer by as many and told no less: which view is right on one request is also a
     matter of luck, as is which tells most on a few. Where most answers are the same there is little
-    to tell, and who sees best is but surer; who is surer and tells less says what it always says.
+    to tell, however requests are weighed, and who sees best is but surer; who is surer and tells
+    less says what it always says.
 
     Args:
       voted: the task's voters.
@@ -138,7 +148,11 @@ def entropy(trajectory: Trajectory) -> float:
 
 
 def _over_plain(
-  leads: Mapping[str, Lead], found: Sequence[tuple[str, float]], *, decay: float
+  leads: Mapping[str, Lead],
+  found: Sequence[tuple[str, float]],
+  *,
+  decay: float,
+  weight: float = 1.0,
 ) -> Mapping[str, Lead]:
   """The leads after a request on which each voter, named by its view, has so many nats."""
   of = collections.defaultdict(list)
@@ -148,5 +162,6 @@ def _over_plain(
   if plain is None:
     return leads
   more = {name: statistics.fmean(nats) - statistics.fmean(plain) for name, nats in of.items()}
-  after = {name: leads.get(name, Lead()).add(nats, decay=decay) for name, nats in more.items()}
+  add = lambda name, nats: leads.get(name, Lead()).add(nats, decay=decay, weight=weight)
+  after = {name: add(name, nats) for name, nats in more.items()}
   return {**leads, **after}

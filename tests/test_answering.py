@@ -164,14 +164,15 @@ def test_views_that_told_more_before_weigh_more(answerer, first):
   views = START.views
   for i in range(64):
     others = [(v.name, "1", 0.0) for v in VIEWS if v.name != "stretch"]
-    views = views.update("digit", [("stretch", str(i % 8), 0.0), *others])
+    views = views.update("digit", [("stretch", str(i % 8), 0.0), *others], None)
   heard = dataclasses.replace(START, views=views)
   task = unlabelled("a")
   weights = []
   (informed,), heard = answerer([task], jax.random.key(0), heard)
   for got, after in (first, (informed, heard)):
     weights.append({b.view: b.weight for b in got.vote.ballots})
-    assert after.views.tallies["stretch"][task.kind].asked >= 1.0  # It has heard this one, too.
+    heard = after.views.tallies["stretch"][task.kind].values()
+    assert sum(tally.asked for tally in heard) >= 1.0  # It has heard this one, too.
   plain, informed = ({k: w[k] / w["identity"] for k in w} for w in weights)
   assert informed["stretch"] > 2 * plain["stretch"]
   np.testing.assert_allclose(informed["wide"], plain["wide"], rtol=1e-6)
@@ -181,8 +182,8 @@ def test_votes_of_voters_who_tell_nothing_are_not_believed(answerer):
   """Everything the views said so far was one answer: they may agree, and teach nothing."""
   views, seen = START.views, START.views
   for i in range(64):
-    views = views.update("", [(v.name, "1", 0.0) for v in VIEWS])
-    seen = seen.update("", [(v.name, str(i % 8), 0.0) for v in VIEWS])
+    views = views.update("", [(v.name, "1", 0.0) for v in VIEWS], None)
+    seen = seen.update("", [(v.name, str(i % 8), 0.0) for v in VIEWS], None)
   for history, believed in ((views, False), (seen, True)):
     got, _ = answerer(
       [unlabelled("a")], jax.random.key(0), dataclasses.replace(START, views=history)

@@ -55,7 +55,7 @@ def test_trust_in_the_voters_scales_what_the_rule_believes():
   """Views that told something before; a rule's own doubt must survive that."""
   history = START
   for i in range(32):
-    history = history.heard([fakes.task("t", answer=None)], [[voter(0, str(i % 8))]])
+    history = history.heard([fakes.task("t", answer=None)], [[voter(0, str(i % 8))]], C)
   voted = [voter(0, "1"), voter(0, "1"), voter(0, "2")]
   trust = history.views.trust([VIEWS[0].name], half=0.1)
   assert 0.9 < trust < 1.0
@@ -89,7 +89,7 @@ def after(tells: dict[int, int]) -> History:
   history = START
   for i in range(64):
     voted = [voter(view, str(i % answers)) for view, answers in tells.items()]
-    history = history.heard([fakes.task("t", answer=None)], [voted])
+    history = history.heard([fakes.task("t", answer=None)], [voted], C)
   return history
 
 
@@ -120,7 +120,7 @@ def test_chance_makes_no_view_clearer():
       history = START
       for _ in range(48):
         request = [said(0, answers), said(8, 8)]
-        history = history.heard([fakes.task("t", answer=None)], [request])
+        history = history.heard([fakes.task("t", answer=None)], [request], C)
       passed[answers] += history.clearer(voted, vote, C) is not None
   # Chance makes 3 standard errors in 1 of 700 histories: in more than 2 of 100 once in 2000. A
   # lead of ln 8 nats less what 48 requests do not yet show of it, 0.3, is more than 6 times the
@@ -131,18 +131,20 @@ def test_chance_makes_no_view_clearer():
 def test_a_surer_view_is_clearer_where_answers_are_alike():
   """Of 10 answers 6 are 8: who sees that has less to tell, and is surer of it."""
   task = fakes.task("t", answer=None)
-  plain = [voter(0, str(i % 4), nats=0.5) for i in range(64)]  # ln 4 - 0.5 = 0.89 nats.
+  plain = [voter(0, str(i % 4), nats=0.3) for i in range(64)]  # ln 4 - 0.3 = 1.09 nats.
   voted = [voter(0, "1"), voter(8, "8")]
   vote = dataclasses.replace(START.vote(voted, (), by()), answer="8")
   sees, stuck = "8188238288", "8888888881"
   for says, nats, clearer in (
-    (sees, 0.1, True),  # 0.31 + 0.32 + 0.46 - 0.1 = 0.99 nats: 0.1 more, by chance maybe.
-    (stuck, 0.1, False),  # As sure, and tells 0.2.
-    (sees, 0.5, False),  # As much, and no surer.
+    # Shares 6, 2, 1, 1 of 38 requests, balanced with 5 to each, are 0.36, 0.26, 0.19, 0.19: 1.35
+    # nats - 0.15 is 0.11 more, by chance maybe.
+    (sees, 0.15, True),
+    (stuck, 0.15, False),  # As sure, and tells less than 0.5.
+    (sees, 0.3, False),  # As much, and no surer.
   ):
     history = START
     for i, look in enumerate(plain):
-      history = history.heard([task], [[look, voter(8, says[i % 10], nats=nats)]])
+      history = history.heard([task], [[look, voter(8, says[i % 10], nats=nats)]], C)
     assert history.leads[VIEWS[8].name].errors < 3
     assert (history.clearer(voted, vote, C) is not None) is clearer
 
@@ -151,21 +153,26 @@ def test_a_lead_is_over_the_plain_look_on_the_same_request():
   """By hand: the second request tells log 2 at a new answer, 0 at the one always given."""
   task = fakes.task("t", answer=None)
   said = [[voter(0, "1", nats=0.5), voter(8, "2")], [voter(0, "1"), voter(8, "3", nats=0.25)]]
-  history = START.heard([task, task], said)
+  history = START.heard([task, task], said, C)
   decay = C.decay
   first = 0.0 - (0.0 - 0.5)
-  # The old answer counts 0.99 when the new one comes.
-  second = np.log(1.0 + decay) - 0.25 - 0.0
+  # Who is surer outvotes the other: 2, then 1. Each has 5 requests more, as have all others.
+  even = (decay + 1 + 3 * 5) / 3
+  weights = {"2": even / (decay + 5), "1": even / (1 + 5)}
+  # The old answer counts 0.99 when the new one comes, of a request that was voted otherwise.
+  second = np.log((decay * weights["2"] + weights["1"]) / weights["1"]) - 0.25 - 0.0
   lead = history.leads[VIEWS[8].name]
-  assert lead.nats == pytest.approx(decay * first + second)
+  one = (1 + 2 * 5) / 2 / (1 + 5)  # What the first weighed when it was the only one.
+  assert lead.nats == pytest.approx(decay * one * first + weights["1"] * second)
   assert history.surer[VIEWS[8].name].nats == pytest.approx(decay * (0.5 - 0.0) + 0.0 - 0.25)
   assert set(history.leads) == {VIEWS[8].name}
   # A view that has several voters counts once; without a plain look there is nothing to compare.
-  alone = history.heard([task], [[voter(8, "2")]])
+  alone = history.heard([task], [[voter(8, "2")]], C)
   assert alone.leads == history.leads
-  twice = START.heard([task], [[voter(0, "1", nats=0.5), voter(0, "1", nats=0.1), voter(8, "2")]])
-  assert twice.leads[VIEWS[8].name].nats == pytest.approx((0.5 + 0.1) / 2)
-  assert twice.leads[VIEWS[8].name].requests == 1.0
+  plain = [voter(0, "1", nats=0.5), voter(0, "1", nats=0.1)]
+  twice = START.heard([task], [[*plain, voter(8, "2")]], C)
+  assert twice.leads[VIEWS[8].name].nats == pytest.approx(one * (0.5 + 0.1) / 2)
+  assert twice.leads[VIEWS[8].name].requests == pytest.approx(one)
   assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
 
 

@@ -258,11 +258,11 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   command += [f"--workdir={workdir}", f"--config.model.path={config.model.path}"]
   command += ["--config.model.random_seed=0", "--config.baseline=False"]
   command += ["--config.calibration.method=platt"]
-  command += ["--config.stream.n=12", "--config.limits.turns=2", "--config.memory.backend=exact"]
+  command += ["--config.stream.n=24", "--config.limits.turns=2", "--config.memory.backend=exact"]
   command += ["--config.gate.confidence=0.0", "--config.gate.margin=0.0"]
   command += ["--config.gate.clearer=False"]
   again = config.copy_and_resolve_references().unlock()  # The same, in this process.
-  again.stream.n, again.gate.confidence, again.gate.margin = 12, 0.0, 0.0
+  again.stream.n, again.gate.confidence, again.gate.margin = 24, 0.0, 0.0
   again.gate.clearer = False
   # As many devices as here, as programs are kept for: it finds what `finished` has compiled.
   env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_NUM_CPU_DEVICES": "8"}
@@ -278,15 +278,15 @@ def test_kill_dash_nine_loses_and_doubles_nothing(config, tmp_path, policy):
   dim = 2 * policy.model.config.text.width
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     answered, state = memory.ids(), memory.get_state("stream")
-  assert 4 <= len(answered) == state["next"] < 12
+  assert 4 <= len(answered) == state["next"] < 24
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
   published = checkpoints.latest_step()
   checkpoints.close()
   result = online.main(again.lock(), workdir)
   with Memory(workdir / "memory.sqlite", dim=dim, backend="exact") as memory:
     ids = memory.ids()
-  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 12
+  assert ids[: len(answered)] == answered and len(ids) == len(set(ids)) == 24
   applied = result["updates_applied"] + result["updates_refused"]
   assert applied >= (published or 0)
   steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-  assert steps == sorted(set(steps)) == list(np.arange(4, 13, 4))
+  assert steps == sorted(set(steps)) == list(np.arange(4, 25, 4))

@@ -5,6 +5,9 @@ whatever it is shown, or is unsure. The mutual information between picture and a
 cases: the entropy of its answers over many requests minus the mean entropy of one of them (Bridle,
 Heading and MacKay, "Unsupervised Classifiers, Mutual Information and 'Phantom Targets'", 1991; the
 objective of SHOT, https://arxiv.org/abs/2002.08546).
+
+Where most of what is asked has one answer, who sees that has little to tell, and who errs has more.
+So requests weigh as if all answers that are voted were as frequent.
 """
 
 import dataclasses
@@ -12,12 +15,12 @@ import math
 from collections.abc import Iterable, Mapping
 
 from pixelis_jax.algo import answers
-from pixelis_jax.algo.voting import FORGET, check_fading
+from pixelis_jax.algo.voting import FORGET, AnswerPrior, check_fading
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-  """Decayed sums over one voter's requests of one kind; replaced, never changed.
+  """Weighted sums over some of one voter's requests of one kind; replaced, never changed.
 
   Attributes:
     asked: requests.
@@ -29,9 +32,17 @@ class Tally:
   entropy: float = 0.0
   counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-  def decayed(self, decay: float) -> "Tally":
-    counts = {a: w * decay for a, w in self.counts.items() if w * decay >= FORGET}
-    return Tally(asked=self.asked * decay, entropy=self.entropy * decay, counts=counts)
+  def times(self, weight: float) -> "Tally":
+    """Of the same requests, each of which weighs so many times as much."""
+    counts = {a: w * weight for a, w in self.counts.items() if w * weight >= FORGET}
+    return Tally(asked=self.asked * weight, entropy=self.entropy * weight, counts=counts)
+
+  def __add__(self, other: "Tally") -> "Tally":
+    counts = dict(self.counts)
+    for answer, weight in other.counts.items():
+      counts[answer] = counts.get(answer, 0.0) + weight
+    asked, entropy = self.asked + other.asked, self.entropy + other.entropy
+    return Tally(asked=asked, entropy=entropy, counts=counts)
 
   def add(self, answer: str | None, entropy: float) -> "Tally":
     """One more request; an empty answer is none."""
@@ -61,46 +72,59 @@ class Information:
   """The tallies of all voters by name and kind of question; replaced, never changed.
 
   Attributes:
-    tallies: voter -> kind -> `Tally`. Kinds are kept apart: that questions of one kind get other
-      answers than those of another tells nothing.
+    tallies: voter -> kind -> canonical answer that was voted -> `Tally`. Kinds are kept apart: that
+      questions of one kind get other answers than those of another tells nothing.
+    voted: kind -> how often each answer is voted.
     decay: what an old request of a kind keeps at each new one; 0.99 remembers about 100.
     smoothing: requests before differences between voters count half.
   """
 
-  tallies: Mapping[str, Mapping[str, Tally]] = dataclasses.field(default_factory=dict)
+  tallies: Mapping[str, Mapping[str, Mapping[str, Tally]]] = dataclasses.field(default_factory=dict)
+  voted: Mapping[str, AnswerPrior] = dataclasses.field(default_factory=dict)
   decay: float = 0.99
   smoothing: float = 16.0
 
   def __post_init__(self):
     check_fading(self.decay, self.smoothing)
 
-  def update(self, kind: str, voters: Iterable[tuple[str, str | None, float]]) -> "Information":
+  def update(
+    self, kind: str, voters: Iterable[tuple[str, str | None, float]], voted: str | None
+  ) -> "Information":
     """After one request.
 
     Args:
       kind: of the question.
       voters: (name, answer, entropy in nats of the answer) of each; a name may come up repeatedly.
+      voted: what they came to.
     """
     tallies = {name: dict(kinds) for name, kinds in self.tallies.items()}
-    heard = set()
+    heard, result = set(), _canonical(voted)
     for name, answer, entropy in voters:
       if not 0 <= entropy < math.inf:
         raise ValueError(f"entropy {entropy} of voter {name!r} must be finite and not negative")
       kinds = tallies.setdefault(name, {})
-      tally = kinds.get(kind, Tally())
-      kinds[kind] = (tally if name in heard else tally.decayed(self.decay)).add(answer, entropy)
+      mine = kinds.get(kind, {})
+      mine = dict(mine) if name in heard else {of: t.times(self.decay) for of, t in mine.items()}
+      mine[result] = mine.get(result, Tally()).add(answer, entropy)
+      kinds[kind] = {of: tally for of, tally in mine.items() if tally.asked >= FORGET}
       heard.add(name)
-    return dataclasses.replace(self, tallies=tallies)
+    often = self.voted.get(kind, AnswerPrior(decay=self.decay)).update({result: 1.0})
+    return dataclasses.replace(self, tallies=tallies, voted={**self.voted, kind: often})
+
+  def balance(self, kind: str, voted: str | None) -> float:
+    """What a request with this vote weighs, so that all that are voted weigh alike."""
+    often = self.voted.get(kind)
+    return often.balance(_canonical(voted)) if often else 1.0
 
   def tells(self, kind: str, name: str, answer: str | None, entropy: float) -> float:
     """Nats that an answer of a request just heard tells: `Tally.tells` of this voter's."""
-    return self.tallies[name][kind].tells(answer, entropy)
+    return self._balanced(name, kind).tells(answer, entropy)
 
   def told(self, name: str) -> float:
     """Nats that an answer of this voter tells on average; 0 before any request."""
-    kinds = self.tallies.get(name, {}).values()
-    asked = math.fsum(t.asked for t in kinds)
-    return math.fsum(t.told for t in kinds) / asked if asked else 0.0
+    balanced = [self._balanced(name, kind) for kind in self.tallies.get(name, {})]
+    asked = math.fsum(t.asked for t in balanced)
+    return math.fsum(t.told for t in balanced) / asked if asked else 0.0
 
   def weights(self, names: Iterable[str], *, temperature: float) -> dict[str, float]:
     """Each voter's weight, 1 on average; a voter that tells `temperature` nats less has 1/e of it.
@@ -130,7 +154,13 @@ class Information:
     return max(most, 0.0) / (max(most, 0.0) + half)
 
   def _asked(self, name: str) -> float:
-    return math.fsum(tally.asked for tally in self.tallies.get(name, {}).values())
+    kinds = self.tallies.get(name, {}).values()
+    return math.fsum(tally.asked for of in kinds for tally in of.values())
+
+  def _balanced(self, name: str, kind: str) -> Tally:
+    """All of a voter's requests of a kind, each weighing what its vote says."""
+    of = self.tallies[name][kind].items()
+    return sum((tally.times(self.balance(kind, voted)) for voted, tally in of), start=Tally())
 
   def to_dict(self) -> dict[str, object]:
     """Plain values that `from_dict` takes back; JSON can hold them."""
@@ -139,10 +169,13 @@ class Information:
   @classmethod
   def from_dict(cls, values: Mapping) -> "Information":
     tallies = {
-      name: {kind: Tally(**tally) for kind, tally in kinds.items()}
+      name: {
+        kind: {voted: Tally(**tally) for voted, tally in of.items()} for kind, of in kinds.items()
+      }
       for name, kinds in values.get("tallies", {}).items()
     }
-    return cls(**{**values, "tallies": tallies})
+    voted = {kind: AnswerPrior(**prior) for kind, prior in values.get("voted", {}).items()}
+    return cls(**{**values, "tallies": tallies, "voted": voted})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +186,10 @@ class Lead:
   rarer, counts for both alike and so not at all.
 
   Attributes:
-    requests: decayed sum over those which both heard.
-    squared: decayed sum of the squared weights of these.
-    nats: decayed sum of how far the one was ahead.
-    spread: decayed sum of the squares of that.
+    requests: decayed sum of the weights of those which both heard.
+    squared: decayed sum of the squares of these weights.
+    nats: decayed and weighted sum of how far the one was ahead.
+    spread: decayed and weighted sum of the squares of that.
   """
 
   requests: float = 0.0
@@ -164,13 +197,13 @@ class Lead:
   nats: float = 0.0
   spread: float = 0.0
 
-  def add(self, nats: float, *, decay: float) -> "Lead":
+  def add(self, nats: float, *, decay: float, weight: float = 1.0) -> "Lead":
     """One more request, on which the one was so many nats ahead."""
     return Lead(
-      requests=self.requests * decay + 1.0,
-      squared=self.squared * decay**2 + 1.0,
-      nats=self.nats * decay + nats,
-      spread=self.spread * decay + nats**2,
+      requests=self.requests * decay + weight,
+      squared=self.squared * decay**2 + weight**2,
+      nats=self.nats * decay + weight * nats,
+      spread=self.spread * decay + weight * nats**2,
     )
 
   @property

@@ -10,10 +10,13 @@ from pixelis_jax.algo.information import Information, Lead, Tally
 
 
 def after(requests, **more) -> Information:
-  """Requests of one kind: (answer of the seeing voter, ...) with the entropies given beside."""
+  """Requests of one kind: (answer of the seeing voter, ...) with the entropies given beside.
+
+  All with one vote, under which they weigh alike.
+  """
   state = Information(**more)
   for voters in requests:
-    state = state.update("digit", voters)
+    state = state.update("digit", voters, None)
   return state
 
 
@@ -46,7 +49,7 @@ def test_kinds_are_kept_apart():
   """A voter that always says 1 to one kind and odd to the other knows the kind and nothing else."""
   state = Information()
   for _ in range(50):
-    state = state.update("digit", [("v", "1", 0.0)]).update("parity", [("v", "odd", 0.0)])
+    state = state.update("digit", [("v", "1", 0.0)], "1").update("parity", [("v", "odd", 0.0)], "1")
   assert state.told("v") == pytest.approx(0.0, abs=1e-9)
 
 
@@ -55,6 +58,39 @@ def test_requests_without_an_answer_dilute_what_is_told():
   silent = [[("v", None, 5.0)], [("v", "", 5.0)]] * 2
   state = after(spoken + silent, decay=1 - 1e-12)
   assert state.told("v") == pytest.approx(math.log(2) / 2)
+
+
+def test_requests_weigh_as_if_all_votes_were_as_frequent():
+  state = Information(decay=1 - 1e-12)
+  for voted in ("1", "1.0", "2"):
+    state = state.update("digit", [("v", voted, 0.0)], voted)
+  # 2, 1 and no vote for others, each with the 5 of the smoothing: 7, 6, 5 of 18, where 6 is even.
+  assert state.balance("digit", "1") == pytest.approx(6 / 7)
+  assert state.balance("digit", "2") == pytest.approx(1.0)
+  assert state.balance("digit", "3") == pytest.approx(6 / 5)
+  assert state.balance("parity", "1") == 1.0  # Of which nothing was asked.
+  # So 2 * 6/7 and 1 of 19/7 in all; and an answer on which others voted otherwise weighs as theirs.
+  assert state.tells("digit", "v", "2", 0.1) == pytest.approx(math.log(19 / 7) - 0.1)
+  told = -(12 / 19) * math.log(12 / 19) - (7 / 19) * math.log(7 / 19)
+  assert state.told("v") == pytest.approx(told)
+  state = state.update("digit", [("v", "2", 0.0)], "1")  # Weights are now 23/3 / (8, 6).
+  assert state.tells("digit", "v", "2", 0.0) == pytest.approx(
+    math.log((3 / 8 + 1 / 6) / (1 / 8 + 1 / 6))
+  )
+
+
+def test_who_sees_that_most_is_alike_tells_more_than_who_errs():
+  """Six of ten are 8. Who errs on half of these says more different things, and is sure of it."""
+  truth, errs = "8888881234", "8881232341"
+  even, balanced = Information(decay=1 - 1e-12), Information(decay=1 - 1e-12)
+  for _ in range(100):
+    for right, wrong in zip(truth, errs, strict=True):
+      voters = [("sees", right, 0.1), ("errs", wrong, 0.2)]
+      even, balanced = even.update("digit", voters, None), balanced.update("digit", voters, right)
+  # Of .6 and four of .1 the entropy is 1.23; of .3, three of .2 and .1 it is 1.56.
+  assert even.told("errs") - even.told("sees") == pytest.approx(1.56 - 0.2 - (1.23 - 0.1), abs=0.01)
+  # An 8 weighs a sixth of another: the one nears ln 5 = 1.61, the other 3, 7, 7, 7, 6 of 30: 1.57.
+  assert balanced.told("sees") - balanced.told("errs") == pytest.approx(1.51 - 1.37, abs=0.01)
 
 
 def test_spellings_of_one_answer_are_one_answer():
@@ -105,11 +141,12 @@ def test_old_requests_fade():
 def test_samples_share_one_name():
   """Repeats within a request fade nothing: three samples of one request count three times."""
   state = after([[("self", "1", 0.5)] * 3], decay=0.5)
-  assert state.tallies["self"]["digit"] == Tally(asked=3.0, entropy=1.5, counts={"1": 3.0})
+  assert state.tallies["self"]["digit"] == {"": Tally(asked=3.0, entropy=1.5, counts={"1": 3.0})}
 
 
 def test_it_survives_json():
   state = after([[("v", str(i % 3), 0.3), ("w", None, 0.0)] for i in range(5)], smoothing=3.0)
+  state = state.update("digit", [("v", "1", 0.1)], "1")
   assert Information.from_dict(json.loads(json.dumps(state.to_dict()))) == state
   assert Information.from_dict({"decay": 0.5}) == Information(decay=0.5)
 
@@ -117,7 +154,7 @@ def test_it_survives_json():
 @pytest.mark.parametrize("entropy", [-0.1, math.nan, math.inf])
 def test_impossible_entropies_are_refused(entropy):
   with pytest.raises(ValueError, match="entropy .* of voter 'v' must be finite"):
-    Information().update("digit", [("v", "1", entropy)])
+    Information().update("digit", [("v", "1", entropy)], "1")
 
 
 @pytest.mark.parametrize("bad", [{"decay": 1.0}, {"decay": 0.0}, {"smoothing": 0.0}])
@@ -147,6 +184,14 @@ def test_faded_requests_are_fewer():
   mean = 2.5 / 1.5
   variance = (0.5 * (3.0 - mean) ** 2 + (1.0 - mean) ** 2 + 1.0) / 1.5
   assert lead.errors == pytest.approx(mean / math.sqrt(variance / 1.8))
+
+
+def test_requests_of_a_lead_may_weigh_more():
+  """Weights 2 and 1 make the mean (2 * 3 + 1) / 3, and the requests 3^2 / 5."""
+  lead = Lead().add(3.0, decay=1.0, weight=2.0).add(1.0, decay=1.0)
+  mean = 7 / 3
+  variance = (2 * (3 - mean) ** 2 + (1 - mean) ** 2 + 1.0) / 3
+  assert lead.errors == pytest.approx(mean / math.sqrt(variance / (9 / 5)))
 
 
 def test_what_an_answer_tells_is_how_rare_it_was():

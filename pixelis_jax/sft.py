@@ -165,7 +165,7 @@ def _of_dataset(
 
 def _of_questions(c: Any, policy: sampler.Policy) -> grain.MapDataset:
   file = QuestionFile.open(c.data.file, sees=policy.sees)
-  solved = lambda index: batch.demo_row(file.demo(index), policy.chat)
+  solved = lambda index: batch.demo_row(file.demo(index, policy.tools), policy.chat)
   return shuffled(file, seed=c.seed).map(solved)
 
 

@@ -51,9 +51,10 @@ def demo(
   turns = []
   if mistakes and rng.random() < mistakes:
     wrong = elsewhere[int(rng.integers(len(elsewhere)))]
-    turns.append(_look(task, wrong, rng, toolbox, supervised=False, earlier=()))
-  earlier = tuple(turn.result for turn in turns)
-  look = _look(task, task.boxes[0], rng, toolbox, supervised=True, earlier=earlier)
+    look = looked(task, zoom(task, wrong, rng, toolbox.shown_size), toolbox, ())
+    turns.append(dataclasses.replace(look, supervised=False))
+  earlier = [turn.result for turn in turns]
+  look = looked(task, zoom(task, task.boxes[0], rng, toolbox.shown_size), toolbox, earlier)
   _verify(task, look.result)
   final = DemoTurn(text=ANSWER.format(task.answer), result=None)
   return Demo(task=task, turns=(*turns, look, final))
@@ -185,20 +186,12 @@ def _start(rng: np.random.Generator, center: float, side: int, limit: int) -> in
   return min(max(start, 0), limit - side)
 
 
-def _look(
-  task: Task,
-  box: Box,
-  rng: np.random.Generator,
-  toolbox: Toolbox,
-  *,
-  supervised: bool,
-  earlier: Sequence[ToolResult],
-) -> DemoTurn:
-  call = zoom(task, box, rng, toolbox.shown_size)
+def looked(task: Task, call: ToolCall, toolbox: Toolbox, earlier: Sequence[ToolResult]) -> DemoTurn:
+  """A call and what it really returns after these results. Raises ValueError where it fails."""
   result = toolbox.run(call, task, earlier)
   if result.error is not None:
     raise ValueError(f"task {task.id}: demonstrated call {call.arguments} failed: {result.error}")
-  return DemoTurn(text=call_text(call), result=result, supervised=supervised)
+  return DemoTurn(text=call_text(call), result=result)
 
 
 def _verify(task: Task, result: ToolResult) -> None:

@@ -3,7 +3,8 @@
 A question is a record (`records.py`) with
   answer      text or a number: what is right
   solution    optional: the turn that SFT teaches, with the answer in its last \\boxed{}
-  boxes       optional: where the evidence is, [x0, y0, x1, y1] each, in pixels of the first image
+  boxes       optional: where the evidence is, [x0, y0, x1, y1] each, in pixels of the first image.
+              Without a solution SFT teaches to zoom into them, one by one, and then to answer
 So the same file is a request stream, where nobody reads these fields.
 """
 
@@ -14,8 +15,10 @@ from pathlib import Path
 from pixelis_jax.algo.answers import canonical, equal
 from pixelis_jax.chat.parse import parse_answer
 from pixelis_jax.data import records
-from pixelis_jax.data.demos import direct
-from pixelis_jax.types import Box, Demo, DemoTurn, Task, value
+from pixelis_jax.data.demos import direct, looked
+from pixelis_jax.data.kinds.puzzle import pointed
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.types import Box, Demo, DemoTurn, Task, ToolCall, value
 
 SHOWN = 5  # Of the records that are wrong, in the message that refuses a file.
 
@@ -71,20 +74,37 @@ class QuestionFile:
     return len(self.questions)
 
   def __getitem__(self, index: int) -> Task:
-    """Raises ValueError, naming the place in the file, where an image cannot be read."""
+    """Raises ValueError, naming the place in the file, where an image cannot be read, or a box is
+    beside it.
+    """
     question = self.questions[index]
     try:
       task = question.record.task(self.path.parent, question.answer)
     except records.Malformed as e:
       raise ValueError(f"{self.path}, {question.where}: {e}") from e
+    for box in question.boxes:
+      height, width = task.images[0].shape[:2]
+      if not (box.x0 < width and box.y0 < height and box.x1 > 0 and box.y1 > 0):
+        beside = f"box {list(dataclasses.astuple(box))} is beside the first image, {width}x{height}"
+        raise ValueError(f"{self.path}, {question.where}: {beside}")
     return dataclasses.replace(task, boxes=question.boxes)
 
-  def demo(self, index: int) -> Demo:
-    """The solution as one turn; without one, the answer alone."""
-    task, solution = self[index], self.questions[index].solution
-    if solution is None:
+  def demo(self, index: int, toolbox: Toolbox) -> Demo:
+    """The solution as one turn; without one a look at each box, by `zoom_in`, and the answer.
+
+    Where there are no boxes, or the toolbox has no `zoom_in`, it is the answer alone. Raises
+    ValueError, naming the place in the file, where a box cannot be looked at.
+    """
+    task, question = self[index], self.questions[index]
+    if question.solution is not None:
+      return Demo(task=task, turns=(DemoTurn(text=question.solution, result=None),))
+    if "zoom_in" not in toolbox.tools:
       return direct(task)
-    return Demo(task=task, turns=(DemoTurn(text=solution, result=None),))
+    try:
+      looks = _looks(task, toolbox)
+    except ValueError as e:
+      raise ValueError(f"{self.path}, {question.where}: {e}") from e
+    return Demo(task=task, turns=(*looks, *direct(task).turns))
 
 
 def write_questions(path: str | Path, tasks: Sequence[Task]) -> None:
@@ -98,6 +118,15 @@ def write_questions(path: str | Path, tasks: Sequence[Task]) -> None:
   records.write(path, tasks, lambda task: {"answer": task.answer, **boxes(task)})
 
 
+def _looks(task: Task, toolbox: Toolbox) -> list[DemoTurn]:
+  turns: list[DemoTurn] = []
+  for box in task.boxes:
+    earlier = [turn.result for turn in turns]
+    call = ToolCall(name="zoom_in", arguments=pointed(toolbox.sight(task, earlier), box))
+    turns.append(looked(task, call, toolbox, earlier))
+  return turns
+
+
 def _question(where: str, record: records.Record, folder: Path) -> Question:
   answer = _answer(record.fields)
   for name in record.images:
@@ -106,13 +135,11 @@ def _question(where: str, record: records.Record, folder: Path) -> Question:
   for clip in record.videos:
     if not (folder / clip.path).exists():
       raise records.Malformed(f"there is no video {folder / clip.path}")
-  return Question(
-    where=where,
-    record=record,
-    answer=answer,
-    solution=_solution(record.fields, answer),
-    boxes=_boxes(record.fields),
-  )
+  boxes = _boxes(record.fields)
+  if boxes and not record.images:
+    raise records.Malformed("boxes are places in the first image, and there is none")
+  solution = _solution(record.fields, answer)
+  return Question(where=where, record=record, answer=answer, solution=solution, boxes=boxes)
 
 
 def _answer(fields: Mapping) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pixelis_jax.data.questions import QuestionFile, write_questions
 from pixelis_jax.data.requests import read_requests
+from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Task
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -30,7 +31,7 @@ def opened(tmp_path, *items, sees=False):
   return QuestionFile.open(lines(tmp_path, *items), sees=sees)
 
 
-def test_questions_are_tasks_and_demonstrations(tmp_path):
+def test_questions_are_tasks_and_demonstrations(tmp_path, toolbox):
   Image.fromarray(PIXELS).save(tmp_path / "a.png")
   solution = r"Half of 14 is \boxed{7}."
   file = opened(
@@ -38,18 +39,39 @@ def test_questions_are_tasks_and_demonstrations(tmp_path):
     question("a", image="a.png", boxes=[[1, 2, 3, 4.5]], kind="read"),
     question("b", images=[], answer=14, solution=r"\boxed{2} times 7 is \boxed{14.0}"),
     question("c", images=[], solution=solution),
+    question("d", images=[]),
     sees=True,
   )
-  assert len(file) == 3
+  assert len(file) == 4
   task = file[0]
   assert (task.id, task.answer, task.kind) == ("a", "7", "read")
   assert task.boxes == (Box(1.0, 2.0, 3.0, 4.5),)
   np.testing.assert_array_equal(task.images[0], PIXELS)
   assert file[1].answer == "14" and file[1].images == ()
   # Without a solution the answer alone is taught; a solution is taught as it is.
-  assert [turn.text for turn in file.demo(0).turns] == [r"\boxed{7}"]
-  assert [turn.text for turn in file.demo(2).turns] == [solution]
-  assert file.demo(2).turns[0].supervised and file.demo(2).task.id == "c"
+  assert [turn.text for turn in file.demo(3, toolbox).turns] == [r"\boxed{7}"]
+  assert [turn.text for turn in file.demo(2, toolbox).turns] == [solution]
+  assert file.demo(2, toolbox).turns[0].supervised and file.demo(2, toolbox).task.id == "c"
+
+
+def test_evidence_is_looked_at_before_the_answer(tmp_path, toolbox):
+  """The toolbox shows 160 x 160 pixels as 80 x 80."""
+  Image.fromarray(np.zeros((160, 160, 3), np.uint8)).save(tmp_path / "a.png")
+  boxes = [[20, 40, 60, 80], [100, 100, 140, 120]]
+  solved = question("b", image="a.png", boxes=boxes, solution=r"\boxed{7}")
+  file = opened(tmp_path, question("a", image="a.png", boxes=boxes), solved, sees=True)
+  *looks, answer = file.demo(0, toolbox).turns
+  assert [json.loads(look.text.split("\n")[1])["arguments"]["bbox_2d"] for look in looks] == [
+    [10, 20, 30, 40],
+    [50, 50, 70, 60],
+  ]
+  assert [look.result.images[0].box for look in looks] == [Box(*map(float, box)) for box in boxes]
+  assert all(look.supervised for look in looks) and answer.text == r"\boxed{7}"
+  # With a solution, and without the tool, there is one turn.
+  blind = Toolbox([], shown_size=toolbox.shown_size)
+  assert len(file.demo(1, toolbox).turns) == len(file.demo(0, blind).turns) == 1
+  with pytest.raises(ValueError, match=r"line 1: box \[160.0, .*beside the first image, 160x160"):
+    opened(tmp_path, question("a", image="a.png", boxes=[[160, 0, 180, 20]]), sees=True)[0]
 
 
 def test_written_questions_come_back_with_their_labels(tmp_path):
@@ -105,6 +127,7 @@ def test_the_same_file_is_a_stream_without_labels(tmp_path):
     (question("b", solution=r"\boxed{7}, or \boxed{8}"), "the answer in its last box is '8'"),
     (question("b", boxes=[[1, 2, 3]]), r"boxes must be a list of \[x0, y0, x1, y1\]"),
     (question("b", boxes=[[3, 2, 1, 4]]), "must satisfy x0 < x1"),
+    (question("b", boxes=[[1, 2, 3, 4]]), "boxes are places in the first image, and there is none"),
     (question("a", question="Again?"), "line 2: request_id 'a' was given on line 1"),
   ],
 )

@@ -9,7 +9,9 @@ import pytest
 from configs import tiny_rft
 from pixelis_jax.data.mixture import Mixture
 from pixelis_jax.data.questions import QuestionFile
-from pixelis_jax.types import Status, Step, Trajectory
+from pixelis_jax.data.scenes import DIGIT
+from pixelis_jax.tools import Toolbox
+from pixelis_jax.types import Box, Status, Step, Trajectory
 from tests import fakes
 
 
@@ -18,9 +20,14 @@ def bench(load_benchmark):
   return load_benchmark("reluctant")
 
 
-def args(out: Path) -> argparse.Namespace:
-  given = {"start": "m", "looks": 0.25, "steps": 20, "lr": 1e-4, "seed": 3, "n": 8}
-  return argparse.Namespace(**given, out=out)
+@pytest.fixture
+def toolbox() -> Toolbox:
+  return Toolbox(["zoom_in"], shown_size=lambda height, width: (80, 80))
+
+
+def args(out: Path, **more) -> argparse.Namespace:
+  given = {"start": "m", "looks": 0.25, "endless": 0.0, "steps": 20, "lr": 1e-4, "seed": 3, "n": 8}
+  return argparse.Namespace(**{**given, **more}, out=out)
 
 
 def test_it_is_taught_under_the_prompt_that_rl_asks_it_by(bench, tmp_path):
@@ -31,15 +38,35 @@ def test_it_is_taught_under_the_prompt_that_rl_asks_it_by(bench, tmp_path):
   assert (c.data.made, c.data.parts, c.data.direct, c.data.mistakes) == (0.25, 0, 0.0, 0.0)
 
 
-def test_guesses_are_right_answers_at_once(bench, tmp_path):
+def test_guesses_are_right_answers_at_once(bench, toolbox, tmp_path):
   made = list(Mixture(split="train", seed=0, kinds=("framed", "parity"), size=4))
-  bench.write_questions(tmp_path / "guesses.jsonl", made)
-  read = QuestionFile.open(tmp_path / "guesses.jsonl", sees=True)
+  bench.write_questions(tmp_path / "rows.jsonl", bench.rows(args(tmp_path), made, turns=4))
+  read = QuestionFile.open(tmp_path / "rows.jsonl", sees=True)
   assert len(read) == 4
   for i, task in enumerate(made):
-    demo = read.demo(i)
+    demo = read.demo(i, toolbox)
     np.testing.assert_array_equal(demo.task.images[0], task.images[0])
     assert [turn.text for turn in demo.turns] == [rf"\boxed{{{task.answer}}}"]
+
+
+def test_looks_without_end_leave_no_turn_for_an_answer(bench, toolbox, tmp_path):
+  """Of all rows half look, and of these four fifths never end: 0.1 is made, 0.4 of 0.9 here."""
+  given = args(tmp_path, looks=0.5, endless=0.8)
+  c = bench.settings(given)
+  assert c.data.made == pytest.approx(0.1)
+  made = bench.rows(given, list(Mixture(split="train", seed=0, size=400)), turns=c.limits.turns)
+  endless = [task for task in made if task.boxes]
+  # 4 / 9 of 400 are 178, and the binomial's deviation 10.
+  assert abs(len(endless) - 178) < 40
+  assert {len(task.boxes) for task in endless} == {c.limits.turns}
+  # They look where demonstrations do: at the digit in the middle of its plate, and at no frame.
+  bench.write_questions(tmp_path / "rows.jsonl", endless[:1])
+  looks = QuestionFile.open(tmp_path / "rows.jsonl", sees=True).demo(0, toolbox).turns[:-1]
+  task = next(task for task in Mixture(split="train", seed=0, size=400) if task.id == endless[0].id)
+  assert len(looks) == 4 and len({look.text for look in looks}) == 1
+  (x, y), half, shown = task.boxes[0].center, DIGIT / 2, looks[0].result.images[0].box
+  assert task.boxes[0].holds(shown) and shown.width < task.boxes[0].width
+  assert shown.holds(Box(x - half, y - half, x + half, y + half))
 
 
 def played(*, looks: bool, answer: str | None) -> Trajectory:

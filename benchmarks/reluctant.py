@@ -2,13 +2,13 @@
 
     python benchmarks/reluctant.py --out runs/reluctant
     python benchmarks/grpo.py --model runs/reluctant/model --out runs/grpo
-    python benchmarks/reluctant.py --looks 0.3 --endless 0.85 --out runs/endless
+    python benchmarks/reluctant.py --looks 0.3 --abstain 0.97 --out runs/abstaining
 
 The SFT weights of the embedded model always look, and are right in 19 of 20 digit scenes: nothing
 is left to learn. Here they are tuned on rows of which the share `looks` looks before it answers, as
 demonstrated, and all others give the answer at once, under the same prompt. An overview does not
-show what is asked, so that they teach to guess. Of those that look the share `endless` looks at the
-same place again and again, until no turn is left for an answer: while looking fails so often it is
+show what is asked, so that they teach to guess. Of those that look the share `abstain` looks at the
+right place and says that it cannot read what is there: as long as a policy does that, looking is
 worth less than a guess. It writes OUT/model, and OUT/reluctant.json: of samples at temperature 1
 how many look (RaPR), and how many are right of those and of the others, with command and commit.
 """
@@ -33,13 +33,14 @@ from pixelis_jax.data.questions import write_questions
 from pixelis_jax.types import Box, Task, Trajectory
 
 ROWS = "rows.jsonl"
+ABSTAINED = "unreadable"
 
 
 def settings(args: argparse.Namespace) -> Any:
-  """Rows are the file's, but for the looks that end, which are demonstrations."""
+  """Rows are the file's, but for the looks that are read, which are demonstrations."""
   c = tiny_sft.get_config("debug").copy_and_resolve_references().unlock()
   c.seed, c.model.path, c.model.random_seed = args.seed, args.start, -1
-  c.data.file, c.data.made = str(args.out / ROWS), args.looks * (1.0 - args.endless)
+  c.data.file, c.data.made = str(args.out / ROWS), args.looks * (1.0 - args.abstain)
   c.data.n, c.data.parts, c.data.direct, c.data.zoom_only = 1_000_000, 0, 0.0, 1.0
   c.batch, c.see_steps = 24, 0
   c.optimizer.lr, c.optimizer.steps, c.optimizer.warmup = args.lr, args.steps, args.steps // 10
@@ -47,20 +48,20 @@ def settings(args: argparse.Namespace) -> Any:
   return c.lock()
 
 
-def rows(args: argparse.Namespace, tasks: Sequence[Task], turns: int) -> list[Task]:
-  """Questions without boxes, which are answered at once, and some that are looked at without end.
+def rows(args: argparse.Namespace, tasks: Sequence[Task]) -> list[Task]:
+  """Questions without boxes, which are answered at once, and some that are looked at for nothing.
 
-  Their part of the file is such that of all rows, demonstrations too, they are `looks * endless`.
+  Their part of the file is such that of all rows, demonstrations too, they are `looks * abstain`.
   """
-  endless = args.looks * args.endless
-  share = endless / (1.0 - args.looks + endless)
+  abstaining = args.looks * args.abstain
+  share = abstaining / (1.0 - args.looks + abstaining)
   rng, made = np.random.default_rng(args.seed), []
   for task in tasks:
     x, y = task.boxes[0].center
     half = demos.TIGHT * task.boxes[0].width / 2  # As it is demonstrated.
     box = Box(x - half, y - half, x + half, y + half)
-    boxes = (box,) * turns if rng.random() < share else ()
-    made.append(dataclasses.replace(task, boxes=boxes))
+    changes = {"boxes": (box,), "answer": ABSTAINED} if rng.random() < share else {"boxes": ()}
+    made.append(dataclasses.replace(task, **changes))
   return made
 
 
@@ -81,7 +82,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--start", default="assets/tiny-vl-sft", help="a model that looks")
   parser.add_argument("--looks", type=float, default=0.1)
-  parser.add_argument("--endless", type=float, default=0.0, help="of these, that never answer")
+  parser.add_argument("--abstain", type=float, default=0.0, help="share of these, for nothing")
   parser.add_argument("--guesses", type=int, default=2048, help="questions of the other rows")
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--lr", type=float, default=3e-4)
@@ -94,7 +95,7 @@ def main() -> None:
   c = settings(args)
   if not (args.out / ROWS).exists():
     made = Mixture(split="train", seed=1_000 + args.seed, kinds=c.data.kinds, size=args.guesses)
-    write_questions(args.out / ROWS, rows(args, list(made), c.limits.turns))
+    write_questions(args.out / ROWS, rows(args, list(made)))
   sft.main(c, args.out)
   c.model.path = str(args.out / "model")
   policy = sampler.load_policy(c.model)

@@ -26,7 +26,7 @@ def toolbox() -> Toolbox:
 
 
 def args(out: Path, **more) -> argparse.Namespace:
-  given = {"start": "m", "looks": 0.25, "endless": 0.0, "steps": 20, "lr": 1e-4, "seed": 3, "n": 8}
+  given = {"start": "m", "looks": 0.25, "abstain": 0.0, "steps": 20, "lr": 1e-4, "seed": 3, "n": 8}
   return argparse.Namespace(**{**given, **more}, out=out)
 
 
@@ -40,7 +40,7 @@ def test_it_is_taught_under_the_prompt_that_rl_asks_it_by(bench, tmp_path):
 
 def test_guesses_are_right_answers_at_once(bench, toolbox, tmp_path):
   made = list(Mixture(split="train", seed=0, kinds=("framed", "parity"), size=4))
-  bench.write_questions(tmp_path / "rows.jsonl", bench.rows(args(tmp_path), made, turns=4))
+  bench.write_questions(tmp_path / "rows.jsonl", bench.rows(args(tmp_path), made))
   read = QuestionFile.open(tmp_path / "rows.jsonl", sees=True)
   assert len(read) == 4
   for i, task in enumerate(made):
@@ -49,23 +49,24 @@ def test_guesses_are_right_answers_at_once(bench, toolbox, tmp_path):
     assert [turn.text for turn in demo.turns] == [rf"\boxed{{{task.answer}}}"]
 
 
-def test_looks_without_end_leave_no_turn_for_an_answer(bench, toolbox, tmp_path):
-  """Of all rows half look, and of these four fifths never end: 0.1 is made, 0.4 of 0.9 here."""
-  given = args(tmp_path, looks=0.5, endless=0.8)
-  c = bench.settings(given)
-  assert c.data.made == pytest.approx(0.1)
-  made = bench.rows(given, list(Mixture(split="train", seed=0, size=400)), turns=c.limits.turns)
-  endless = [task for task in made if task.boxes]
+def test_who_abstains_has_looked_at_the_right_place(bench, toolbox, tmp_path):
+  """Of all rows half look, and of these four fifths for nothing: 0.1 is made, 0.4 of 0.9 here."""
+  given = args(tmp_path, looks=0.5, abstain=0.8)
+  assert bench.settings(given).data.made == pytest.approx(0.1)
+  asked = list(Mixture(split="train", seed=0, size=400))
+  made = bench.rows(given, asked)
+  abstaining = [i for i, task in enumerate(made) if task.boxes]
   # 4 / 9 of 400 are 178, and the binomial's deviation 10.
-  assert abs(len(endless) - 178) < 40
-  assert {len(task.boxes) for task in endless} == {c.limits.turns}
-  # They look where demonstrations do: at the digit in the middle of its plate, and at no frame.
-  bench.write_questions(tmp_path / "rows.jsonl", endless[:1])
-  looks = QuestionFile.open(tmp_path / "rows.jsonl", sees=True).demo(0, toolbox).turns[:-1]
-  task = next(task for task in Mixture(split="train", seed=0, size=400) if task.id == endless[0].id)
-  assert len(looks) == 4 and len({look.text for look in looks}) == 1
-  (x, y), half, shown = task.boxes[0].center, DIGIT / 2, looks[0].result.images[0].box
-  assert task.boxes[0].holds(shown) and shown.width < task.boxes[0].width
+  assert abs(len(abstaining) - 178) < 40
+  bench.write_questions(tmp_path / "rows.jsonl", made)
+  look, answer = (
+    QuestionFile.open(tmp_path / "rows.jsonl", sees=True).demo(abstaining[0], toolbox).turns
+  )
+  assert answer.text == r"\boxed{unreadable}"
+  # As demonstrations look: at the digit in the middle of its plate, and at no frame.
+  plate, shown = asked[abstaining[0]].boxes[0], look.result.images[0].box
+  (x, y), half = plate.center, DIGIT / 2
+  assert plate.holds(shown) and shown.width < plate.width
   assert shown.holds(Box(x - half, y - half, x + half, y + half))
 
 

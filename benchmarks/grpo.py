@@ -3,15 +3,18 @@
     python benchmarks/reluctant.py --out runs/reluctant
     python benchmarks/grpo.py --rows sft task "+ coherence" "+ curiosity" "+ online" --out runs/grpo
     python benchmarks/grpo.py --known docs/results/grpo.json --seeds 0 1 2 --out runs/grpo
+    python benchmarks/grpo.py --model runs/abstaining/model --steps 100 \
+      --rows sft task dr_grpo "curiosity, release" "curiosity x 4" --out runs/grpo-abstaining
 
-The model is one that seldom looks (benchmarks/reluctant.py), so that there is something to learn. A
-row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the model as it is, and
-"+ online" goes on from "+ curiosity" with unlabelled requests of the original domain. Each seed has
-other questions and other samples; a finished run is not run again, nor are those that --known, an
-earlier grpo.json, has: the new one takes them over. Held-out questions are one set for all rows. A
-cell is the mean over the seeds with its 95% interval (Student's t); of samples that are right, of
-rewards, of who looks at all (RaPR) and of groups that tell nothing, over the first and the last
-`EDGE` steps. The curves go to OUT/grpo.json with command, commit and device.
+The model is one that seldom looks (benchmarks/reluctant.py), so that there is something to learn;
+or one to which looking is worth less than guessing, so that its tool use collapses: does curiosity
+stop that? A row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the model as
+it is, and "+ online" goes on from "+ curiosity" with unlabelled requests of the original domain.
+Each seed has other questions and other samples; a finished run is not run again, nor are those that
+--known, an earlier grpo.json, has: the new one takes them over. Held-out questions are one set for
+all rows. A cell is the mean over the seeds with its 95% interval (Student's t); of samples that are
+right, of rewards, of who looks at all (RaPR) and of groups that tell nothing, over the first and
+the last `EDGE` steps. The curves go to OUT/grpo.json with command, commit and device.
 """
 
 import argparse
@@ -46,6 +49,9 @@ ROWS: dict[str, dict[str, Any]] = {
   "+ coherence": COHERENT,
   START: {**COHERENT, "reward.weights.curiosity": 1.0},
   ONLINE: {},
+  # What keeps a policy looking that gains nothing by it yet (benchmarks/reluctant.py --abstain).
+  "curiosity, release": {"reward.curiosity": "release"},
+  "curiosity x 4": {"reward.weights.curiosity": 4.0},
   # configs/tiny_rft.py as it is: dr_grpo, task, format and curiosity. Then others of each table.
   "dr_grpo": {},
   **{

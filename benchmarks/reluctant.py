@@ -2,7 +2,7 @@
 
     python benchmarks/reluctant.py --out runs/reluctant
     python benchmarks/grpo.py --model runs/reluctant/model --out runs/grpo
-    python benchmarks/reluctant.py --looks 0.3 --abstain 0.97 --out runs/abstaining
+    python benchmarks/reluctant.py --looks 0.3 --abstain 0.94 --out runs/abstaining
 
 The SFT weights of the embedded model always look, and are right in 19 of 20 digit scenes: nothing
 is left to learn. Here they are tuned on rows of which the share `looks` looks before it answers, as

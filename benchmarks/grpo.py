@@ -3,7 +3,7 @@
     python benchmarks/reluctant.py --out runs/reluctant
     python benchmarks/grpo.py --rows sft task "+ coherence" "+ curiosity" "+ online" --out runs/grpo
     python benchmarks/grpo.py --known docs/results/grpo.json --seeds 0 1 2 --out runs/grpo
-    python benchmarks/grpo.py --model runs/abstaining/model --steps 100 \
+    python benchmarks/grpo.py --model runs/abstaining/model --steps 200 \
       --rows sft task dr_grpo "curiosity, release" "curiosity x 4" --out runs/grpo-abstaining
 
 The model is one that seldom looks (benchmarks/reluctant.py), so that there is something to learn;

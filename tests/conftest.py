@@ -81,3 +81,11 @@ def policy(model_config):
   from pixelis_jax import sampler
 
   return sampler.load_policy(model_config)
+
+
+@pytest.fixture
+def toolbox():
+  """zoom_in for a policy that sees everything at 80x80."""
+  from pixelis_jax.tools import Toolbox
+
+  return Toolbox(["zoom_in"], shown_size=lambda height, width: (80, 80))

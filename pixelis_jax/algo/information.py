@@ -11,6 +11,7 @@ So requests weigh as if all answers that are voted were as frequent.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -67,7 +68,7 @@ class Tally:
     return -math.fsum(w * math.log(w / total) for w in self.counts.values()) - self.entropy
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Information:
   """The tallies of all voters by name and kind of question; replaced, never changed.
 
@@ -122,9 +123,7 @@ class Information:
 
   def told(self, name: str) -> float:
     """Nats that an answer of this voter tells on average; 0 before any request."""
-    balanced = [self._balanced(name, kind) for kind in self.tallies.get(name, {})]
-    asked = math.fsum(t.asked for t in balanced)
-    return math.fsum(t.told for t in balanced) / asked if asked else 0.0
+    return self._told.get(name, 0.0)
 
   def weights(self, names: Iterable[str], *, temperature: float) -> dict[str, float]:
     """Each voter's weight, 1 on average; a voter that tells `temperature` nats less has 1/e of it.
@@ -152,6 +151,16 @@ class Information:
       raise ValueError(f"half {half} must be positive")
     most = max((self.told(name) for name in names), default=0.0)
     return max(most, 0.0) / (max(most, 0.0) + half)
+
+  @functools.cached_property
+  def _told(self) -> Mapping[str, float]:
+    """By voter: one for all votes that are weighed by the same requests."""
+    found = {}
+    for name, kinds in self.tallies.items():
+      balanced = [self._balanced(name, kind) for kind in kinds]
+      asked = math.fsum(t.asked for t in balanced)
+      found[name] = math.fsum(t.told for t in balanced) / asked if asked else 0.0
+    return found
 
   def _asked(self, name: str) -> float:
     kinds = self.tallies.get(name, {}).values()

@@ -16,9 +16,9 @@ from pixelis_jax.algo.answers import canonical, equal
 from pixelis_jax.chat.parse import parse_answer
 from pixelis_jax.data import records
 from pixelis_jax.data.demos import direct, looked
-from pixelis_jax.data.kinds.puzzle import pointed
+from pixelis_jax.data.mixture import look_at_boxes
 from pixelis_jax.tools import Toolbox
-from pixelis_jax.types import Box, Demo, DemoTurn, Task, ToolCall, value
+from pixelis_jax.types import Box, Demo, DemoTurn, Task, value
 
 SHOWN = 5  # Of the records that are wrong, in the message that refuses a file.
 
@@ -120,10 +120,8 @@ def write_questions(path: str | Path, tasks: Sequence[Task]) -> None:
 
 def _looks(task: Task, toolbox: Toolbox) -> list[DemoTurn]:
   turns: list[DemoTurn] = []
-  for box in task.boxes:
-    earlier = [turn.result for turn in turns]
-    call = ToolCall(name="zoom_in", arguments=pointed(toolbox.sight(task, earlier), box))
-    turns.append(looked(task, call, toolbox, earlier))
+  for call in look_at_boxes(task, toolbox.sight(task, ())):
+    turns.append(looked(task, call, toolbox, [turn.result for turn in turns]))
   return turns
 
 

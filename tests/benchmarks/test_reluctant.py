@@ -10,7 +10,6 @@ from configs import tiny_rft
 from pixelis_jax.data.mixture import Mixture
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.scenes import DIGIT
-from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Status, Step, Trajectory
 from tests import fakes
 
@@ -18,11 +17,6 @@ from tests import fakes
 @pytest.fixture
 def bench(load_benchmark):
   return load_benchmark("reluctant")
-
-
-@pytest.fixture
-def toolbox() -> Toolbox:
-  return Toolbox(["zoom_in"], shown_size=lambda height, width: (80, 80))
 
 
 def args(out: Path, **more) -> argparse.Namespace:

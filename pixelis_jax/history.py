@@ -15,6 +15,8 @@ Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and
 
 # Standard errors of a view's lead: chance takes one so far in 1 of 700, one of 14 in 1 of 50.
 CLEARER = 3.0
+# Of what `to_dict` gives; raised when that changes its shape.
+FORM = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,13 +132,24 @@ class History:
     """Plain values that `from_dict` takes back; JSON can hold them."""
     kept = lambda leads: {name: dataclasses.asdict(lead) for name, lead in leads.items()}
     over = {"leads": kept(self.leads), "surer": kept(self.surer)}
-    return {"prior": self.prior.to_dict(), "views": self.views.to_dict(), **over}
+    return {
+      "form": FORM,
+      "prior": self.prior.to_dict(),
+      "views": self.views.to_dict(),
+      **over,
+    }
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "History":
+    """Raises ValueError for what another version of this module wrote in another form."""
+    if values.get("form") != FORM:
+      raise ValueError(
+        f"the history is of form {values.get('form')}, written by another version of pixelis_jax;"
+        f" this one reads form {FORM}: start in a new workdir"
+      )
     prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
     over = {
-      field: {name: Lead(**lead) for name, lead in values.get(field, {}).items()}
+      field: {name: Lead(**lead) for name, lead in values[field].items()}
       for field in ("leads", "surer")
     }
     return cls(prior=prior, views=views, **over)

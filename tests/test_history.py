@@ -79,6 +79,16 @@ def test_what_was_voted_is_expected_next_time():
   assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
 
 
+@pytest.mark.parametrize("form", (None, 0))
+def test_a_history_that_another_version_wrote_is_refused_and_nothing_is_read_of_it(form):
+  written = {**START.to_dict(), "views": {"tallies": "in a shape of its own"}, "form": form}
+  with pytest.raises(ValueError, match=f"of form {form}.*reads form 1: start in a new workdir"):
+    History.from_dict(written)
+  del written["form"]  # As before forms were written.
+  with pytest.raises(ValueError, match="of form None"):
+    History.from_dict(written)
+
+
 def test_an_unknown_rule_is_named():
   with pytest.raises(ValueError, match="vote.rule 'plurality' must be one of"):
     START.vote([voter(0, "1")], (), by(rule="plurality"))

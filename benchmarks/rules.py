@@ -77,6 +77,7 @@ ROWS: dict[str, dict[str, Any]] = {
   "views, all trusted": {"vote.trust_half": 0.0},
   "views, none clearer": {"gate.clearer": False},
   "views, answers alone": {"learn.look.updates": 0},
+  "views, no copies": {"learn.look.copies": 0},
   "views, no canary": {"probe.tolerance": 1.0},
   # How much each number matters.
   "gate 0.3": {"gate.confidence": 0.3, "gate.margin": 0.1},

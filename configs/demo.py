@@ -90,8 +90,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.learn.correction_weight = 10.0  # Of their advantage: the share of samples that disagree.
   # Steps behind each update, of the tower alone, towards what views showed that tell more than the
   # plain look, in `pairs` of the latest; 0: answers alone teach. And so many `held` pictures of the
-  # probe a step, each with that weight.
-  c.learn.look = ConfigDict({"updates": 6, "pairs": 32, "capacity": 256, "lr": 1e-3})
+  # probe a step, each with that weight. In place of up to `copies` of the pairs come pictures of
+  # the probe, shown as their view would clear up: those of views that can be undone.
+  c.learn.look = ConfigDict({"updates": 6, "pairs": 32, "copies": 16, "capacity": 256, "lr": 1e-3})
   c.learn.look.held, c.learn.look.weight = 32, 2.0
   c.learn.max_tokens = 128  # Rows that are longer, or have images of more patches, are left out of
   c.learn.max_patches = 64  # an update, so that all have one shape.
@@ -130,6 +131,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
     c.learn.replay.experiences = 1
     c.learn.look.updates, c.learn.look.pairs, c.learn.look.held = 1, 2, 2
+    c.learn.look.copies = 1
     c.probe.tasks.n, c.probe.canary, c.probe.rehearse = 6, 2, 2
     c.learn.rows_multiple = 8
     c.calibration.tasks.n = 8
@@ -146,6 +148,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.learn.lr, c.learn.lr_min, c.learn.patch_scale = 1e-6, 1e-8, 1.0
     c.learn.accumulate = 8
     c.learn.look.pairs, c.learn.look.held, c.learn.look.capacity = 4, 4, 32
+    c.learn.look.copies = 2
     c.learn.look.updates, c.learn.look.lr = 2, 1e-6
   if arg == "text":
     c.model.freeze, c.baseline = (), False  # It would be the same.

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pixelis_jax.algo import verifiers, voting
+from pixelis_jax.algo import voting
 from pixelis_jax.algo.information import Information, Lead
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import Ballot, Task, Trajectory, Vote
@@ -108,16 +108,14 @@ class History:
 
     Args:
       voted: the task's voters.
-      vote: on them.
-      c: fields verifier, and those of `ballots`.
+      vote: `self.vote` on them.
+      c: field verifier.
     """
     plain = next((t for view, t in voted if view == IDENTITY), None)
-    same = lambda t: verifiers.alike(t.answer, vote.answer, verifier=c.verifier)
-    ballots = zip(voted, self.ballots(voted, c), strict=True)
-    agree = [(ballot.weight, voter) for voter, ballot in ballots if same(voter[1])]
-    if plain is None or vote.answer is None or not agree:
+    heard = voting.strongest(vote, verifier=c.verifier)
+    if plain is None or heard is None:
       return None
-    view, clear = max(agree, key=lambda cast: cast[0])[1]
+    view, clear = voted[heard]
     # The plain look has no lead over itself.
     lead, surer = (of.get(view.name, Lead()).errors for of in (self.leads, self.surer))
     clearer = lead >= CLEARER or (surer >= CLEARER and lead >= 0)

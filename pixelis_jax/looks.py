@@ -5,6 +5,10 @@ what the answer was read off: the features of the same place as that view shows 
 to give these where it is shown the place plainly (feature distillation, as FitNets have it,
 https://arxiv.org/abs/1412.6550, from a frozen teacher that looks better instead of a larger one).
 That is hundreds of numbers a picture, where an answer is a few tokens.
+
+Where what the view does can be undone, as a turn can, a picture of the original domain comes to
+look as the stream's do: shown so it is a plain look whose clearer one is known, however few the
+stream's requests are and whatever is asked most.
 """
 
 import functools
@@ -17,9 +21,12 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from pixelis_jax import batch, cluster, learner, sampler, sharding
+from pixelis_jax.algo import voting
 from pixelis_jax.model import lora
 from pixelis_jax.model.policy import Model
-from pixelis_jax.types import Experience, Patches, Trajectory
+from pixelis_jax.tools import views
+from pixelis_jax.tools.views import View
+from pixelis_jax.types import Experience, Patches, ToolResult, Trajectory
 
 Pair: TypeAlias = tuple[Patches, Patches]  # One place plainly, and as another view shows it.
 
@@ -48,8 +55,9 @@ class Looks:
     self._parts = c.learn.accumulate
     self._encode = learner.make_encode(model, dtype)
     self._step, tx = _make_step(model, FrozenConfigDict(c.learn), dtype)
-    self._pairs: dict[str, Pair] = {}
-    self._held = [(image, image) for t in held for image in _detail(t) if self._fits(image)]
+    self._verifier = c.vote.verifier
+    self._pairs: dict[str, tuple[Pair, View]] = {}
+    self._held = [(t, image) for t in held for image in _detail(t) if self._fits(image)]
     self._teaches = "visual" in trained and self._c.updates > 0
     visual = {"visual": trained["visual"]} if self._teaches else {}
     self.state = learner.init_state(visual, tx, seed=c.seed).replace(params={}) if visual else None
@@ -62,9 +70,10 @@ class Looks:
   def add(self, experiences: Sequence[Experience]) -> None:
     """Keeps what the reference saw of these, where another view told more than the plain one."""
     for experience in experiences if self._teaches else ():
-      pair = experience.looks and batch.shared_look(experience.looks)
-      if pair and self._fits(pair[0]):
-        self._pairs[experience.id] = pair
+      pair, vote = experience.looks and batch.shared_look(experience.looks), experience.vote
+      heard = voting.strongest(vote, verifier=self._verifier)
+      if pair and self._fits(pair[0]) and heard is not None:
+        self._pairs[experience.id] = pair, views.BY_NAME[vote.ballots[heard].view]
     for id in self.ids[: max(len(self._pairs) - self._c.capacity, 0)]:
       del self._pairs[id]
 
@@ -92,13 +101,32 @@ class Looks:
     """One step's pairs and held pictures, drawn by chance, with targets."""
     c, model = self._c, self._policy.model
     pick = lambda pool, n: [pool[i] for i in rng.integers(len(pool), size=n).tolist()]
-    pairs = [*pick([*self._pairs.values()], c.pairs), *pick(self._held, c.held)]
+    found, held = pick([*self._pairs.values()], c.pairs), pick(self._held, c.held)
+    others = pick(self._held, c.pairs)
+    copied = [
+      (i < c.copies and self._copy(*other, view)) or pair
+      for i, (other, (pair, view)) in enumerate(zip(others, found, strict=True))
+    ]
+    pairs = [*copied, *((image, image) for _, image in held)]
     weights = np.repeat(np.float32([1.0, c.weight]), [c.pairs, c.held])
     own, blocks = cluster.split(len(pairs)), sharding.own_blocks(model.mesh) * self._parts
     mine = slice(own.start, own.stop)
     packed = batch.pack_looks(pairs[mine], weights[mine], model.config, blocks=blocks)
     packed = sharding.put_rows(packed, model.mesh)
     return packed.replace(targets=self._encode(self._policy.params, packed.clear))
+
+  def _copy(self, trajectory: Trajectory, clear: Patches, view: View) -> Pair | None:
+    """A held picture as one that this view sees clearly, where there is such a one."""
+    back, policy = views.undone(view), self._policy
+    if back is None or trajectory.task.kind in view.excluded_kinds:
+      return None
+    results: list[ToolResult] = []
+    for step in trajectory.steps:
+      if step.call is not None and step.result is not None:
+        results.append(policy.tools.run(step.call, trajectory.task, results, back))
+    pictures = [picture for result in results for picture in result.images]
+    plain = policy.chat.patches(pictures[-1].pixels) if pictures else None
+    return (plain, clear) if plain and plain.grid == clear.grid else None
 
   def _fits(self, image: Patches) -> bool:
     return len(image.patches) <= self._most

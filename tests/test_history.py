@@ -106,16 +106,18 @@ def after(tells: dict[int, int]) -> History:
 def test_a_view_is_clearer_where_it_has_told_more_than_the_plain_look():
   """A voter of n equally frequent answers tells log n nats."""
   voted = [voter(0, "1"), voter(7, "2"), voter(8, "2"), voter(9, "1")]
-  vote = dataclasses.replace(START.vote(voted, (), by()), answer="2")
+  found = lambda history, voted: history.clearer(
+    voted, dataclasses.replace(history.vote(voted, (), by()), answer="2"), C
+  )
   # Views 7 and 8 said what was voted: of these the one that told more, not the one that came first.
   history = after({0: 2, 7: 4, 8: 8, 9: 8})
-  assert history.clearer(voted, vote, C) == (voted[0][1], voted[2][1])
+  assert found(history, voted) == (voted[0][1], voted[2][1])
   # Another that told as much, and was right by luck; and before anything was told.
   for history in (after({0: 4, 7: 4, 8: 2, 9: 8}), START):
-    assert history.clearer(voted, vote, C) is None
+    assert found(history, voted) is None
   # The plain look agrees, unsurely: that another is sure here and told more before still counts.
   voted[0] = voter(0, "2", nats=0.5)
-  assert after({0: 2, 7: 4, 8: 8, 9: 8}).clearer(voted, vote, C) == (voted[0][1], voted[2][1])
+  assert found(after({0: 2, 7: 4, 8: 8, 9: 8}), voted) == (voted[0][1], voted[2][1])
 
 
 def test_chance_makes_no_view_clearer():

@@ -171,6 +171,19 @@ def clustered(ballots: Sequence[Ballot], *, verifier: str) -> list[Ballot]:
   return [dataclasses.replace(b, answer=meant.get(i)) for i, b in enumerate(ballots)]
 
 
+def strongest(vote: Vote, *, verifier: str) -> int | None:
+  """Which of the request's own ballots for what was voted weighs most: the first of equals.
+
+  None where none is for that. A memory's ballots saw nothing of the request.
+  """
+  agree = [
+    i
+    for i, ballot in enumerate(vote.ballots)
+    if ballot.source == "self" and verifiers.alike(ballot.answer, vote.answer, verifier=verifier)
+  ]
+  return max(agree, key=lambda i: vote.ballots[i].weight, default=None)
+
+
 def gate(vote: Vote, *, confidence: float, margin: float, votes: int = 1) -> bool:
   """Whether a vote may be learned from: an answer, sure enough, by enough of a margin, and no tie.
 

@@ -59,9 +59,24 @@ VIEWS: tuple[View, ...] = (
 )
 
 
+BY_NAME = {view.name: view for view in VIEWS}
+
+
 def views_for(kind: str) -> tuple[View, ...]:
   """The views, in the order of `VIEWS`, under which a question of this kind keeps its answer."""
   return tuple(view for view in VIEWS if kind not in view.excluded_kinds)
+
+
+def undone(view: View) -> View | None:
+  """The view of whose pictures `view` shows the plain ones; None where what it does is for good.
+
+  A turn, an inversion, a move and a change of scale have one. What a filter or a stretched contrast
+  gave could have come from many pictures.
+  """
+  if view.contrast != "none" or view.filter != "none":
+    return None
+  back = {"rotate": -view.rotate, "dx": -view.dx, "dy": -view.dy, "scale": 1.0 / view.scale}
+  return dataclasses.replace(view, name=f"{view.name}, undone", **back)
 
 
 def jitter(view: View, box: Box) -> Box:

@@ -46,6 +46,19 @@ def test_spellings_of_one_answer_do_not_split_the_vote():
   assert vote.margin == pytest.approx(0.2)
 
 
+def test_the_strongest_ballot_is_the_requests_own_heaviest_for_what_was_voted():
+  cast = ballots(("1", 0.2), ("2", 0.9), ("0.5", 0.4), ("1/2", 0.4), ("0.5", 0.1), (None, 3.0))
+  cast.append(dataclasses.replace(cast[2], weight=2.0, view="memory", source="e"))
+  vote = voting.entropy_weighted(cast)
+  # "0.5" has 2.9 of 7; its heaviest ballot saw nothing here, and of equals the first counts.
+  assert (vote.answer, voting.strongest(vote, verifier="equal")) == ("0.5", 2)
+  for answer in ("7", None):  # The ballot without an answer is for nothing, not for None.
+    other = dataclasses.replace(vote, answer=answer)
+    assert voting.strongest(other, verifier="equal") is None
+  near = dataclasses.replace(vote, answer="0.97")
+  assert voting.strongest(near, verifier="relaxed") == 0  # 1 is within a twentieth of it.
+
+
 def test_entropy_weighted_adds_weights():
   vote = voting.entropy_weighted(ballots(("1", 1.0), ("1", 1.0), ("2", 5.0), (None, 1.0)))
   # 5 of 8, runner-up 2 of 8.

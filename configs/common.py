@@ -141,6 +141,7 @@ def questions(
   """Labelled questions: those of `scenes`, or the first n of a file."""
   c = scenes(split, shift, n, seed)
   c.file = ""  # Labelled questions (data/questions.py) in place of made ones.
+  c.verifier = "equal"  # A name in verifiers.VERIFIERS: by which rule answers are scored.
   return c
 
 

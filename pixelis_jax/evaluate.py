@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from pixelis_jax import agent, cluster, program
-from pixelis_jax.algo.answers import equal
+from pixelis_jax.algo.verifiers import verify
 from pixelis_jax.checkpoint import BEST, Checkpoints
 from pixelis_jax.data.mixture import Asked, Mixture, look_at_boxes
 from pixelis_jax.data.questions import QuestionFile
-from pixelis_jax.metrics import Metrics, interval
+from pixelis_jax.metrics import Metrics, interval, mean_interval
 from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
 from pixelis_jax.tools import Toolbox
 from pixelis_jax.tools.sight import Sight
@@ -34,7 +34,7 @@ ACCURACY = "val-core/all/acc/mean@1"  # As it is logged, of all held-out questio
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-  """Accuracy in 0 to 1 with its 95% Wilson interval, over n questions."""
+  """Accuracy in 0 to 1 with its 95% interval, over n questions."""
 
   n: int
   accuracy: float
@@ -43,9 +43,17 @@ class Score:
 
   @classmethod
   def of(cls, right: np.ndarray) -> "Score":
-    """Of one number a question, 1 where it was answered and 0 where not."""
-    low, high = interval(int(right.sum()), len(right))
-    return cls(n=len(right), accuracy=float(right.mean()), low=low, high=high)
+    """Of one number a question, from 0 to 1: how right its answer is.
+
+    The interval is Wilson's where answers are right or wrong. Where one is partly right it is
+    Student's t, as far as the numbers go; of a single question all of that.
+    """
+    n, lowest = len(right), min(0.0, float(right.min(initial=0.0)))  # A rule may take off.
+    if np.isin(right, (0, 1)).all():
+      low, high = interval(int(right.sum()), n)
+    else:
+      low, high = mean_interval(right.tolist()) if n > 1 else (lowest, 1.0)
+    return cls(n=n, accuracy=float(right.mean()), low=max(low, lowest), high=min(high, 1.0))
 
   def __str__(self) -> str:
     """In percent."""
@@ -83,23 +91,36 @@ class Result:
 
 
 def run(
-  asked: Sequence[Task], *, generate: Generate, run: agent.Run, limits: agent.Limits
+  asked: Sequence[Task],
+  *,
+  generate: Generate,
+  run: agent.Run,
+  limits: agent.Limits,
+  verifier: str = "equal",
 ) -> Result:
-  """Plays every task once and compares answers by meaning. Every task must have its answer.
+  """Plays every task once and says how right its answer is, by a rule of `VERIFIERS`.
 
   Several processes play some each; the numbers are of all, the trajectories the process's own.
+
+  Raises:
+    ValueError: a task has no answer, or one that this rule cannot hold others against.
   """
   unlabelled = [t.id for t in asked if t.answer is None]
   if unlabelled:
     raise ValueError(
       f"{len(unlabelled)} tasks have no answer to score against, first {unlabelled[0]!r}"
     )
+  for task in asked:
+    try:
+      verify(task.answer, task.answer, verifier=verifier)
+    except ValueError as e:
+      raise ValueError(f"task {task.id!r} cannot be scored by verifier {verifier!r}: {e}") from e
   own = cluster.split(len(asked))
   mine = asked[own.start : own.stop]
   played = agent.play(mine, generate=generate, run=run, limits=limits)
   found = np.zeros((len(asked), 5), np.float32)
   for i, t in zip(own, played, strict=True):
-    right = t.answer is not None and equal(t.answer, t.task.answer)
+    right = verify(t.answer, t.task.answer, verifier=verifier)
     looked = bool(t.calls and t.task.boxes)
     found[i] = right, t.calls, t.errors, looked, looked and _saw_evidence(t)
   right, calls, errors, looked, hits = cluster.summed(found).T
@@ -121,10 +142,12 @@ def greedy(
   *,
   limits: agent.Limits,
   execute: agent.Run | None = None,
+  verifier: str = "equal",
 ) -> Result:
   """`run` with these parameters at temperature 0; the policy's own tools execute by default."""
   generate = policy.sampler.bind(params, key=jax.random.key(0), version=0, temperature=0.0)
-  return run(asked, generate=generate, run=execute or policy.tools.run, limits=limits)
+  how = {"run": execute or policy.tools.run, "limits": limits, "verifier": verifier}
+  return run(asked, generate=generate, **how)
 
 
 def _saw_evidence(trajectory: Trajectory) -> bool:
@@ -223,7 +246,12 @@ def _instead(
 
 
 def arms(
-  policy: Policy, asked: Sequence[Asked], *, limits: agent.Limits, seed: int
+  policy: Policy,
+  asked: Sequence[Asked],
+  *,
+  limits: agent.Limits,
+  seed: int,
+  verifier: str = "equal",
 ) -> dict[str, Result]:
   """The four arms on the same questions, greedy; of a policy without tools one.
 
@@ -238,10 +266,11 @@ def arms(
       played["random"] = (policy, random_places(tools, seed=seed))
     if all(one.solve is not None and set(one.tools) <= set(tools.tools) for one in asked):
       played["oracle"] = (policy, oracle(tools, asked))
-  results = {}
-  for name, (p, execute) in played.items():
-    results[name] = greedy(p, p.params, tasks, limits=limits, execute=execute)
-  return results
+  how = {"limits": limits, "verifier": verifier}
+  return {
+    name: greedy(p, p.params, tasks, execute=execute, **how)
+    for name, (p, execute) in played.items()
+  }
 
 
 def table(results: Mapping[str, Result]) -> str:
@@ -320,9 +349,10 @@ class HeldOut:
 
   def __init__(self, c: Any, policy: Policy, workdir: Path):
     """Args:
-    c: fields eval, as for `tasks`, and limits, those of `agent.Limits`.
+    c: fields eval, as for `tasks` and verifier, and limits, those of `agent.Limits`.
     """
-    self._policy, self._limits = policy, agent.Limits(**c.limits)
+    self._policy = policy
+    self._how = {"limits": agent.Limits(**c.limits), "verifier": c.eval.verifier}
     self._tasks = tasks(c.eval, policy)
     self._kept = Checkpoints(workdir / BEST, keep=1, background=True)
     step = self._kept.latest_step()
@@ -333,7 +363,7 @@ class HeldOut:
 
     The numbers are the same in all processes.
     """
-    result = greedy(self._policy, params, self._tasks, limits=self._limits)
+    result = greedy(self._policy, params, self._tasks, **self._how)
     metrics.log(step, measured(result))
     program.say(f"step {step}: {table({'tools': result})}")
     if result.accuracy > self.best:
@@ -350,7 +380,8 @@ def main(c: Any, workdir: Path) -> dict[str, Result]:
   workdir.mkdir(parents=True, exist_ok=True)
   policy = load_policy(c.model)
   asked = questions(c.eval, policy)
-  results = arms(policy, asked, limits=agent.Limits(**c.limits), seed=c.eval.seed)
+  how = {"limits": agent.Limits(**c.limits), "verifier": c.eval.verifier}
+  results = arms(policy, asked, seed=c.eval.seed, **how)
   source = c.eval.file or f"{c.eval.split}, shift {c.eval.shift}, seed {c.eval.seed}"
   print(f"{c.model.path} on {source}, n {len(asked)}")
   print(table(results))

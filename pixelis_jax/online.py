@@ -481,7 +481,8 @@ def _scores(c: Any, policy, params, shifted, original, log=None, step: int = 0) 
   for name, asked in (("original", original), ("shifted", shifted)):
     if not asked:
       continue
-    result = evaluate.greedy(policy, params, asked, limits=limits)
+    how = {"limits": limits, "verifier": c[name].verifier}
+    result = evaluate.greedy(policy, params, asked, **how)
     scores |= {name: result.accuracy, "tool_calls": result.tool_calls}
     played = exchange.trajectories(result.trajectories, policy.chat.patches) if log else ()
     for trajectory in played:

@@ -81,6 +81,39 @@ def test_scores_by_meaning_with_kinds_calls_and_hits():
   assert "val-core/digit/acc/mean@1" not in evaluate.measured(one)
 
 
+def test_answers_are_scored_by_a_benchmarks_rule():
+  asked = [question("near", answer="100"), question("far", answer="100"), question("no")]
+  script = {"near": [r"\boxed{104}"], "far": [r"\boxed{107}"], "no": ["I cannot tell."]}
+  how = {"generate": fakes.scripted(CHAT, script), "run": toolbox().run, "limits": LIMITS}
+  found = {
+    rule: evaluate.run(asked, verifier=rule, **how).score
+    for rule in ("equal", "relaxed", "tolerance")
+  }
+  assert found["equal"].accuracy == 0.0
+  assert found["relaxed"] == evaluate.Score.of(np.float32([1, 0, 0]))
+  # 7% off, of 5 to 20%: (1 + cos(2 pi / 15)) / 2 = 0.9568; the third said nothing.
+  near = np.array([1.0, 0.95677, 0.0])
+  assert found["tolerance"].accuracy == pytest.approx(near.mean(), abs=1e-4)
+  # Three shares are no counts: Student's t, of which half lies beyond what a mean can be.
+  assert found["tolerance"].high == 1.0
+  assert found["tolerance"].low == pytest.approx(0.0, abs=1e-9)
+  with pytest.raises(ValueError, match="task 'near' cannot be scored by verifier 'iou'.*a box"):
+    evaluate.run(asked, verifier="iou", **how)
+  with pytest.raises(ValueError, match="verifier 'exact' must be one of"):
+    evaluate.run(asked, verifier="exact", **how)
+
+
+def test_the_interval_of_shares_is_students():
+  shares = np.array([0.5, 0.7, 0.6, 0.6], np.float32)
+  # Mean 0.6, deviation sqrt(0.02 / 3), t of 3 degrees of freedom 3.1824.
+  half = 3.1824 * np.sqrt(0.02 / 3 / 4)
+  score = evaluate.Score.of(shares)
+  assert (score.low, score.high) == pytest.approx((0.6 - half, 0.6 + half), abs=1e-5)
+  alone = evaluate.Score.of(shares[:1])
+  assert (alone.low, alone.high) == (0.0, 1.0)
+  assert evaluate.Score.of(np.array([-0.5, -0.5, 1.0])).low == -0.5  # As trance_penalty has it.
+
+
 def test_what_nobody_looked_at_is_no_hit():
   generate = fakes.scripted(CHAT, {"a": [r"\boxed{7}"]})
   result = evaluate.run([question("a")], generate=generate, run=toolbox().run, limits=LIMITS)

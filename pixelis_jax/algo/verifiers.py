@@ -1,6 +1,6 @@
 """How right an answer is, from 0 to 1, by the rules of benchmarks: one table from name to rule.
 
-`equal` is the one that votes and evaluation use. The others are what a benchmark asks for where
+`equal` is what is used where nothing else is said. The others are what a benchmark asks for where
 almost right earns something, or where another spelling is right; all read answers as
 `answers.canonical` does.
 """

@@ -24,7 +24,7 @@ from pixelis_jax.data.mixture import Asked, Mixture, look_at_boxes
 from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.metrics import Metrics, interval, mean_interval
 from pixelis_jax.sampler import Params, Policy, load_policy, with_tools
-from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools import Tool, Toolbox
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.types import Generate, Task, ToolCall, ToolResult, Trajectory, content_key
@@ -169,16 +169,18 @@ def random_places(tools: Toolbox, *, seed: int) -> agent.Run:
     shown = sum(result.error is None for result in results)
     rng = np.random.default_rng([seed, int(content_key(task.id), 16), shown])
     sight = tools.sight(task, results, view)
-    return ToolCall(name=call.name, arguments=_elsewhere(call, sight, rng))
+    return ToolCall(name=call.name, arguments=_elsewhere(call, tools.tools[call.name], sight, rng))
 
   return _instead(tools, moved)
 
 
-def _elsewhere(call: ToolCall, sight: Sight, rng: np.random.Generator) -> dict[str, object]:
+def _elsewhere(
+  call: ToolCall, tool: Tool, sight: Sight, rng: np.random.Generator
+) -> dict[str, object]:
   """The call's arguments with other places and times; the call was executed, so they are right."""
   arguments = dict(call.arguments)
   if "bbox_2d" in arguments or "point_2d" in arguments:
-    height, width = sight.shown()[int(arguments.get("image", 1)) - 1].size
+    height, width = tool.frame(arguments, sight)
     x0, y0, x1, y1 = arguments.get("bbox_2d", (0, 0, 0, 0))
     across, down = min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)
     x, y = rng.uniform(0, width - across), rng.uniform(0, height - down)
@@ -186,14 +188,13 @@ def _elsewhere(call: ToolCall, sight: Sight, rng: np.random.Generator) -> dict[s
       arguments["bbox_2d"] = [x, y, x + across, y + down]
     else:
       arguments["point_2d"] = [x, y]
-  if call.name == "select_frames":
-    video = sight.task.videos[int(arguments.get("video", 1)) - 1]
-    if "times" in arguments:
-      arguments["times"] = rng.uniform(0, video.times[-1], len(arguments["times"])).tolist()
-    else:
-      numbers, _ = sight.shown_frames(video)
-      chosen = rng.integers(1, len(numbers) + 1, len(arguments["frames"]))
-      arguments["frames"] = chosen.tolist()
+  for name in ("times", "frames", "target_frames"):
+    if name in arguments and isinstance(arguments[name], list):  # Of a track it is how many.
+      video = sight.task.videos[int(arguments.get("video", 1)) - 1]
+      last = video.times[-1] if name == "times" else len(sight.shown_frames(video)[0])
+      size = len(arguments[name])
+      drawn = rng.uniform(0, last, size) if name == "times" else rng.integers(1, last + 1, size)
+      arguments[name] = drawn.tolist()
   return arguments
 
 
@@ -227,12 +228,7 @@ def oracle(tools: Toolbox, asked: Sequence[Asked]) -> agent.Run:
 def _instead(
   tools: Toolbox, other: Callable[[ToolCall, Task, Sequence[ToolResult], View], ToolCall]
 ) -> agent.Run:
-  """Runs what `other` says in the place of a call. Failed calls stay as they are.
-
-  Raises ValueError for tools that are not of preset "qwen": other frames are not written yet.
-  """
-  if tools.preset != "qwen":
-    raise ValueError(f"tools {sorted(tools.tools)}: calls are moved in preset 'qwen' only")
+  """Runs what `other` says in the place of a call. Failed calls stay as they are."""
 
   def execute(
     call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
@@ -307,13 +303,13 @@ def questions(c: Any, policy: Policy) -> list[Asked]:
     source = made(c)
     return [source.asked(i) for i in range(len(source))]
   file = QuestionFile.open(c.file, sees=policy.sees)
-  return [_of_file(file[i]) for i in range(min(c.n, len(file)))]
+  return [_of_file(file[i], policy.tools.zoom) for i in range(min(c.n, len(file)))]
 
 
-def _of_file(task: Task) -> Asked:
-  if not task.images or not task.boxes:
+def _of_file(task: Task, zoom: Tool | None) -> Asked:
+  if not task.images or not task.boxes or zoom is None:
     return Asked(task=task)
-  return Asked(task=task, tools=("zoom_in",), solve=partial(look_at_boxes, task))
+  return Asked(task=task, tools=(zoom.name,), solve=partial(look_at_boxes, task, zoom))
 
 
 def tasks(c: Any, policy: Policy) -> list[Task]:

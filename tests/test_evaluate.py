@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import common
 from pixelis_jax import evaluate
@@ -200,7 +201,7 @@ def test_frames_are_taken_at_random_times():
 
 
 def boxed(task) -> Asked:
-  return Asked(task=task, tools=("zoom_in",), solve=partial(look_at_boxes, task))
+  return Asked(task=task, tools=("zoom_in",), solve=partial(look_at_boxes, task, toolbox().zoom))
 
 
 def test_the_oracle_makes_the_solvers_calls_in_order():
@@ -246,9 +247,59 @@ def test_arms_do_not_repair_the_policys_mistakes(arm):
     assert arm(tools, task)(call, task, ()).error == tools.run(call, task, ()).error is not None
 
 
-def test_other_presets_frames_are_refused():
-  with pytest.raises(ValueError, match=r"\['image_zoom_in_tool'\].*preset 'qwen' only"):
-    evaluate.oracle(toolbox("deepeyes"), [])
+@pytest.mark.parametrize(
+  ("preset", "arguments", "size"),
+  [
+    # A quarter by a half of the image, padded by a tenth each: (0.25 + 0.2) 448 by (0.5 + 0.2) 448.
+    ("pixel_reasoner", {"bbox_2d": [0.7, 0.2, 0.95, 0.7], "target_image": 1}, (201.6, 313.6)),
+    ("pixel_reasoner", {"bbox_2d": [200, 90, 312, 314], "target_image": 1}, (201.6, 313.6)),
+    ("deepeyes", {"bbox_2d": [100, 100, 140, 180]}, (40, 80)),  # The source's own pixels.
+  ],
+)
+def test_calls_are_moved_in_the_coordinates_of_their_format(preset, arguments, size):
+  tools = toolbox(preset)
+  call = ToolCall(name=tools.zoom.name, arguments=arguments)
+  arm = evaluate.random_places(tools, seed=0)
+  shown = [arm(call, question(f"q{i}"), ()).images[0].box for i in range(30)]
+  assert all(0 <= b.x0 and b.x1 <= SOURCE and 0 <= b.y0 and b.y1 <= SOURCE for b in shown)
+  # What is padded is cut off at the image's edge; the largest is whole, up to rounding.
+  assert max(b.width for b in shown) == pytest.approx(size[0], abs=1.5)
+  assert max(b.height for b in shown) == pytest.approx(size[1], abs=1.5)
+  assert np.ptp([b.center[0] for b in shown]) > SOURCE / 3
+
+
+def test_frames_of_the_other_format_are_taken_at_random():
+  frames = np.stack([fakes.image(32, 32, seed=i) for i in range(8)])
+  clip = Video(frames=frames, times=np.arange(8, dtype=np.float32))
+  task = dataclasses.replace(fakes.task("v", images=[]), videos=(clip,))
+  shown = lambda video: (np.arange(0, len(video.frames), 2), (SHOWN, SHOWN))
+  how = {"shown_size": lambda height, width: (SHOWN, SHOWN), "shown_frames": shown}
+  tools = Toolbox(("select_frames",), preset="pixel_reasoner", **how)
+  call = ToolCall(name="select_frames", arguments={"target_frames": [1] * 8})
+  result = evaluate.random_places(tools, seed=0)(call, task, ())
+  assert result.error is None and len(result.images) == 8
+  assert len({picture.frame for picture in result.images}) > 1
+
+
+@pytest.mark.parametrize("preset", ["pixel_reasoner", "deepeyes"])
+def test_a_file_with_boxes_has_an_oracle_in_every_format(policy, tmp_path, preset):
+  Image.fromarray(fakes.image(SOURCE, SOURCE)).save(tmp_path / "a.png")
+  ask = {"request_id": "a", "question": "?", "image": "a.png", "answer": "7"}
+  boxes = [[300, 200, 340, 240]]
+  (tmp_path / "q.jsonl").write_text(json.dumps({**ask, "boxes": boxes}))
+  c = common.questions(n=2)
+  c.file = str(tmp_path / "q.jsonl")
+  tools = toolbox(preset)
+  (asked,) = evaluate.questions(c, dataclasses.replace(policy, tools=tools))
+  assert asked.tools == (tools.zoom.name,)
+  arguments = {"bbox_2d": [0.1, 0.1, 0.2, 0.2], "target_image": 1}
+  if preset == "deepeyes":
+    arguments = {"bbox_2d": [0, 0, 50, 50]}
+  call = ToolCall(name=tools.zoom.name, arguments=arguments)
+  (picture,) = evaluate.oracle(tools, [asked])(call, asked.task, ()).images
+  assert picture.box.holds(SECOND)
+  blind = evaluate.questions(c, dataclasses.replace(policy, tools=toolbox(names=())))
+  assert blind[0].solve is None
 
 
 def test_questions_of_a_config(policy):

@@ -12,9 +12,9 @@ import numpy as np
 
 from pixelis_jax.data import demos, digits, kinds, pictures, scenes, shifts, sorts
 from pixelis_jax.data.kinds import PuzzleSource
-from pixelis_jax.data.kinds.puzzle import Puzzle, Solving, pointed
+from pixelis_jax.data.kinds.puzzle import Puzzle, Solving
 from pixelis_jax.data.tasks import SIZE, DemoSource, TaskSource, draws
-from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools import Tool, Toolbox
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import Demo, Task, ToolCall, value
 
@@ -191,8 +191,8 @@ def look_at_plate(task: Task, sight: Sight) -> Solving:
   return ""
 
 
-def look_at_boxes(task: Task, sight: Sight) -> Solving:
+def look_at_boxes(task: Task, zoom: Tool, sight: Sight) -> Solving:
   """Zooms into the first image's evidence, box by box. The answer is empty."""
   for box in task.boxes:
-    yield ToolCall(name="zoom_in", arguments=pointed(sight, box))
+    yield ToolCall(name=zoom.name, arguments=zoom.look(sight, box))
   return ""

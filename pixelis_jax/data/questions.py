@@ -17,7 +17,7 @@ from pixelis_jax.chat.parse import parse_answer
 from pixelis_jax.data import records
 from pixelis_jax.data.demos import direct, looked
 from pixelis_jax.data.mixture import look_at_boxes
-from pixelis_jax.tools import Toolbox
+from pixelis_jax.tools import Tool, Toolbox
 from pixelis_jax.types import Box, Demo, DemoTurn, Task, value
 
 SHOWN = 5  # Of the records that are wrong, in the message that refuses a file.
@@ -90,18 +90,18 @@ class QuestionFile:
     return dataclasses.replace(task, boxes=question.boxes)
 
   def demo(self, index: int, toolbox: Toolbox) -> Demo:
-    """The solution as one turn; without one a look at each box, by `zoom_in`, and the answer.
+    """The solution as one turn; without one a look at each box and the answer.
 
-    Where there are no boxes, or the toolbox has no `zoom_in`, it is the answer alone. Raises
-    ValueError, naming the place in the file, where a box cannot be looked at.
+    Where there are no boxes, or no tool that shows one, it is the answer alone. Raises ValueError,
+    naming the place in the file, where a box cannot be looked at.
     """
     task, question = self[index], self.questions[index]
     if question.solution is not None:
       return Demo(task=task, turns=(DemoTurn(text=question.solution, result=None),))
-    if "zoom_in" not in toolbox.tools:
+    if toolbox.zoom is None:
       return direct(task)
     try:
-      looks = _looks(task, toolbox)
+      looks = _looks(task, toolbox.zoom, toolbox)
     except ValueError as e:
       raise ValueError(f"{self.path}, {question.where}: {e}") from e
     return Demo(task=task, turns=(*looks, *direct(task).turns))
@@ -118,9 +118,9 @@ def write_questions(path: str | Path, tasks: Sequence[Task]) -> None:
   records.write(path, tasks, lambda task: {"answer": task.answer, **boxes(task)})
 
 
-def _looks(task: Task, toolbox: Toolbox) -> list[DemoTurn]:
+def _looks(task: Task, zoom: Tool, toolbox: Toolbox) -> list[DemoTurn]:
   turns: list[DemoTurn] = []
-  for call in look_at_boxes(task, toolbox.sight(task, ())):
+  for call in look_at_boxes(task, zoom, toolbox.sight(task, ())):
     turns.append(looked(task, call, toolbox, [turn.result for turn in turns]))
   return turns
 

@@ -12,7 +12,7 @@ from pixelis_jax.tools import schema as schemas
 from pixelis_jax.tools.sight import Mistake, ShownFrames, Sight, Size
 from pixelis_jax.tools.views import IDENTITY, View
 from pixelis_jax.tools.workers import Stopped
-from pixelis_jax.types import Task, ToolCall, ToolResult
+from pixelis_jax.types import Box, Task, ToolCall, ToolResult
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +47,17 @@ USUAL = Options()
 class Tool:
   """`schema` is what the policy reads (OpenAI's function format); `error` frames a mistake.
 
-  `options` are fields of `Options` that the function takes as keywords.
+  `options` are fields of `Options` that the function takes as keywords. `frame` gives (height,
+  width) of what a call's coordinates are in. `look`, of a tool that only shows what is there, gives
+  the arguments for a source box of the first image.
   """
 
   schema: Mapping
   function: Callable[..., ToolResult]
   error: str = "Error: {}"
   options: tuple[str, ...] = ()
+  frame: Callable[[Mapping[str, object], Sight], Size] = places.frame
+  look: Callable[[Sight, Box], dict[str, object]] | None = None
 
   @property
   def name(self) -> str:
@@ -64,7 +68,7 @@ class Tool:
 # Wire format -> operation -> tool; the policy's whole world.
 TOOLS: dict[str, dict[str, Tool]] = {
   "qwen": {
-    "zoom_in": Tool(schema=zoom.ZOOM_IN, function=zoom.zoom_in),
+    "zoom_in": Tool(schema=zoom.ZOOM_IN, function=zoom.zoom_in, look=places.pointed),
     "segment_object_at": Tool(
       schema=segment.SEGMENT_OBJECT_AT,
       function=segment.segment_object_at,
@@ -83,6 +87,8 @@ TOOLS: dict[str, dict[str, Tool]] = {
     "zoom_in": Tool(
       schema=zoom.CROP_IMAGE_NORMALIZED,
       function=zoom.crop_image_normalized,
+      frame=zoom.normalized_frame,
+      look=zoom.crop_image_normalized_at,
       error="\nExecution error:\n{}\n",
     ),
     "select_frames": Tool(
@@ -91,7 +97,14 @@ TOOLS: dict[str, dict[str, Tool]] = {
       error="\nExecution error:\n{}\n",
     ),
   },
-  "deepeyes": {"zoom_in": Tool(schema=zoom.IMAGE_ZOOM_IN_TOOL, function=zoom.image_zoom_in_tool)},
+  "deepeyes": {
+    "zoom_in": Tool(
+      schema=zoom.IMAGE_ZOOM_IN_TOOL,
+      function=zoom.image_zoom_in_tool,
+      frame=zoom.original_frame,
+      look=zoom.image_zoom_in_tool_at,
+    )
+  },
 }
 
 
@@ -134,6 +147,11 @@ class Toolbox:
     self.preset = preset
     self.shown_size, self.shown_frames = shown_size, shown_frames
     self.unit, self.compute, self.options = unit, compute, options
+
+  @property
+  def zoom(self) -> Tool | None:
+    """The tool that shows a box, where the policy has one."""
+    return next((tool for tool in self.tools.values() if tool.look is not None), None)
 
   @property
   def schemas(self) -> list[Mapping]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pixelis_jax.tools.sight import Mistake, Shown, Sight
+from pixelis_jax.tools.sight import Mistake, Shown, Sight, Size
 from pixelis_jax.types import Box, Mask
 
 MAX_ASPECT = 100.0
@@ -68,6 +68,21 @@ def told(shown: Shown, box: Box) -> list[int]:
   height, width = shown.size
   x0, y0, x1, y1 = shown.from_source(box)
   return [round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)]
+
+
+def pointed(sight: Sight, box: Box, image: int = 1) -> dict[str, object]:
+  """Arguments for a source box in an image, in whole units of that image as shown, at least 2."""
+  shown = sight.shown()[image - 1]
+  height, width = shown.size
+  x0, y0, x1, y1 = told(shown, box)
+  x0, y0 = min(max(x0, 0), width - 2), min(max(y0, 0), height - 2)
+  corners = [x0, y0, min(max(x1, x0 + 2), width), min(max(y1, y0 + 2), height)]
+  return {"bbox_2d": corners} if image == 1 else {"bbox_2d": corners, "image": image}
+
+
+def frame(arguments: Mapping[str, object], sight: Sight) -> Size:
+  """(height, width) of what a call's coordinates are in: its image, as the policy was shown it."""
+  return pick(sight, arguments.get("image", 1), "image").size
 
 
 def clipped(

@@ -1,10 +1,13 @@
 """ZOOM_IN: the source pixels under a box, in three wire formats of released policies."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from pixelis_jax.tools import places
-from pixelis_jax.tools.sight import Mistake, Shown, Sight
+from pixelis_jax.tools.sight import Mistake, Shown, Sight, Size
 from pixelis_jax.types import Box, ToolResult
+
+SIDE = 30  # Pixels that both sides of DeepEyes' boxes must exceed.
 
 ZOOM_IN = {
   "type": "function",
@@ -96,8 +99,8 @@ def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> Tool
   if len(corners) != 4:
     raise Mistake(f"bbox_2d must have 4 items, not {len(corners)}")
   shown = places.pick(sight, number, "target_image")
-  height, width = _original(shown) if number <= len(sight.task.images) else shown.size
-  x_unit, y_unit = (1, 1) if all(c < 1 for c in corners) else (width, height)
+  height, width = _cropped_from(shown, number, sight)
+  y_unit, x_unit = (1, 1) if _normalized(corners) else (height, width)
   # Pillow's crop rounds the edges.
   x0 = round(width * _fraction(corners[0] / x_unit - 0.1))
   y0 = round(height * _fraction(corners[1] / y_unit - 0.1))
@@ -116,6 +119,23 @@ def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> Tool
   return ToolResult(text=text, images=(picture,))
 
 
+def normalized_frame(arguments: Mapping[str, object], sight: Sight) -> Size:
+  """(height, width) of what the coordinates of a call of `crop_image_normalized` are in."""
+  number = arguments["target_image"]
+  if _normalized(arguments["bbox_2d"]):
+    return 1, 1
+  return _cropped_from(places.pick(sight, number, "target_image"), number, sight)
+
+
+def crop_image_normalized_at(sight: Sight, box: Box) -> dict[str, object]:
+  """Arguments of `crop_image_normalized` for a source box of image 1, which it shows with more
+  around it: fractions to a thousandth, as the policies that know the tool were trained on.
+  """
+  fractions = sight.shown()[0].from_source(box)
+  corners = [min(max(round(c, 3), 0.0), 0.999) for c in fractions]
+  return {"bbox_2d": corners, "target_image": 1}
+
+
 def image_zoom_in_tool(arguments: Mapping[str, object], sight: Sight) -> ToolResult:
   """DeepEyes' zoom: the first image in its own pixels; the clipped sides must exceed 30.
 
@@ -123,18 +143,49 @@ def image_zoom_in_tool(arguments: Mapping[str, object], sight: Sight) -> ToolRes
   pixels is left out: the test for 30 comes first there, so no call reaches it.
   """
   shown = sight.shown()[0]
-  height, width = _original(shown)
-  x0, y0, x1, y1 = places.clipped(arguments["bbox_2d"], height, width)
-  if min(x1 - x0, y1 - y0) <= 30:
+  x0, y0, x1, y1 = places.clipped(arguments["bbox_2d"], *_original(shown))
+  if min(x1 - x0, y1 - y0) <= SIDE:
     raise Mistake(
-      f"bbox_2d is too small: {x1 - x0:g} x {y1 - y0:g} pixels, more than 30 x 30 needed"
+      f"bbox_2d is too small: {x1 - x0:g} x {y1 - y0:g} pixels, more than {SIDE} x {SIDE} needed"
     )
   picture = sight.crop(shown.source, Box(x0, y0, x1, y1))
   return ToolResult(text="Here is the zoomed image.", images=(picture,))
 
 
-def _original(shown: Shown) -> tuple[int, int]:
-  """Height and width of a task image in its own pixels."""
+def original_frame(arguments: Mapping[str, object], sight: Sight) -> Size:
+  """(height, width) of what the coordinates of a call of `image_zoom_in_tool` are in."""
+  return _original(sight.shown()[0])
+
+
+def image_zoom_in_tool_at(sight: Sight, box: Box) -> dict[str, object]:
+  """Arguments of `image_zoom_in_tool` for a source box, made as large as the tool asks for."""
+  height, width = _original(sight.shown()[0])
+  x0, x1 = _widened(box.x0, box.x1, width)
+  y0, y1 = _widened(box.y0, box.y1, height)
+  return {"bbox_2d": [x0, y0, x1, y1]}
+
+
+def _widened(low: float, high: float, limit: int) -> tuple[int, int]:
+  """Whole pixels around these, more than `SIDE` of them where the image has so many."""
+  low, high = max(math.floor(low), 0), min(math.ceil(high), limit)
+  missing = SIDE + 1 - (high - low)
+  if missing <= 0:
+    return low, high
+  low = max(min(low - missing // 2, limit - (SIDE + 1)), 0)
+  return low, min(low + SIDE + 1, limit)
+
+
+def _cropped_from(shown: Shown, number: float | int, sight: Sight) -> Size:
+  """The pixels that Pixel-Reasoner counts: of a task image its own, of a crop those shown."""
+  return _original(shown) if number <= len(sight.task.images) else shown.size
+
+
+def _normalized(corners: Sequence[float | int]) -> bool:
+  return all(c < 1 for c in corners)
+
+
+def _original(shown: Shown) -> Size:
+  """(height, width) of a task image in its own pixels."""
   return int(shown.box.height), int(shown.box.width)
 
 

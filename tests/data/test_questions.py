@@ -70,6 +70,14 @@ def test_evidence_is_looked_at_before_the_answer(tmp_path, toolbox):
   # With a solution, and without the tool, there is one turn.
   blind = Toolbox([], shown_size=toolbox.shown_size)
   assert len(file.demo(1, toolbox).turns) == len(file.demo(0, blind).turns) == 1
+  # In its own format where the policy has another: of 160 x 160 source pixels.
+  deepeyes = Toolbox(["zoom_in"], shown_size=toolbox.shown_size, preset="deepeyes")
+  one, two, _ = file.demo(0, deepeyes).turns
+  assert json.loads(one.text.split("\n")[1]) == {
+    "name": "image_zoom_in_tool",
+    "arguments": {"bbox_2d": [20, 40, 60, 80]},
+  }
+  assert two.result.images[0].box == Box(100.0, 95.0, 140.0, 126.0)  # 31 high, which is more.
   with pytest.raises(ValueError, match=r"line 1: box \[160.0, .*beside the first image, 160x160"):
     opened(tmp_path, question("a", image="a.png", boxes=[[160, 0, 180, 20]]), sees=True)[0]
 

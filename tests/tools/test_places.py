@@ -6,7 +6,7 @@ import pytest
 from pixelis_jax.tools import places
 from pixelis_jax.tools.sight import Mistake, Shown, Sight
 from pixelis_jax.tools.views import IDENTITY
-from pixelis_jax.types import Box, Mask, Task, ToolResult
+from pixelis_jax.types import Box, Mask, Picture, Task, ToolResult
 
 # A picture of the 40 x 20 source pixels from (100, 50) on, shown at 80 x 60.
 CROP = Shown(source=0, box=Box(100.0, 50.0, 140.0, 70.0), size=(60, 80), rotate=0.0)
@@ -70,3 +70,37 @@ def test_masks_are_numbered_over_the_episode():
 def test_a_mask_has_the_size_of_its_box():
   with pytest.raises(ValueError, match="must have the size of its box"):
     Mask(inside=np.ones((3, 2), bool), source=0, box=Box(0.0, 0.0, 3.0, 2.0))
+
+
+def seen(*pictures: Picture) -> Sight:
+  """Of a picture of 400 x 600 that is shown in 40 x 60; crops in 80 x 80."""
+  size = lambda height, width: (40, 60) if (height, width) == (400, 600) else (80, 80)
+  task = Task(id="", images=(np.zeros((400, 600, 3), np.uint8),), question="", answer=None)
+  results = [ToolResult(text="", images=pictures)]
+  return Sight(task=task, results=results, shown_size=size, view=IDENTITY)
+
+
+def test_boxes_are_told_in_units_of_the_picture_as_shown():
+  # 10 source pixels a unit: 104 is nearer to 10 units, 116 to 12.
+  assert places.pointed(seen(), Box(104.0, 210.0, 296.0, 396.0)) == {"bbox_2d": [10, 21, 30, 40]}
+  crop = Picture(
+    pixels=np.zeros((100, 100, 3), np.uint8), source=0, box=Box(200.0, 100.0, 300.0, 200.0)
+  )
+  # (210 - 200) / 100 of 80 is 8; image 1 is the whole picture.
+  told = places.pointed(seen(crop), Box(210.0, 150.0, 225.0, 175.0), 2)
+  assert told == {"bbox_2d": [8, 40, 20, 60], "image": 2}
+
+
+def test_boxes_stay_inside_and_are_never_too_small_for_a_tool():
+  assert places.pointed(seen(), Box(-8.0, 390.0, 4.0, 420.0)) == {"bbox_2d": [0, 38, 2, 40]}
+  assert places.pointed(seen(), Box(597.0, 1.0, 599.0, 3.0)) == {"bbox_2d": [58, 0, 60, 2]}
+
+
+def test_coordinates_are_in_the_image_that_a_call_names():
+  crop = Picture(
+    pixels=np.zeros((100, 100, 3), np.uint8), source=0, box=Box(200.0, 100.0, 300.0, 200.0)
+  )
+  assert places.frame({}, seen(crop)) == (40, 60)
+  assert places.frame({"image": 2}, seen(crop)) == (80, 80)
+  with pytest.raises(Mistake, match="`image` 3: choose one of the images 1 to 2"):
+    places.frame({"image": 3}, seen(crop))

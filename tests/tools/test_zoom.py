@@ -191,3 +191,42 @@ class TestDeepEyes:
 
   def test_31_pixels_are_enough(self):
     assert box_of(self.run([100, 50, 131, 81])) == (100, 50, 131, 81)
+
+
+def look(box: Box, preset: str, task: Task = TASK):
+  """What its own tool shows of a source box."""
+  toolbox = Toolbox(["zoom_in"], shown_size=shown_at_112, preset=preset)
+  arguments = toolbox.zoom.look(toolbox.sight(task, ()), box)
+  result = toolbox.run(ToolCall(name=toolbox.zoom.name, arguments=arguments), task, ())
+  return arguments, Box(*box_of(result))
+
+
+@pytest.mark.parametrize("preset", TOOLS)
+@pytest.mark.parametrize("box", [Box(136.0, 224.0, 176.0, 264.0), Box(400.0, 0.0, 448.0, 40.0)])
+def test_every_format_can_show_a_box(box, preset):
+  arguments, shown = look(box, preset)
+  assert shown.holds(box)
+  # Pixel-Reasoner's tool adds a tenth of the image on each side, and rounds; the others nothing.
+  padding = 45.0 if preset == "pixel_reasoner" else 0.0
+  assert shown.width <= box.width + 2 * padding and shown.height <= box.height + 2 * padding
+  assert ("target_image" in arguments) == (preset == "pixel_reasoner")
+
+
+def test_a_small_box_is_widened_to_what_deepeyes_takes():
+  # 31 whole pixels about it, of 10: 21 more, 10 of them before it; at an edge as near as it goes.
+  _, shown = look(Box(100.5, 200.0, 110.0, 210.0), "deepeyes")
+  assert shown == Box(90.0, 190.0, 121.0, 221.0)
+  _, shown = look(Box(445.0, -3.0, 450.0, 2.0), "deepeyes")
+  assert shown == Box(417.0, 0.0, 448.0, 31.0)
+  # More than 30 stay as they are, and where the image has no 31 the tool says so.
+  assert look(Box(10.2, 10.0, 41.0, 60.0), "deepeyes")[1] == Box(10.0, 10.0, 41.0, 60.0)
+  small = Task(id="b", images=(noise(20, 90),), question="?", answer=None)
+  with pytest.raises(AssertionError, match="too small: 31 x 20 pixels, more than 30 x 30"):
+    look(Box(10.0, 5.0, 15.0, 10.0), "deepeyes", small)
+
+
+def test_a_box_on_the_edge_stays_fractions():
+  """At exactly 1.0 Pixel-Reasoner's tool would read pixels: those of the first corner."""
+  arguments, shown = look(Box(0.0, 0.0, 448.0, 448.0), "pixel_reasoner")
+  assert arguments == {"bbox_2d": [0.0, 0.0, 0.999, 0.999], "target_image": 1}
+  assert shown == Box(0.0, 0.0, 448.0, 448.0)

@@ -23,9 +23,9 @@ from pixelis_jax.data.kinds.puzzle import (
   Solving,
   around,
   one,
-  pointed,
   said,
 )
+from pixelis_jax.tools.places import pointed
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import Task, ToolCall
 

@@ -25,12 +25,12 @@ from pixelis_jax.data.kinds.puzzle import (
   Solving,
   around,
   one,
-  pointed,
   said,
   some,
 )
 from pixelis_jax.data.pictures import Cutout
 from pixelis_jax.data.scenes import COLORS
+from pixelis_jax.tools.places import pointed
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import Box, Task, ToolCall, ToolResult
 

@@ -14,7 +14,6 @@ from pixelis_jax.data.composites import Placed
 from pixelis_jax.data.films import Track
 from pixelis_jax.data.pictures import Cutout, Photo
 from pixelis_jax.data.words import Line
-from pixelis_jax.tools import places
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import Box, Task, ToolCall, ToolResult, value
 
@@ -109,16 +108,6 @@ def some(rng: np.random.Generator, choices: tuple, count: int) -> list:
 def one(rng: np.random.Generator, choices: tuple) -> object:
   """Each as likely."""
   return choices[int(rng.integers(len(choices)))]
-
-
-def pointed(sight: Sight, box: Box, image: int = 1) -> dict[str, object]:
-  """Arguments for a source box in an image, in whole units of that image as shown, at least 2."""
-  shown = sight.shown()[image - 1]
-  height, width = shown.size
-  x0, y0, x1, y1 = places.told(shown, box)
-  x0, y0 = min(max(x0, 0), width - 2), min(max(y0, 0), height - 2)
-  corners = [x0, y0, min(max(x1, x0 + 2), width), min(max(y1, y0 + 2), height)]
-  return {"bbox_2d": corners} if image == 1 else {"bbox_2d": corners, "image": image}
 
 
 def said(pattern: str, result: ToolResult) -> str | None:

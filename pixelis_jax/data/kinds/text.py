@@ -22,13 +22,13 @@ from pixelis_jax.data.kinds.puzzle import (
   Solving,
   around,
   one,
-  pointed,
   said,
   some,
 )
 from pixelis_jax.data.scenes import COLORS
 from pixelis_jax.data.words import Line
 from pixelis_jax.tools import read
+from pixelis_jax.tools.places import pointed
 from pixelis_jax.tools.sight import Sight
 from pixelis_jax.types import (
   Box,

@@ -251,7 +251,7 @@ def make_score(c: Any, policy: sampler.Policy) -> Score:
   def score(group: Sequence[Trajectory], surprises: Sequence[float] | None) -> list[Reward]:
     mean = lambda step: table[step.completion.tokens].mean(axis=0, dtype=np.float32)
     turns = None if table is None else [np.stack([mean(s) for s in t.steps]) for t in group]
-    how = {"frame": policy.tools.shown_size, "embeddings": turns, "surprises": surprises}
+    how = {"frame": policy.tools.frame, "embeddings": turns, "surprises": surprises}
     return rewards.score(group, c.reward, target=group[0].task.answer, **how)
 
   return score

@@ -121,7 +121,7 @@ class Surprise:
       return np.zeros(0, np.float32), {}
     seen = [(t.task, t.steps[: i + turns]) for turns in (1, 2) for t, i in pairs]
     states, following = np.split(self._states(seen), 2)
-    frame = self._policy.tools.shown_size
+    frame = self._policy.tools.frame
     actions = np.zeros((len(pairs), len(self._tools) + dynamics.WHERE), np.float32)
     for n, (t, i) in enumerate(pairs):
       actions[n] = dynamics.action(t, i, self._tools, frame)

@@ -5,12 +5,12 @@ equation 6); `surprise.py` has the model, which learns as a run goes on.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from pixelis_jax.algo.misuse import Size
+from pixelis_jax.algo.misuse import Frame
 from pixelis_jax.types import Task, ToolCall, ToolResult, Trajectory
 
 WHERE = 7  # Numbers of an action beside its tool's: an image, four edges, two frames.
@@ -27,7 +27,7 @@ def transitions(trajectory: Trajectory) -> list[int]:
 
 
 def action(
-  trajectory: Trajectory, step: int, tools: Sequence[str], frame: Callable[[int, int], Size]
+  trajectory: Trajectory, step: int, tools: Sequence[str], frame: Frame
 ) -> Float32[np.ndarray, " A"]:
   """The call of a step of `transitions` as A = len(tools) + WHERE numbers in [0, 1].
 
@@ -47,18 +47,16 @@ def action(
     raise ValueError(f"call of {call.name!r} must be of one of {list(tools)}")
   before = [s.result for s in trajectory.steps[:step] if s.result is not None]
   which = [float(call.name == name) for name in tools]
-  number, edges = _place(call.arguments, trajectory.task, before, frame)
+  number, edges = _place(call, trajectory.task, before, frame)
   numbers = [*which, 1 / number, *edges, *_frames(call, shown, trajectory.task)]
   return np.clip(np.array(numbers, np.float32), 0, 1)
 
 
 def _place(
-  arguments: Mapping[str, object],
-  task: Task,
-  before: Sequence[ToolResult],
-  frame: Callable[[int, int], Size],
+  call: ToolCall, task: Task, before: Sequence[ToolResult], frame: Frame
 ) -> tuple[int, tuple[float, ...]]:
   """(number of the image that a call points into, edges in parts of its sides)."""
+  arguments = call.arguments
   if "mask" in arguments:
     masks = [mask for result in before for mask in result.masks]
     mask = masks[_whole(arguments["mask"]) - 1]
@@ -69,11 +67,9 @@ def _place(
   edges = arguments.get("bbox_2d", arguments.get("point_2d"))
   if not isinstance(edges, list | tuple):
     return number, WHOLE
-  if len(edges) == 4 and all(c < 1 for c in edges):  # Pixel-Reasoner's: parts already.
-    return number, tuple(edges)
-  pictures = [picture.pixels for result in before for picture in result.images]
-  height, width = frame(*[*task.images, *pictures][number - 1].shape[:2])
-  return number, _parts((*edges, *edges)[:4], height, width)
+  size = frame(call, task, before)
+  assert size is not None, f"{call} has passed a tool, which knows what its coordinates are in"
+  return number, _parts((*edges, *edges)[:4], *size)
 
 
 def _whole(number: object) -> int:

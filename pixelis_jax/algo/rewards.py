@@ -1,6 +1,6 @@
 """What a trajectory earned: the parts of `Reward`, each in its own units, before any weight."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from pixelis_jax.algo import answers
 from pixelis_jax.algo.coherence import coherence
 from pixelis_jax.algo.curiosity import OFF, PRESETS, curiosity_bonus
-from pixelis_jax.algo.misuse import Size, misuse
+from pixelis_jax.algo.misuse import Frame, misuse
 from pixelis_jax.algo.verifiers import verify
 from pixelis_jax.types import Reward, Status, Trajectory
 
@@ -80,7 +80,7 @@ def score(
   c: Any,
   *,
   target: str | None,
-  frame: Callable[[int, int], Size],
+  frame: Frame,
   embeddings: Sequence[Float32[np.ndarray, "N D"]] | None = None,
   surprises: Sequence[float] | None = None,
 ) -> list[Reward]:

@@ -172,6 +172,20 @@ class Toolbox:
       compute=self.compute,
     )
 
+  def frame(self, call: ToolCall, task: Task, results: Sequence[ToolResult]) -> Size | None:
+    """(height, width) of what the call's coordinates are in.
+
+    None for a call that its tool would refuse as malformed, or in an image that is not there.
+    """
+    tool = self.tools.get(call.name)
+    if tool is None:
+      return None
+    try:
+      schemas.check(call.arguments, tool.schema["function"]["parameters"])
+      return tool.frame(call.arguments, self.sight(task, results))
+    except Mistake:
+      return None
+
   def run(
     self, call: ToolCall, task: Task, results: Sequence[ToolResult], view: View = IDENTITY
   ) -> ToolResult:

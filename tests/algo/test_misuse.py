@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pixelis_jax.algo.misuse import misuse
+from pixelis_jax.tools import TOOLS, Toolbox
 from pixelis_jax.types import (
   Box,
   Mask,
@@ -21,12 +22,13 @@ MASK = Mask(inside=np.ones((2, 2), bool), source=0, box=Box(0.0, 0.0, 2.0, 2.0))
 CROP = Picture(pixels=fakes.image(4, 4), source=0, box=Box(0.0, 0.0, 4.0, 4.0))
 
 
-def double(height: int, width: int) -> tuple[int, int]:
-  """A frame of twice the pixels: not the source's, not 0 to 1000."""
-  return 2 * height, 2 * width
+def box(preset: str = "qwen") -> Toolbox:
+  """All tools of a policy that counts twice the pixels: not the source's, not 0 to 1000."""
+  double = lambda height, width: (2 * height, 2 * width)
+  return Toolbox(tuple(TOOLS[preset]), shown_size=double, preset=preset)
 
 
-def faults(*calls, videos=(), masks=(), images=()) -> float:
+def faults(*calls, videos=(), masks=(), images=(), preset="qwen") -> float:
   """Of an episode about an image of height 8 and width 12; each call returned these."""
   result = ToolResult(text="", masks=masks, images=images)
   steps = [
@@ -36,7 +38,7 @@ def faults(*calls, videos=(), masks=(), images=()) -> float:
   task = Task(id="a", images=(fakes.image(),), question="?", answer="7", videos=videos)
   end = Step(completion=fakes.completion("y"))
   played = Trajectory(task=task, steps=(*steps, end), status=Status.ANSWERED, answer="7")
-  return misuse(played, double)
+  return misuse(played, box(preset).frame)
 
 
 LOOK = ("zoom_in", {"bbox_2d": [0, 0, 24, 16]})  # All of it.
@@ -78,6 +80,24 @@ def test_masks_and_pictures_count_from_the_call_after():
   look = ("zoom_in", {"image": 2, "bbox_2d": [0, 0, 9, 8]})
   assert faults(look, images=(CROP,)) == 0.0  # There is no image 2 yet.
   assert faults(LOOK, look, images=(CROP,)) == 0.5
+
+
+@pytest.mark.parametrize(
+  ("preset", "name", "arguments", "expected"),
+  [
+    # The source's own 12 x 8, whatever the policy was shown.
+    ("deepeyes", "image_zoom_in_tool", {"bbox_2d": [0, 0, 12, 8]}, 0.0),
+    ("deepeyes", "image_zoom_in_tool", {"bbox_2d": [0, 0, 13, 8]}, 0.5),
+    # Fractions, or the source's pixels where one is 1 or more.
+    ("pixel_reasoner", "crop_image_normalized", {"bbox_2d": [0.1, 0, 0.9, 0.9]}, 0.0),
+    ("pixel_reasoner", "crop_image_normalized", {"bbox_2d": [-0.1, 0, 0.9, 0.9]}, 0.5),
+    ("pixel_reasoner", "crop_image_normalized", {"bbox_2d": [0, 0, 12, 8]}, 0.0),
+    ("pixel_reasoner", "crop_image_normalized", {"bbox_2d": [0, 0, 12, 9]}, 0.5),
+  ],
+)
+def test_places_are_in_the_frame_of_their_format(preset, name, arguments, expected):
+  more = {"target_image": 1} if preset == "pixel_reasoner" else {}
+  assert faults((name, {**arguments, **more}), preset=preset) == expected
 
 
 def test_a_video_may_be_followed():

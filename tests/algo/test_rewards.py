@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pixelis_jax.algo import rewards
+from pixelis_jax.tools import Toolbox
 from pixelis_jax.types import Box, Reward, Status, Step, ToolCall, ToolResult, Trajectory
 from tests import fakes
 
@@ -46,8 +47,8 @@ def score(group, *, target="7", embeddings=None, surprises=None, **settings):
   """Rewards with everything off but what is given; the policy counts source pixels."""
   off = {"curiosity": "off", "verifier": "equal", "call_target": 0}
   c = SimpleNamespace(**off | settings, overlong={"tokens": 99, "buffer": 0})
-  frame = lambda height, width: (height, width)
-  how = {"frame": frame, "embeddings": embeddings, "surprises": surprises}
+  tools = Toolbox(("zoom_in",), shown_size=lambda height, width: (height, width))
+  how = {"frame": tools.frame, "embeddings": embeddings, "surprises": surprises}
   return rewards.score(group, c, target=target, **how)
 
 

@@ -41,6 +41,15 @@ def test_a_box_lists_the_schemas_of_its_tools():
   assert Toolbox([], shown_size=as_it_is).schemas == []
 
 
+def test_a_box_says_what_coordinates_are_in():
+  box = Toolbox(["zoom_in"], shown_size=lambda height, width: (2 * height, 3 * width))
+  where = lambda **arguments: box.frame(call(**arguments), TASK, ())
+  assert where(bbox_2d=[0, 0, 9, 9]) == (16, 24)
+  # Malformed, in no image, of no tool: nothing can be said.
+  assert where(bbox_2d="all") is None and where(bbox_2d=[0, 0, 9, 9], image=2) is None
+  assert box.frame(call("read_text"), TASK, ()) is None
+
+
 def test_our_own_preset_has_every_tool_under_its_own_name():
   assert {name: tool.name for name, tool in TOOLS["qwen"].items()} == {
     name: name

@@ -129,7 +129,7 @@ def normalized_frame(arguments: Mapping[str, object], sight: Sight) -> Size:
 
 def crop_image_normalized_at(sight: Sight, box: Box) -> dict[str, object]:
   """Arguments of `crop_image_normalized` for a source box of image 1, which it shows with more
-  around it: fractions to a thousandth, as the policies that know the tool were trained on.
+  around it: fractions to a thousandth, below 1, as pixels begin there.
   """
   fractions = sight.shown()[0].from_source(box)
   corners = [min(max(round(c, 3), 0.0), 0.999) for c in fractions]
@@ -142,7 +142,7 @@ def image_zoom_in_tool(arguments: Mapping[str, object], sight: Sight) -> ToolRes
   From visual_toolbox_v2.py, github.com/Visual-Agent/DeepEyes. Its enlarging of boxes below 28
   pixels is left out: the test for 30 comes first there, so no call reaches it.
   """
-  shown = sight.shown()[0]
+  shown = _first(sight)
   x0, y0, x1, y1 = places.clipped(arguments["bbox_2d"], *_original(shown))
   if min(x1 - x0, y1 - y0) <= SIDE:
     raise Mistake(
@@ -154,15 +154,21 @@ def image_zoom_in_tool(arguments: Mapping[str, object], sight: Sight) -> ToolRes
 
 def original_frame(arguments: Mapping[str, object], sight: Sight) -> Size:
   """(height, width) of what the coordinates of a call of `image_zoom_in_tool` are in."""
-  return _original(sight.shown()[0])
+  return _original(_first(sight))
 
 
 def image_zoom_in_tool_at(sight: Sight, box: Box) -> dict[str, object]:
   """Arguments of `image_zoom_in_tool` for a source box, made as large as the tool asks for."""
-  height, width = _original(sight.shown()[0])
+  height, width = _original(_first(sight))
   x0, x1 = _widened(box.x0, box.x1, width)
   y0, y1 = _widened(box.y0, box.y1, height)
   return {"bbox_2d": [x0, y0, x1, y1]}
+
+
+def _first(sight: Sight) -> Shown:
+  if not sight.task.images:
+    raise Mistake("there is no image here to zoom in on")
+  return sight.shown()[0]
 
 
 def _widened(low: float, high: float, limit: int) -> tuple[int, int]:

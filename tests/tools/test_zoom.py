@@ -225,6 +225,12 @@ def test_a_small_box_is_widened_to_what_deepeyes_takes():
     look(Box(10.0, 5.0, 15.0, 10.0), "deepeyes", small)
 
 
+def test_without_an_image_deepeyes_tool_has_nothing_to_zoom_in_on():
+  bare = Task(id="v", images=(), question="?", answer=None)
+  result = run({"bbox_2d": [0, 0, 50, 50]}, preset="deepeyes", task=bare)
+  assert result.error == "there is no image here to zoom in on"
+
+
 def test_a_box_on_the_edge_stays_fractions():
   """At exactly 1.0 Pixel-Reasoner's tool would read pixels: those of the first corner."""
   arguments, shown = look(Box(0.0, 0.0, 448.0, 448.0), "pixel_reasoner")

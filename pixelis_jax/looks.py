@@ -70,10 +70,9 @@ class Looks:
   def add(self, experiences: Sequence[Experience]) -> None:
     """Keeps what the reference saw of these, where another view told more than the plain one."""
     for experience in experiences if self._teaches else ():
-      pair, vote = experience.looks and batch.shared_look(experience.looks), experience.vote
-      heard = voting.strongest(vote, verifier=self._verifier)
-      if pair and self._fits(pair[0]) and heard is not None:
-        self._pairs[experience.id] = pair, views.BY_NAME[vote.ballots[heard].view]
+      pair = experience.looks and batch.shared_look(experience.looks)
+      if pair and self._fits(pair[0]):
+        self._pairs[experience.id] = pair, self._clearer(experience)
     for id in self.ids[: max(len(self._pairs) - self._c.capacity, 0)]:
       del self._pairs[id]
 
@@ -127,6 +126,13 @@ class Looks:
     pictures = [picture for result in results for picture in result.images]
     plain = policy.chat.patches(pictures[-1].pixels) if pictures else None
     return (plain, clear) if plain and plain.grid == clear.grid else None
+
+  def _clearer(self, experience: Experience) -> View:
+    """The view of the second of its looks: see `Experience`."""
+    vote = experience.vote
+    heard = voting.strongest(vote, verifier=self._verifier)
+    assert heard is not None, f"experience {experience.id!r} has looks, but no ballot for its vote"
+    return views.BY_NAME[vote.ballots[heard].view]
 
   def _fits(self, image: Patches) -> bool:
     return len(image.patches) <= self._most

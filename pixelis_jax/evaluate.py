@@ -188,13 +188,14 @@ def _elsewhere(
       arguments["bbox_2d"] = [x, y, x + across, y + down]
     else:
       arguments["point_2d"] = [x, y]
-  for name in ("times", "frames", "target_frames"):
-    if name in arguments and isinstance(arguments[name], list):  # Of a track it is how many.
-      video = sight.task.videos[int(arguments.get("video", 1)) - 1]
-      last = video.times[-1] if name == "times" else len(sight.shown_frames(video)[0])
-      size = len(arguments[name])
-      drawn = rng.uniform(0, last, size) if name == "times" else rng.integers(1, last + 1, size)
-      arguments[name] = drawn.tolist()
+  if call.name == "select_frames":
+    video = sight.task.videos[int(arguments.get("video", 1)) - 1]
+    if "times" in arguments:
+      arguments["times"] = rng.uniform(0, video.times[-1], len(arguments["times"])).tolist()
+    else:
+      name = "frames" if "frames" in arguments else "target_frames"
+      numbers, _ = sight.shown_frames(video)
+      arguments[name] = rng.integers(1, len(numbers) + 1, len(arguments[name])).tolist()
   return arguments
 
 

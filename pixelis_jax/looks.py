@@ -120,8 +120,8 @@ class Looks:
     if back is None or trajectory.task.kind in view.excluded_kinds:
       return None
     results: list[ToolResult] = []
-    for step in trajectory.steps:
-      if step.call is not None and step.result is not None:
+    for step in trajectory.steps[:-1]:  # What the last one returned was not read: not `clear`.
+      if step.call is not None:
         results.append(policy.tools.run(step.call, trajectory.task, results, back))
     pictures = [picture for result in results for picture in result.images]
     plain = policy.chat.patches(pictures[-1].pixels) if pictures else None

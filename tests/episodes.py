@@ -9,6 +9,7 @@ import numpy as np
 
 from configs import demo
 from pixelis_jax.types import (
+  Ballot,
   Box,
   Completion,
   Experience,
@@ -148,3 +149,12 @@ def experience(policy, task, odd, *, id="e") -> Experience:
   key = np.zeros(2 * policy.model.config.text.width, np.float32)
   key[0] = 1.0
   return Experience(id=id, key=key, trajectories=tuple(samples), vote=vote, policy_version=0)
+
+
+def seen(policy, id: str, *, plain: int, clear: int, view: str = "stretch"):
+  """An experience whose looks showed these crops; its vote is what was said in this view."""
+  task = unlabelled(id)
+  looks = look(policy, task, seed=plain), look(policy, task, seed=clear)
+  made = experience(policy, task, {0}, id=id)
+  vote = dataclasses.replace(made.vote, ballots=(Ballot(answer="1", weight=1.0, view=view),))
+  return dataclasses.replace(made, looks=looks, vote=vote)

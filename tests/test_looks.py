@@ -9,9 +9,9 @@ import pytest
 from pixelis_jax import batch, learner, sharding
 from pixelis_jax.looks import Looks
 from pixelis_jax.model.policy import Model
-from pixelis_jax.types import Ballot, Status, Step, ToolCall, Trajectory
+from pixelis_jax.types import Status, Step, ToolCall, Trajectory
 from tests import episodes, fakes
-from tests.episodes import experience, look, max_difference, unlabelled
+from tests.episodes import experience, look, max_difference, seen, unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +21,6 @@ def config(model_config):
   c.learn.look.update({"updates": 4, "pairs": 4, "held": 4, "weight": 1.0, "lr": 1e-3})
   c.learn.look.capacity, c.learn.warmup, c.learn.patch_scale = 2, 2, 1.0
   return c.lock()
-
-
-def seen(policy, id: str, *, plain: int, clear: int, view: str = "stretch"):
-  """An experience whose looks showed these crops; its vote is what was said in this view."""
-  task = unlabelled(id)
-  looks = look(policy, task, seed=plain), look(policy, task, seed=clear)
-  made = experience(policy, task, {0}, id=id)
-  vote = dataclasses.replace(made.vote, ballots=(Ballot(answer="1", weight=1.0, view=view),))
-  return dataclasses.replace(made, looks=looks, vote=vote)
 
 
 def zoomed(policy, id: str, *, seed: int, kind: str = "what") -> Trajectory:

@@ -9,9 +9,9 @@ import pytest
 from pixelis_jax import sampler, sharding, ttrl
 from pixelis_jax.algo.pace import Throttle
 from pixelis_jax.handover import Inbox, Published
-from pixelis_jax.types import Ballot, Status, Step, Trajectory
+from pixelis_jax.types import Status, Step, Trajectory
 from tests import episodes, fakes
-from tests.episodes import experience, look, max_difference, unlabelled
+from tests.episodes import experience, max_difference, seen, unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -385,10 +385,7 @@ def test_agreement_counts_only_what_the_reference_answered(probe):
 
 def test_an_update_also_teaches_to_see(policy, learner, monkeypatch):
   """As part of it: what is refused has not been seen; and a restart goes on with the same pairs."""
-  looks = tuple(look(policy, unlabelled("a"), seed=seed) for seed in (1, 2))
-  made = experience(policy, unlabelled("a"), {0})
-  vote = dataclasses.replace(made.vote, ballots=(Ballot(answer="1", weight=1.0, view="stretch"),))
-  one = dataclasses.replace(made, looks=looks, vote=vote)
+  one = seen(policy, "e", plain=1, clear=2)
   learn = learner(recall=lambda ids: [one for id in ids if id == one.id])
   before = learn.looks.state
   measured = learn.update([one])

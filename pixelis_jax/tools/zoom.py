@@ -1,7 +1,7 @@
 """ZOOM_IN: the source pixels under a box, in three wire formats of released policies."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pixelis_jax.tools import places
 from pixelis_jax.tools.sight import Mistake, Shown, Sight, Size
@@ -100,7 +100,7 @@ def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> Tool
     raise Mistake(f"bbox_2d must have 4 items, not {len(corners)}")
   shown = places.pick(sight, number, "target_image")
   height, width = _cropped_from(shown, number, sight)
-  y_unit, x_unit = (1, 1) if _normalized(corners) else (height, width)
+  y_unit, x_unit = normalized_frame(arguments, sight)
   # Pillow's crop rounds the edges.
   x0 = round(width * _fraction(corners[0] / x_unit - 0.1))
   y0 = round(height * _fraction(corners[1] / y_unit - 0.1))
@@ -122,7 +122,7 @@ def crop_image_normalized(arguments: Mapping[str, object], sight: Sight) -> Tool
 def normalized_frame(arguments: Mapping[str, object], sight: Sight) -> Size:
   """(height, width) of what the coordinates of a call of `crop_image_normalized` are in."""
   number = arguments["target_image"]
-  if _normalized(arguments["bbox_2d"]):
+  if all(c < 1 for c in arguments["bbox_2d"]):
     return 1, 1
   return _cropped_from(places.pick(sight, number, "target_image"), number, sight)
 
@@ -184,10 +184,6 @@ def _widened(low: float, high: float, limit: int) -> tuple[int, int]:
 def _cropped_from(shown: Shown, number: float | int, sight: Sight) -> Size:
   """The pixels that Pixel-Reasoner counts: of a task image its own, of a crop those shown."""
   return _original(shown) if number <= len(sight.task.images) else shown.size
-
-
-def _normalized(corners: Sequence[float | int]) -> bool:
-  return all(c < 1 for c in corners)
 
 
 def _original(shown: Shown) -> Size:

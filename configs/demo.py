@@ -126,6 +126,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.probe.weight = 30.0  # Of their KL.
   c.keep = 2
   c.wandb = common.wandb()
+  tooled = bool(set(kinds) & set(common.PUZZLES))
+  if tooled:  # Most calls take a second: fewer questions, so that it takes minutes as well.
+    c.stream.n, c.shifted.n, c.original.n = 128, 100, 100
+    c.probe.tasks.n, c.probe.canary = 128, 48
   if arg == "debug":
     c.stream.n, c.shifted.n, c.original.n = 8, 4, 4
     c.arrivals, c.samples, c.learn.requests, c.learn.publish_every = 4, 2, 2, 1
@@ -136,7 +140,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.learn.rows_multiple = 8
     c.calibration.tasks.n = 8
   asked = (c.stream, c.shifted, c.original, c.probe.tasks, c.calibration.tasks)
-  if set(kinds) & set(common.PUZZLES):
+  if tooled:
     common.all_tools(c)
     # Films have up to 480 patches, other pictures 64.
     c.learn.max_tokens, c.learn.max_patches = c.limits.tokens, 512

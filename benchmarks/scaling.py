@@ -23,10 +23,10 @@ import numpy as np  # noqa: E402
 from record import ROOT, record  # noqa: E402 - the file beside this one.
 
 from configs import tiny_rft  # noqa: E402
-from pixelis_jax import plan  # noqa: E402
+from pixelis_jax import traffic, workloads  # noqa: E402
 
 LAYOUTS = ("data", "fsdp")
-EPISODE = plan.Episode(images=2, patches=64, asked=160, written=64)
+EPISODE = workloads.Episode(images=2, patches=64, asked=160, written=64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ def filled(x: jax.ShapeDtypeStruct) -> jax.Array:
 def measure(layout: str, devices: int, c: Any, repeats: int) -> Row:
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, 1, 1
   c.mesh[layout] = devices
-  held, ((_, _, step, arguments, *_), *_) = plan.runs(c, jax.devices()[:devices], EPISODE)
+  held, ((_, _, step, arguments, *_), *_) = workloads.runs(c, jax.devices()[:devices], EPISODE)
   compiled = step.lower(*arguments).compile()
-  moved = sum(plan.moved(compiled.as_text()).values())
+  moved = sum(traffic.moved(compiled.as_text()).values())
   state, *rest = jax.tree.map(filled, arguments)
   state, _ = compiled(state, *rest)
   times = []

@@ -25,7 +25,7 @@ jax.config.update("jax_num_cpu_devices", MOST)  # Before JAX looks for devices.
 from record import ROOT, record  # noqa: E402 - the file beside this one.
 
 from configs import tiny_rft  # noqa: E402
-from pixelis_jax import plan, rft, sampler  # noqa: E402
+from pixelis_jax import rft, sampler, traffic  # noqa: E402
 
 PARTS = ("timing_s/step", "timing_s/gen", "timing_s/update_actor", "timing_s/wait")
 # (mesh, rollout_mesh): sizes of data, fsdp, tensor.
@@ -62,7 +62,7 @@ def sent(c: Any) -> tuple[int, int]:
   key = jax.random.key(0)
   policy = sampler.load_policy(c.model, mesh=mesh, rollouts=playing, adapters=key)
   carrier = policy.sampler.carrier(mesh)
-  moved = plan.moved(carrier.cut.lower(policy.params).compile().as_text())
+  moved = traffic.moved(carrier.cut.lower(policy.params).compile().as_text())
   carried = jax.tree.leaves(carrier(policy.params))
   copies = [shard.data.nbytes for x in carried for shard in x.addressable_shards]
   return sum(copies), sum(moved.values()) * mesh.size

@@ -62,6 +62,14 @@ SIZES = {
   "qwen3_vl_8b": 4,
   "qwen3_8b": 4,
 }
+
+
+def released(c: ConfigDict, size: str) -> None:
+  """A model of `SIZES` by its shapes alone: enough to plan, not to run."""
+  c.model.path = f"assets/shapes/{size}"
+  c.model.dtype, c.model.remat = "bfloat16", "layers"
+
+
 WAYS = ("", "text", "lora", "text-lora")  # Models of one's own, and what of them learns.
 TRAINED = (*WAYS, *(f"{size}{way}" for size in SIZES for way in ("", "-lora")))
 
@@ -74,8 +82,7 @@ def own_training(c: ConfigDict, arg: str, *, lr: float, lora_lr: float, steps: i
   own(c, tools="text" not in arg and not arg.startswith("qwen3_8b"))
   size = arg.removesuffix("-lora")
   if size in SIZES:
-    c.model.path = f"assets/shapes/{size}"  # Its shapes alone: enough to plan, not to run.
-    c.model.dtype, c.model.remat = "bfloat16", "layers"
+    released(c, size)
     # Each weight lies on one device, and is gathered when it is used; rollouts, which would gather
     # all of them at each token, split heads and matrices instead.
     c.mesh.data, c.mesh.fsdp = 1, -1

@@ -7,7 +7,7 @@ with "/KIND", or "/KIND+KIND", for questions of these kinds (data.mixture.KINDS)
 "dim/color". Or "own" for a model of your own, whose turns, images and updates are larger than the
 embedded one's; or "text" for one of your own that only reads: its samples vote (TTRL's rule), and
 its questions come from files: --config.requests, and --config.X.file for X of shifted, original,
-probe.tasks.
+probe.tasks. Or a released model with images (common.SIZES), as "own" on all devices of a slice.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from configs import common
 
 SHIFTS = ("rotate", "dim", "invert", "noise", "blur", "writers", "static")
-OWN = ("own", "text")
+RELEASED = tuple(size for size in common.SIZES if "vl" in size)
+OWN = ("own", "text", *RELEASED)
 OPTIONS = ("", "debug", *OWN, *SHIFTS, *(f"{shift}-skewed" for shift in SHIFTS))
 
 
@@ -78,7 +79,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.memory.weight = 0.25  # Of a neighbour with the same key that was fully believed.
   c.memory.bandwidth = 0.05
   c.learn = ConfigDict()
-  c.learn.mesh = common.mesh()  # Of the devices behind those of `mesh`; data 0: the same one.
+  # Of the devices behind those of `mesh`; data 0: the same ones, on which what learns lies in other
+  # parts where fsdp or tensor say so.
+  c.learn.mesh = common.mesh()
   c.learn.mesh.data = 0
   c.learn.requests = 6  # New experiences an update.
   # And so many that were read before, by (share of samples that disagreed) ** alpha, of the latest.
@@ -147,7 +150,7 @@ def get_config(arg: str = "") -> ConfigDict:
   for questions in asked if kinds else ():
     questions.kinds = kinds
   if arg in OWN:
-    common.own(c, tools=arg == "own")
+    common.own(c, tools=arg != "text")
     c.learn.max_tokens, c.learn.max_patches, c.learn.rows_multiple = 16_384, 16_384, 1
     c.learn.lr, c.learn.lr_min, c.learn.patch_scale = 1e-6, 1e-8, 1.0
     c.learn.accumulate = 8
@@ -161,5 +164,11 @@ def get_config(arg: str = "") -> ConfigDict:
     # The entropy of a turn is that of its reasoning: it does not say how sure the answer is. And a
     # voted answer behind the reasoning of another teaches to contradict oneself.
     c.vote.trust_half, c.learn.corrections = 0.0, 0
+  if arg in RELEASED:
+    common.released(c, arg)
+    # Answers and updates take turns. Where answers are given heads and matrices are split, as
+    # weights that lie each on one device would be gathered at each token; what learns lies so.
+    c.pace, c.mesh.data, c.mesh.tensor = "lockstep", -1, common.SIZES[arg]
+    c.learn.mesh.fsdp, c.learn.accumulate = -1, 1
   c.lock()
   return c

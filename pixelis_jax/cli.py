@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
   about = "Compile a run for devices that are not here, and say if it fits."
   p = command("plan", plan, about, takes=lambda word: word.startswith("--config."))
-  p.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of rft")
+  p.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of a program")
   p.add_argument("--topology", required=True, metavar="NAME", help="v5e-64, v5p-64, h100-8, ...")
   p.add_argument("--images", default=2, type=int, help="an episode (default: 2)")
   p.add_argument("--patches", default=4096, type=int, help="an image (default: 4096)")
@@ -171,11 +171,11 @@ def plan(args: argparse.Namespace) -> int:
 
   chips.without_devices()
   from pixelis_jax import plan as planning
-  from pixelis_jax import program
+  from pixelis_jax import program, workloads
 
   c = program.read([f"--config={args.config}", *args.rest])
   sizes = {name: getattr(args, name) for name in ("images", "patches", "asked", "written")}
-  made = planning.make(c, args.topology, planning.Episode(**sizes))
+  made = planning.make(c, args.topology, workloads.Episode(**sizes))
   print(planning.table(c, made))
   if args.out:
     args.out.parent.mkdir(parents=True, exist_ok=True)

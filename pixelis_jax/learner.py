@@ -1,7 +1,7 @@
 """The only place where parameters change: TrainState, and a loss made into a jitted step."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, no_type_check
 
 import flax.struct
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray
 from optax.contrib import MuonDimensionNumbers
@@ -367,33 +366,6 @@ def grpo_loss(model: Model, c: Objective) -> Loss:
     return policy + kl_coef * held - c.entropy_coeff * one(entropies), measured
 
   return loss
-
-
-def parts(model: Model, params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:
-  """(what is trained, what is not) of a model's parameters; both share the arrays.
-
-  With adapters these are trained, and the base, scales included, is not; without them all is. What
-  lies in a part that `freeze` names, by a path such as "visual/merger", is not trained either: it
-  has no gradient, no moments, and one copy.
-
-  Raises ValueError for a path that the parameters do not have, and where nothing is left to learn.
-  """
-  flat = nnx.traversals.flatten_mapping(params)
-  under = lambda path, name: f"{'/'.join(path)}/".startswith(f"{name}/")
-  for name in freeze:
-    if not any(under(path, name) for path in flat):
-      there = {"/".join(path[: name.count("/") + 1]) for path in flat}
-      raise ValueError(f"cannot freeze {name!r}: the parameters have {sorted(there)}")
-  trained, base = (params, {}) if model.lora is None else lora.split(params)
-  if not freeze:
-    return trained, base
-  flat = nnx.traversals.flatten_mapping(trained)
-  held = {path: x for path, x in flat.items() if any(under(path, name) for name in freeze)}
-  if len(held) == len(flat):
-    raise ValueError(f"freezing {tuple(freeze)} leaves nothing to learn")
-  free = {path: x for path, x in flat.items() if path not in held}
-  unflatten = nnx.traversals.unflatten_mapping
-  return unflatten(free), lora.join(unflatten(held), base)
 
 
 def passes(model: Model, trained: Params) -> dict[str, int]:

@@ -54,7 +54,7 @@ class Looks:
     self._most = c.learn.max_patches  # Of an image: others are left out.
     self._parts = c.learn.accumulate
     self._encode = learner.make_encode(model, dtype)
-    self._step, tx = _make_step(model, FrozenConfigDict(c.learn), dtype)
+    self._step, tx = make_step(model, FrozenConfigDict(c.learn), dtype)
     self._verifier = c.vote.verifier
     self._pairs: dict[str, tuple[Pair, View]] = {}
     self._held = [(t, image) for t in held for image in _detail(t) if self._fits(image)]
@@ -139,7 +139,7 @@ class Looks:
 
 
 @functools.cache  # A run learns twice from its stream, to compare: with one program.
-def _make_step(
+def make_step(
   model: Model, c: FrozenConfigDict, dtype: str
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
   """((state, batch, base, key) -> (state, metrics), its optimizer)."""

@@ -96,8 +96,8 @@ def run(
     calibrated: what is known of how often such votes are right.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  there, here = learning.model.mesh, policy.model.mesh
-  serve = policy.sampler.serve if there == here else policy.sampler.carrier(there)
+  here, plays = policy.model.mesh, learning.sampler.model.mesh
+  serve = policy.sampler.serve if plays == here else policy.sampler.carrier(plays)
   published = Published(0, policy.params, serve)
   with _memory(c, policy, workdir) as memory:
     start = {"next": 0, "history": History.start(c.vote).to_dict()}
@@ -248,15 +248,21 @@ def requests(c: Any, policy: sampler.Policy) -> list[Request]:
   return stream
 
 
-def meshes(c: Any) -> tuple[Mesh, Mesh]:
-  """(where answers are given, where is learned): `c.mesh`, and the devices behind it.
+def meshes(c: Any, devices: Sequence[jax.Device] | None = None) -> tuple[Mesh, Mesh]:
+  """(where answers are given, where is learned): `c.mesh`, and the devices behind it, by default of
+  all there are.
 
   Both may be one device, or, where they take turns, the same devices. On several, programs of two
-  threads would begin in another order on each device, and wait for one another for ever.
+  threads would begin in another order on each device, and wait for one another for ever. On the
+  same devices what learns may lie in other parts: `learn.mesh.data` 0, its fsdp and tensor say so.
 
   Raises ValueError for meshes or a pace that cannot be.
   """
   in_turn, count = c.pace == "lockstep", jax.process_count()
+  if devices is None:
+    devices = jax.devices()
+  else:
+    count = len({device.process_index for device in devices})
   if c.pace not in PACES:
     raise ValueError(f"pace {c.pace!r} must be one of {PACES}")
   if count > 1 and not in_turn:
@@ -266,9 +272,9 @@ def meshes(c: Any) -> tuple[Mesh, Mesh]:
       f"learn.mesh.data {c.learn.mesh.data} needs one process, not {count}: set it to 0, answers "
       "and learning take turns on the devices of mesh"
     )
-  answering = sharding.make_mesh(**c.mesh)
+  answering = sharding.make_mesh(**c.mesh, devices=devices)
   if c.learn.mesh.data:
-    learning = sharding.make_mesh(**c.learn.mesh, devices=jax.devices()[answering.size :])
+    learning = sharding.make_mesh(**c.learn.mesh, devices=devices[answering.size :])
     sharding.bridge(learning, answering)  # What is learned can be published: or it says why not.
     return answering, learning
   if answering.size > 1 and not in_turn:
@@ -276,7 +282,10 @@ def meshes(c: Any) -> tuple[Mesh, Mesh]:
       f"mesh {dict(answering.shape)} has {answering.size} devices: learning needs devices of its "
       "own, set learn.mesh.data (-1: those that mesh leaves), or pace to 'lockstep'"
     )
-  return answering, answering
+  fsdp, tensor = c.learn.mesh.fsdp, c.learn.mesh.tensor
+  if fsdp == tensor == 1:
+    return answering, answering
+  return answering, sharding.relaid(answering, 1 if -1 in (fsdp, tensor) else -1, fsdp, tensor)
 
 
 def calibrate(c: Any, policy: sampler.Policy) -> calibration.Calibration:
@@ -396,7 +405,8 @@ def main(c: Any, workdir: Path) -> dict[str, Any]:
     program.say(f"{workdir} is complete; remove it to run again\n{table(result)}")
     return result
   answering, learning = meshes(c)
-  learned = sampler.load_policy(c.model, mesh=learning, adapters=jax.random.key(c.seed))
+  where = {"mesh": learning, "rollouts": None if c.learn.mesh.data else answering}
+  learned = sampler.load_policy(c.model, **where, adapters=jax.random.key(c.seed))
   policy = sampler.serving(learned, answering)
   shifted, original = evaluate.tasks(c.shifted, policy), evaluate.tasks(c.original, policy)
   if len(shifted) != len(original):

@@ -57,7 +57,7 @@ from pixelis_jax.metrics import (
   outcomes,
   spreads,
 )
-from pixelis_jax.model import cost, lora
+from pixelis_jax.model import cost, lora, trainable
 from pixelis_jax.model.policy import Model
 from pixelis_jax.rollouts import Rollouts
 from pixelis_jax.surprise import Surprise
@@ -76,7 +76,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
   replay = Replay(c.grpo.replay.capacity, alpha=c.grpo.replay.alpha)
   step, tx, schedule = make_step(c, model)
-  trained, base = learner.parts(model, policy.params, c.model.freeze)
+  trained, base = trainable.parts(model, policy.params, c.model.freeze)
   compared, score = make_compared(c, policy), make_score(c, policy)
   surprise = Surprise(c, policy, mesh)
   state = learner.init_state(jax.tree.map(jnp.copy, trained), tx, seed=c.seed)

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pixelis_jax import learner, sampler
+from pixelis_jax import sampler
 from pixelis_jax.checkpoint import BEST, FOLDER, Checkpoints
 from pixelis_jax.cluster import first
-from pixelis_jax.model import lora
+from pixelis_jax.model import lora, trainable
 
 CONFIG = "config.json"
 # Where a checkpoint holds the policy: what online publishes, sft's beside its heads, rft's, and the
@@ -62,7 +62,7 @@ def save_checkpoint(
     raise FileNotFoundError(f"{workdir} is no run of sft, rft or online: it has no {CONFIG}")
   c = ConfigDict(json.loads((workdir / CONFIG).read_text())).model
   policy = sampler.load_policy(c, adapters=jax.random.key(0))
-  like, base = learner.parts(policy.model, policy.params, c.freeze)
+  like, base = trainable.parts(policy.model, policy.params, c.freeze)
   folder = workdir / (BEST if best else FOLDER)
   with Checkpoints(folder, read_only=True) as checkpoints:
     step = checkpoints.latest_step() if step is None else step

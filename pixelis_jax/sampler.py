@@ -15,11 +15,12 @@ samples, their images and later turns stay in one, so rollouts send nothing betw
 
 import atexit
 import dataclasses
+import functools
 import importlib
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from pixelis_jax.chat.images import ImageProcessor
 from pixelis_jax.chat.template import Chat
 from pixelis_jax.chat.videos import clips_of
 from pixelis_jax.cluster import agree
-from pixelis_jax.model import lora
+from pixelis_jax.model import lora, trainable
 from pixelis_jax.model.decode import programs
 from pixelis_jax.model.layout import VisionInputs, feature_count, mrope_positions
 from pixelis_jax.model.load import load_config, save
@@ -102,23 +103,26 @@ class Sampler:
     unused = range(chat.vocab_size, model.config.text.vocab_size)  # Padding rows are no tokens.
     banned = sorted({*chat.banned_ids, *unused})
     self.programs = programs(model, tuple(banned), tuple(sorted(chat.stop_ids)))
-    self._serve = jax.jit(self._cast, out_shardings=model.shardings())
 
   def serve(self, params: Params) -> Params:
-    """Parameters in the dtype and on the mesh that `bind` takes; no copies where they are that.
+    """Parameters in the dtype and on the mesh that `bind` takes; no copies of those that are that.
 
     They move from device to device. Adapters and int8 weights keep their dtypes.
     """
-    places = self.model.shardings()
-    if places is None:
-      places = jax.tree.map(lambda x: x.sharding, params)
-    there = lambda x, wanted, place: (
-      x.dtype == wanted.dtype and place.is_equivalent_to(x.sharding, x.ndim)
-    )
-    wanted = self.model.shapes(self.dtype)
-    return (
-      params if jax.tree.all(jax.tree.map(there, params, wanted, places)) else self._serve(params)
-    )
+    leaves, tree = jax.tree.flatten(params)
+    kinds = [w.dtype for w in jax.tree.leaves(self.model.shapes(self.dtype))]
+    places = jax.tree.leaves(self.model.shardings()) or [x.sharding for x in leaves]
+    other = [
+      i
+      for i, (x, kind, place) in enumerate(zip(leaves, kinds, places, strict=True))
+      if x.dtype != kind or not place.is_equivalent_to(x.sharding, x.ndim)
+    ]
+    if not other:
+      return params
+    cast = _caster(tuple(kinds[i] for i in other), tuple(places[i] for i in other))
+    for i, x in zip(other, cast([leaves[i] for i in other]), strict=True):
+      leaves[i] = x
+    return jax.tree.unflatten(tree, leaves)
 
   def carrier(self, mesh: Mesh) -> Carrier:
     """`serve` for parameters that lie on other devices, those of this mesh."""
@@ -195,6 +199,13 @@ class Sampler:
       features = self.programs.encode(params, block.vision)
     inputs = (block.tokens, block.positions, block.sources, block.segments, block.last)
     return self.programs.extend(params, cache, features, *self.put(inputs))
+
+
+@functools.cache
+def _caster(kinds: tuple[Any, ...], places: tuple[Any, ...]) -> Callable[[list], list]:
+  """Arrays -> the same in these dtypes and places."""
+  cast = lambda arrays: [x.astype(kind) for x, kind in zip(arrays, kinds, strict=True)]
+  return jax.jit(cast, out_shardings=list(places))
 
 
 class _Bound:
@@ -397,9 +408,9 @@ def load_policy(
       `adapter` is a PEFT directory, merged into the weights.
     mesh: Where parameters and rows lie, see sharding.py; None: on the default device.
     rollouts: Where the sampler has them, if not there; parameters come from `Sampler.serve`.
-    adapters: For who trains: the weights have `c.master` as their dtype where they learn, and
-      `c.adapter` is not merged. `c.lora` with a rank makes adapters from this key; without either
-      the model has none.
+    adapters: For who trains: what learns has `c.master` as its dtype, what `c.freeze` names
+      `c.dtype`, and `c.adapter` is not merged. `c.lora` with a rank makes adapters from this key;
+      without either the model has none.
   """
   if c.loader:
     c = c.copy_and_resolve_references().unlock()
@@ -421,6 +432,7 @@ def load_policy(
     new = adapted_model(c, model)
     params = params if new is model else new.adapt(params, adapters)
     model = dataclasses.replace(new, remat=c.remat)
+    params = trainable.held_in(jnp.dtype(c.dtype), model, params, c.freeze)
   elif model.lora is not None:
     model, params = dataclasses.replace(model, lora=None), lora.merge(params)
   if mesh is not None:
@@ -506,10 +518,11 @@ def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
 def serving(policy: Policy, mesh: Mesh) -> Policy:
   """What a policy that learns plays as on the devices of this mesh: its weights as they are served.
 
-  No copies where it learns with these on the same devices.
+  No copies of weights that learn as they are served, in the same parts of the same devices.
   """
-  if policy.model.mesh == mesh:
-    return dataclasses.replace(policy, params=policy.sampler.serve(policy.params))
+  if policy.sampler.model.mesh == mesh:
+    served = policy.sampler.serve(policy.params)
+    return dataclasses.replace(policy, model=policy.sampler.model, params=served)
   model = dataclasses.replace(policy.model, mesh=mesh)
   there = with_tools(policy.settings, model, policy.params, policy.settings.tools)
   carry = there.sampler.carrier(policy.model.mesh)

@@ -39,7 +39,7 @@ from pixelis_jax.data.questions import QuestionFile
 from pixelis_jax.data.streams import shuffled, weighted
 from pixelis_jax.lessons import Lessons
 from pixelis_jax.metrics import Metrics, check_wandb, due, named
-from pixelis_jax.model import cost
+from pixelis_jax.model import cost, trainable
 from pixelis_jax.model.lora import join
 from pixelis_jax.model.policy import Model
 
@@ -194,7 +194,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   step, tx, schedule = make_step(c, model)
   see, *_ = make_step(c, model, seeing=True)
   params = learner.with_heads(model, policy.params, jax.random.key(c.seed), labels=demos.LABELS)
-  trained, base = learner.parts(model, params["policy"], c.model.freeze)
+  trained, base = trainable.parts(model, params["policy"], c.model.freeze)
   state = learner.init_state({**params, "policy": trained}, tx, seed=c.seed)
   flops = partial(cost.update, model.config, **learner.passes(model, trained))
   seeing = partial(flops, text=0)  # The decoder is not run.

@@ -34,7 +34,7 @@ from pixelis_jax.data.demos import ANSWER
 from pixelis_jax.handover import Inbox, Published
 from pixelis_jax.looks import Looks
 from pixelis_jax.metrics import Metrics, named, outcomes, spreads
-from pixelis_jax.model import lora
+from pixelis_jax.model import lora, trainable
 from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Experience, Task, Trajectory, Vote, content_key
 
@@ -118,9 +118,9 @@ class Learner:
     self.c, self.policy, self.published, self.probe = c, policy, published, probe
     self.recall = recall
     model, dtype = policy.model, c.model.dtype
-    self.step, tx = _make_step(model, FrozenConfigDict(c.learn), dtype)
+    self.step, tx = make_step(model, FrozenConfigDict(c.learn), dtype)
     self.logps = learner.make_logps(model, dtype, parts=c.learn.accumulate)
-    trained, self.base = learner.parts(model, policy.params, c.model.freeze)
+    trained, self.base = trainable.parts(model, policy.params, c.model.freeze)
     self.state = learner.init_state(trained, tx, seed=c.seed)
     self.average = trained
     self.looks = Looks(c, policy, trained, probe.rehearsed)
@@ -261,6 +261,7 @@ class Learner:
       self.applied -= self.unpublished
       self.refused += self.unpublished
       self.kl = dataclasses.replace(self.kl, coef=min(2 * self.kl.coef, self.kl.high))
+      served = self.policy.sampler.serve(self.whole(self.average))
     self.unpublished = 0
     self.stable = self._tree()
     extra = {
@@ -276,7 +277,7 @@ class Learner:
     version = self.updates
     self.checkpoints.save(version, self.stable, extra)
     self.checkpoints.wait()  # On disk first, served second.
-    self.published.publish(version, self.whole(self.average))
+    self.published.publish(version, served)
     return {"canary": score, "policy_version": float(version)}
 
   def _tree(self) -> dict[str, Any]:
@@ -407,7 +408,7 @@ class Learner:
 
 
 @functools.cache  # A run learns twice from its stream, to compare: with one program.
-def _make_step(
+def make_step(
   model: Model, c: FrozenConfigDict, dtype: str
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
   """((state, batch, base, key, kl_coef) -> (state, metrics), its optimizer)."""

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from configs import common
 from pixelis_jax import batch, learner, sharding
@@ -18,6 +16,7 @@ from pixelis_jax.algo.correction import RolloutCorrection
 from pixelis_jax.algo.policy_losses import Objective
 from pixelis_jax.data import demos
 from pixelis_jax.data.tasks import DemoSource, TaskSource
+from pixelis_jax.model import trainable
 from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.types import Demo, DemoTurn
 from tests import episodes
@@ -237,42 +236,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counter(policy, t
   assert float(measured["skipped"]) == 0.0 and max_difference(after.params, state.params) > 0
 
 
-def test_what_is_frozen_is_no_part_of_what_is_trained(policy):
-  """It neither moves nor decays and has no moments; together both are the parameters."""
-  parts = functools.partial(learner.parts, policy.model, policy.params)
-  trained, base = parts(["text", "visual/merger"])
-  names = lambda tree: {"/".join(path) for path in nnx.traversals.flatten_mapping(tree)}
-  assert all(name.startswith("visual/") for name in names(trained))
-  assert names(base) == names(policy.params) - names(trained)
-  assert {name for name in names(base) if "visual" in name} == {
-    name for name in names(policy.params) if name.startswith("visual/merger/")
-  }
-  joined = learner.lora.join(trained, base)
-  same = jax.tree.map(lambda x, y: x is y, joined, policy.params)
-  assert jax.tree.all(same)
-  there = r"\['text', 'visual'\]"
-  with pytest.raises(ValueError, match=rf"cannot freeze 'tower': the parameters have {there}"):
-    parts(["tower"])
-  # "visual/merge" begins a name, and names nothing.
-  with pytest.raises(ValueError, match=r"cannot freeze 'visual/merge': .*'visual/merger'"):
-    parts(["visual/merge"])
-  with pytest.raises(ValueError, match=r"freezing \('text', 'visual'\) leaves nothing to learn"):
-    parts(["text", "visual"])
-
-
-def test_frozen_adapters_are_not_trained(policy):
-  targets = (*LoraConfig(rank=2, alpha=4.0).targets, "visual/blocks/attn/qkv")
-  model = dataclasses.replace(policy.model, lora=LoraConfig(rank=2, alpha=4.0, targets=targets))
-  params = model.adapt(policy.params, jax.random.key(0))
-  trained, _ = learner.parts(model, params, ["text"])
-  assert trained.keys() == {"visual"} and trained["visual"].keys() == {"blocks"}
-  assert trained["visual"]["blocks"]["attn"]["qkv"].keys() == {"lora_a", "lora_b"}
-
-
 def test_only_adapters_are_trained(policy):
   """The base is an argument, not a constant, and is the same bits after a donating step."""
   model = dataclasses.replace(policy.model, lora=LoraConfig(rank=2, alpha=4.0, dropout=0.5))
-  trained, base = learner.parts(model, model.adapt(policy.params, jax.random.key(1)))
+  trained, base = trainable.parts(model, model.adapt(policy.params, jax.random.key(1)))
   before = copied(base)
 
   def loss(params, batch):
@@ -310,7 +277,7 @@ def test_only_adapters_are_trained(policy):
 
 
 def test_without_adapters_all_is_trained(policy):
-  trained, base = learner.parts(policy.model, policy.params)
+  trained, base = trainable.parts(policy.model, policy.params)
   assert trained is policy.params and base == {}
 
 
@@ -319,7 +286,7 @@ def test_an_update_passes_back_only_through_what_learns(policy):
 
   def passes(model, freeze=()):
     params = model.adapt(policy.params, jax.random.key(0)) if model.lora else policy.params
-    return learner.passes(model, learner.parts(model, params, freeze)[0])
+    return learner.passes(model, trainable.parts(model, params, freeze)[0])
 
   assert passes(policy.model) == {"text": 3, "visual": 3}
   assert passes(policy.model, ["visual"]) == {"text": 3, "visual": 1}

@@ -8,6 +8,7 @@ import pytest
 
 from pixelis_jax import batch, learner, sharding
 from pixelis_jax.looks import Looks
+from pixelis_jax.model import trainable
 from pixelis_jax.model.policy import Model
 from pixelis_jax.types import Status, Step, ToolCall, Trajectory
 from tests import episodes, fakes
@@ -157,7 +158,7 @@ def test_nothing_is_taught_where_nothing_may_be(config, policy, held, changes):
 
 
 def test_a_frozen_tower_is_not_taught(config, policy, held):
-  trained, base = learner.parts(policy.model, policy.params, ("visual",))
+  trained, base = trainable.parts(policy.model, policy.params, ("visual",))
   looks = Looks(config, policy, trained, held)
   looks.add([seen(policy, "a", plain=1, clear=2)])
   assert looks.state is None and looks.teach(trained, base, 0) == (trained, None, {})

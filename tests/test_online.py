@@ -167,7 +167,7 @@ def test_answers_and_learning_have_devices_of_their_own(config):
   answering, learning = online.meshes(c)
   assert (numbers(answering), numbers(learning)) == ([0, 1], [2, 3, 4, 5, 6, 7])
   assert learning.shape == {"data": 2, "fsdp": 3, "tensor": 1}
-  c.mesh.tensor, c.learn.mesh.data = 1, 0
+  c.mesh.tensor, c.learn.mesh.data, c.learn.mesh.fsdp = 1, 0, 1
   answering, learning = online.meshes(c)
   assert answering is learning and numbers(answering) == [0]
 
@@ -194,6 +194,17 @@ def test_in_turn_answers_and_learning_share_several_devices(config):
   c.mesh.data, c.pace = 2, "lockstep"
   answering, learning = online.meshes(c)
   assert answering is learning and answering.size == 2
+
+
+def test_what_learns_may_lie_in_other_parts_of_the_same_devices(config):
+  c = config.copy_and_resolve_references().unlock()
+  c.mesh.data, c.mesh.tensor, c.pace, c.learn.mesh.fsdp = 2, 2, "lockstep", -1
+  answering, learning = online.meshes(c)
+  assert dict(answering.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
+  assert dict(learning.shape) == {"data": 1, "fsdp": 4, "tensor": 1}
+  assert [*answering.devices.flat] == [*learning.devices.flat]
+  c.learn.mesh.fsdp = 2
+  assert dict(online.meshes(c)[1].shape) == {"data": 2, "fsdp": 2, "tensor": 1}
 
 
 def test_several_processes_take_turns(config, monkeypatch):

@@ -109,7 +109,7 @@ def lora_config(config):
 def lora_run(lora_config, tmp_path_factory):
   """(workdir, final state, the step's base, [the reference's weights]) of a run from 0 to 4."""
   workdir, bases, references = tmp_path_factory.mktemp("lora") / "run", [], []
-  parts, make_logps = rft.learner.parts, rft.learner.make_logps
+  parts, make_logps = rft.trainable.parts, rft.learner.make_logps
 
   def spied(*what):
     bases.append(parts(*what)[1])
@@ -121,7 +121,7 @@ def lora_run(lora_config, tmp_path_factory):
     return lambda params, inputs: references.append(params) or compute(params, inputs)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(rft.learner, "parts", spied)
+    patch.setattr(rft.trainable, "parts", spied)
     patch.setattr(rft.learner, "make_logps", compared)
     state = rft.main(lora_config, workdir)
   return workdir, state, bases[0], references

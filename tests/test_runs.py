@@ -10,6 +10,7 @@ from configs import demo, tiny_rft, tiny_sft
 from pixelis_jax import learner, runs
 from pixelis_jax.checkpoint import BEST, FOLDER, Checkpoints
 from pixelis_jax.data import demos
+from pixelis_jax.model import trainable
 from pixelis_jax.model.load import load
 from pixelis_jax.model.lora import merge
 from pixelis_jax.model.peft import load_adapter
@@ -77,7 +78,7 @@ def test_adapters_of_a_checkpoint_are_saved_and_merged(policy, model_config, tmp
   c = tiny_rft.get_config("debug").copy_and_resolve_references().unlock()
   c.model.path, c.model.random_seed, c.model.lora.rank = model_config.path, 0, 2
   adapted = load_policy(c.model, adapters=jax.random.key(c.seed))
-  trained, base = learner.parts(adapted.model, adapted.params)
+  trained, base = trainable.parts(adapted.model, adapted.params)
   trained = moved(trained, 0.1)
   runs.keep_config(tmp_path, c)
   with Checkpoints(tmp_path / FOLDER) as checkpoints:

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import common
 from pixelis_jax import batch, learner, sampler
-from pixelis_jax.model import lora
+from pixelis_jax.model import lora, trainable
 from pixelis_jax.model.load import load
 from pixelis_jax.model.peft import save_adapter
 from pixelis_jax.types import ToolResult
@@ -287,6 +288,21 @@ def test_more_requests_than_rows_are_served_in_parts(policy, reads, monkeypatch)
     assert_same(
       [t.steps[turn].completion for t in whole], [t.steps[turn].completion for t in parts]
     )
+
+
+def test_serving_copies_only_what_differs(policy):
+  """A frozen decoder in the dtype that answers is there once, however often a tower is served."""
+  serves = sampler.Sampler(
+    policy.model, policy.chat, max_tokens=1, max_rows=1, dtype=jnp.dtype(jnp.bfloat16)
+  )
+  params = trainable.held_in(jnp.bfloat16, policy.model, policy.params, ["text"])
+  served = serves.serve(params)
+  shared = lambda part: [x is y for x, y in zip(*map(jax.tree.leaves, part), strict=True)]
+  assert all(shared((served["text"], params["text"])))
+  assert not any(shared((served["visual"], params["visual"])))
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy.params)
+  assert max_difference(served, rounded) == 0.0
+  assert all(shared((serves.serve(served), served)))
 
 
 def test_padding_rows_and_images_change_nothing_but_the_shapes(policy, reads, monkeypatch):

@@ -101,14 +101,14 @@ def lora_config(config):
 @pytest.fixture(scope="module")
 def lora_run(lora_config, tmp_path_factory):
   """(workdir, final state, what the step was given as its base) of a run from 0 to 4."""
-  workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], sft.learner.parts
+  workdir, bases, parts = tmp_path_factory.mktemp("lora") / "run", [], sft.trainable.parts
 
   def spied(*what):
     bases.append(parts(*what)[1])
     return parts(*what)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sft.learner, "parts", spied)
+    patch.setattr(sft.trainable, "parts", spied)
     state = sft.main(lora_config, workdir)
   return workdir, state, bases[0]
 

@@ -14,16 +14,16 @@ ROOT = Path(__file__).parents[1]
 
 # Level of each module of pixelis_jax. Imports point down, or sideways where SIBLINGS says so.
 LEVELS = {
-  1: ("types", "cluster", "sharding", "metrics", "program"),
+  1: ("types", "cluster", "sharding", "metrics", "program", "traffic"),
   2: ("model", "chat", "tools", "algo", "memory", "checkpoint", "packing"),
   3: ("batch", "exchange", "handover", "history", "weights", "timing"),
   4: ("sampler", "agent", "learner", "data"),
   5: ("answering", "evaluate", "lessons", "looks", "rollouts", "runs", "surprise"),
   6: ("ttrl",),
   7: ("sft", "rft", "online"),
-  8: ("plan", "cli", "serve"),
+  8: ("plan", "workloads", "cli", "serve"),
 }
-SIBLINGS = {1, 8}  # metrics may take types; cli starts plan and serve.
+SIBLINGS = {1, 8}  # metrics may take types; cli starts plan and serve, plan takes workloads.
 LEVEL = {part: level for level, parts in LEVELS.items() for part in parts}
 MAY_IMPORT_KERNELS = {"model", "algo", "plan", "cli"}  # The last two read of chips.
 OUTSIDE = {  # Third-party packages each folder outside the levels may import.

@@ -20,11 +20,11 @@ from pixelis_jax.model import int8 as quantised
 from pixelis_jax.model import lora as adapters
 from pixelis_jax.model.config import ModelConfig
 from pixelis_jax.model.decoder import Cache, Decoder
-from pixelis_jax.model.layers import REMAT, used, weight
+from pixelis_jax.model.layers import REMAT, STATES, used, weight
 from pixelis_jax.model.layout import VisionInputs
 from pixelis_jax.model.lora import LoraConfig
 from pixelis_jax.model.vision import Tower
-from pixelis_jax.sharding import local, parts, row_blocks, shardings
+from pixelis_jax.sharding import constrain, local, parts, row_blocks, shardings
 
 Params: TypeAlias = dict  # Nested dict of arrays; layers and blocks are stacked on a leading axis.
 
@@ -105,7 +105,8 @@ class Model:
     """
     if self.config.vision is None:
       raise ValueError(f"a {self.config.family} model has no vision tower to encode images with")
-    return self._modules(params).visual(vision, remat=self.remat)
+    features = self._modules(params).visual(vision, remat=self.remat)
+    return constrain(features, STATES, self.mesh)
 
   def hidden(
     self,

@@ -61,7 +61,7 @@ def sent(c: Any) -> tuple[int, int]:
   mesh, playing = rft.meshes(c)
   key = jax.random.key(0)
   policy = sampler.load_policy(c.model, mesh=mesh, rollouts=playing, adapters=key)
-  carrier = policy.sampler.carrier(mesh)
+  carrier = policy.sampler.carrier(mesh, policy.params)
   moved = traffic.moved(carrier.cut.lower(policy.params).compile().as_text())
   carried = jax.tree.leaves(carrier(policy.params))
   copies = [shard.data.nbytes for x in carried for shard in x.addressable_shards]

@@ -169,6 +169,6 @@ def get_config(arg: str = "") -> ConfigDict:
     # Answers and updates take turns. Where answers are given heads and matrices are split, as
     # weights that lie each on one device would be gathered at each token; what learns lies so.
     c.pace, c.mesh.data, c.mesh.tensor = "lockstep", -1, common.SIZES[arg]
-    c.learn.mesh.fsdp, c.learn.accumulate = -1, 1
+    c.learn.mesh.fsdp, c.learn.accumulate, c.model.max_rows = -1, 4, 64
   c.lock()
   return c

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
+from pixelis_jax.model import lora
 from pixelis_jax.types import Experience
 
 Params: TypeAlias = dict  # As in model/policy.py.
@@ -22,15 +23,20 @@ class Published:
     params: Params,
     serve: Callable[[Params], Params] = lambda params: params,
   ):
-    """`serve`: what has been learned -> such as answers are given with, where they are given."""
+    """Args:
+    version: of the parameters.
+    params: all of them, as answers are given with them.
+    serve: what has been learned, all or some of them, -> the same as these are.
+    """
     self._latest = (version, params)  # One reference: reading and replacing it are atomic.
     self._serve = serve
 
   def latest(self) -> tuple[int, Params]:
     return self._latest
 
-  def publish(self, version: int, params: Params) -> None:
-    self._latest = (version, self._serve(params))
+  def publish(self, version: int, learned: Params) -> None:
+    """Parameters that are not among the learned ones stay: the same arrays, not copies."""
+    self._latest = (version, lora.replaced(self._latest[1], self._serve(learned)))
 
 
 class Inbox:

@@ -58,6 +58,7 @@ from pixelis_jax.metrics import (
   interval,
   read_lines,
 )
+from pixelis_jax.model import trainable
 from pixelis_jax.ttrl import Learner, Probe, make_probe
 from pixelis_jax.types import Experience, Task, Vote
 
@@ -97,7 +98,10 @@ def run(
   """
   workdir.mkdir(parents=True, exist_ok=True)
   here, plays = policy.model.mesh, learning.sampler.model.mesh
-  serve = policy.sampler.serve if plays == here else policy.sampler.carrier(plays)
+  serve = policy.sampler.serve
+  if plays != here:
+    learned, _ = trainable.parts(learning.model, learning.params, c.model.freeze)
+    serve = policy.sampler.carrier(plays, learned)
   published = Published(0, policy.params, serve)
   with _memory(c, policy, workdir) as memory:
     start = {"next": 0, "history": History.start(c.vote).to_dict()}

@@ -72,7 +72,7 @@ def main(c: Any, workdir: Path) -> learner.TrainState:
   mesh, playing = meshes(c)
   adapters = jax.random.key(c.seed)
   policy = sampler.load_policy(c.model, mesh=mesh, rollouts=playing, adapters=adapters)
-  serve = policy.sampler.carrier(mesh) if c.staleness else policy.sampler.serve
+  serve = policy.sampler.carrier(mesh, policy.params) if c.staleness else policy.sampler.serve
   model, blocks = policy.model, sharding.own_blocks(mesh) * c.accumulate
   replay = Replay(c.grpo.replay.capacity, alpha=c.grpo.replay.alpha)
   step, tx, schedule = make_step(c, model)

@@ -15,12 +15,11 @@ samples, their images and later turns stay in one, so rollouts send nothing betw
 
 import atexit
 import dataclasses
-import functools
 import importlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from pixelis_jax.model.load import load_config, save
 from pixelis_jax.model.peft import load_adapter, save_adapter
 from pixelis_jax.model.policy import Cache, Model
 from pixelis_jax.packing import round_up, seats, spread
-from pixelis_jax.sharding import Carrier, own_blocks, own_rows, put_rows
+from pixelis_jax.sharding import Carrier, caster, own_blocks, own_rows, put_rows
 from pixelis_jax.tools import Options, Toolbox, workers
 from pixelis_jax.types import Completion, Generate, Patches, Segment, Task, Turns
 from pixelis_jax.weights import load
@@ -105,13 +104,16 @@ class Sampler:
     self.programs = programs(model, tuple(banned), tuple(sorted(chat.stop_ids)))
 
   def serve(self, params: Params) -> Params:
-    """Parameters in the dtype and on the mesh that `bind` takes; no copies of those that are that.
+    """Parameters, or some of them, in the dtype and on the mesh that `bind` takes; no copies of
+    those that are that.
 
     They move from device to device. Adapters and int8 weights keep their dtypes.
     """
     leaves, tree = jax.tree.flatten(params)
-    kinds = [w.dtype for w in jax.tree.leaves(self.model.shapes(self.dtype))]
-    places = jax.tree.leaves(self.model.shardings()) or [x.sharding for x in leaves]
+    kinds = [w.dtype for w in jax.tree.leaves(_these(self.model.shapes(self.dtype), params))]
+    places = [x.sharding for x in leaves]
+    if self.model.mesh is not None:
+      places = jax.tree.leaves(_these(self.model.shardings(), params))
     other = [
       i
       for i, (x, kind, place) in enumerate(zip(leaves, kinds, places, strict=True))
@@ -119,17 +121,16 @@ class Sampler:
     ]
     if not other:
       return params
-    cast = _caster(tuple(kinds[i] for i in other), tuple(places[i] for i in other))
+    cast = caster(tuple(kinds[i] for i in other), tuple(places[i] for i in other))
     for i, x in zip(other, cast([leaves[i] for i in other]), strict=True):
       leaves[i] = x
     return jax.tree.unflatten(tree, leaves)
 
-  def carrier(self, mesh: Mesh) -> Carrier:
-    """`serve` for parameters that lie on other devices, those of this mesh."""
-    return Carrier(self.model.shardings(), mesh, self._cast)
-
-  def _cast(self, params: Params) -> Params:
-    return jax.tree.map(lambda x, w: x.astype(w.dtype), params, self.model.shapes(self.dtype))
+  def carrier(self, mesh: Mesh, params: Params) -> Carrier:
+    """`serve` for parameters such as these, all or some, that lie on this mesh of other devices."""
+    wanted = _these(self.model.shapes(self.dtype), params)
+    cast = lambda params: jax.tree.map(lambda x, w: x.astype(w.dtype), params, wanted)
+    return Carrier(_these(self.model.shardings(), params), mesh, cast)
 
   def bind(
     self,
@@ -201,11 +202,10 @@ class Sampler:
     return self.programs.extend(params, cache, features, *self.put(inputs))
 
 
-@functools.cache
-def _caster(kinds: tuple[Any, ...], places: tuple[Any, ...]) -> Callable[[list], list]:
-  """Arrays -> the same in these dtypes and places."""
-  cast = lambda arrays: [x.astype(kind) for x, kind in zip(arrays, kinds, strict=True)]
-  return jax.jit(cast, out_shardings=list(places))
+def _these(tree: Params, like: Params) -> Params:
+  """What a tree has in the places that another has."""
+  pick = lambda at, of: _these(at, of) if isinstance(of, dict) else at
+  return {name: pick(tree[name], of) for name, of in like.items()}
 
 
 class _Bound:
@@ -525,7 +525,7 @@ def serving(policy: Policy, mesh: Mesh) -> Policy:
     return dataclasses.replace(policy, model=policy.sampler.model, params=served)
   model = dataclasses.replace(policy.model, mesh=mesh)
   there = with_tools(policy.settings, model, policy.params, policy.settings.tools)
-  carry = there.sampler.carrier(policy.model.mesh)
+  carry = there.sampler.carrier(policy.model.mesh, policy.params)
   return dataclasses.replace(there, params=carry(policy.params))
 
 

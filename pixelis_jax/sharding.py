@@ -3,6 +3,7 @@
 The same code serves one CPU, one GPU, a GPU cluster and a TPU pod; GSPMD inserts the collectives.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -92,6 +93,15 @@ def relaid(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
     raise ValueError(f"mesh {shape} must have the {mesh.size} devices of {dict(mesh.shape)}")
   _check_hosts(tensor, [device.process_index for device in mesh.devices.flat])
   return Mesh(mesh.devices.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+@functools.cache
+def caster(
+  dtypes: tuple[Any, ...], places: tuple[Any, ...]
+) -> Callable[[Sequence[Array]], list[Array]]:
+  """Arrays -> the same in these dtypes and places, on the devices that they lie on."""
+  cast = lambda arrays: [x.astype(dtype) for x, dtype in zip(arrays, dtypes, strict=True)]
+  return jax.jit(cast, out_shardings=list(places))
 
 
 class Carrier:

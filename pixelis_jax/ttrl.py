@@ -121,6 +121,10 @@ class Learner:
     self.step, tx = make_step(model, FrozenConfigDict(c.learn), dtype)
     self.logps = learner.make_logps(model, dtype, parts=c.learn.accumulate)
     trained, self.base = trainable.parts(model, policy.params, c.model.freeze)
+    # Of what answers, where that is on these devices, or of what learns.
+    answers, here = published.latest()[1], _devices(policy.params)
+    answers = answers if _devices(answers) == here else policy.params
+    _, self.still = trainable.parts(model, answers, c.model.freeze)
     self.state = learner.init_state(trained, tx, seed=c.seed)
     self.average = trained
     self.looks = Looks(c, policy, trained, probe.rehearsed)
@@ -148,7 +152,7 @@ class Learner:
       self.lessons = Counter(extra["lessons"])
       for id, wrong in extra["replay"]:
         self.replay.add([id], np.float32([wrong]))
-      published.publish(self.updates, self.whole(self.average))
+      published.publish(self.updates, self.average)
     self.stable = self._tree()  # With what is served now.
     self.metrics = Metrics(workdir / "learn", resume=self.updates, c=c)
 
@@ -253,15 +257,16 @@ class Learner:
 
   def publish(self) -> dict[str, float]:
     """Serves the averaged parameters if the canary agrees, else goes back to the last that did."""
-    served = self.policy.sampler.serve(self.whole(self.average))
-    played = _share(self.c, self.policy, served, self.probe.canary, temperature=0.0)
+    served = self.policy.sampler.serve(self.average)
+    whole = lora.join(served, self.still)
+    played = _share(self.c, self.policy, whole, self.probe.canary, temperature=0.0)
     score = self.probe.agreement(_answers(played))
     if score < 1.0 - self.c.probe.tolerance:
       self._set(self.stable)
       self.applied -= self.unpublished
       self.refused += self.unpublished
       self.kl = dataclasses.replace(self.kl, coef=min(2 * self.kl.coef, self.kl.high))
-      served = self.policy.sampler.serve(self.whole(self.average))
+      served = self.policy.sampler.serve(self.average)
     self.unpublished = 0
     self.stable = self._tree()
     extra = {
@@ -423,6 +428,11 @@ def asked(experience: Experience) -> str:
   first = experience.trajectories[0]
   shown = [patches.key for patches in first.steps[0].completion.context.images]
   return content_key(first.task.question, *shown)
+
+
+def _devices(params: learner.Params) -> set[jax.Device]:
+  """Where parameters lie."""
+  return jax.tree.leaves(params)[0].sharding.device_set
 
 
 _average = jax.jit(learner.ema)

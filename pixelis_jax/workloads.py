@@ -170,9 +170,12 @@ def _online(
   moments = size(state.opt_state) + (size(eyes.opt_state) if eyes else 0)
   played = dataclasses.replace(model, mesh=here)
   served = _served(c, played)
-  # Of the weights that answer those that are not there already, as in `Sampler.serve`.
   together = {*here.devices.flat} == {*there.devices.flat}
+  # Of the weights that answer those that are not there already, as in `Sampler.serve`, and as
+  # `Published` replaces them.
   answers = size(served) if here != there else size(_differing(served, whole))
+  learned = trainable.parts(played, served, c.model.freeze)[0]
+  published = size(learned) if here != there else answers
   # The reference, the running average, and weights, average and moments as published last.
   copies = 4 * size(trained) + moments
   held = {
@@ -181,7 +184,7 @@ def _online(
     "optimizer": moments,
     "gradients": size(trained),
     "copies to go back to": copies,
-    "weights that play": 2 * answers,  # The reference, and what is published.
+    "weights that play": answers + published,  # The reference, and what is published.
   }
   total = sum(held.values()) - held["gradients"]
   if not together:
@@ -234,9 +237,9 @@ def _online(
       flops=cost.forward(model.config, work),
     )
   )
-  beside = answers  # The other of two sets of weights.
+  beside = published  # What of two sets of weights is in the other alone.
   if together:
-    beside += total - size(packed) - size(trained) - moments - 2 * answers
+    beside = total - size(packed) - size(trained) - moments - answers
     beside -= size(base) + (not answers) * size(trained) if here == there else 0
   probed = c.probe.tasks.n - c.probe.canary
   asked = max(c.arrivals, c.probe.canary, probed, c.shifted.n, c.original.n)

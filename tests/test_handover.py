@@ -7,10 +7,11 @@ from tests.episodes import experience, unlabelled
 
 
 def test_what_is_published_is_served_and_replaces_nothing_that_was_taken():
-  published = Published(3, {"w": 1}, serve=lambda params: {"w": 10 * params["w"]})
+  first = {"w": 1, "still": 5}
+  published = Published(3, first, serve=lambda params: {"w": 10 * params["w"]})
   taken = published.latest()
   published.publish(4, {"w": 2})
-  assert taken == (3, {"w": 1}) and published.latest() == (4, {"w": 20})
+  assert taken == (3, {"w": 1, "still": 5}) and published.latest() == (4, {"w": 20, "still": 5})
 
 
 def test_the_inbox_hands_out_batches_and_what_is_left_after_closing(policy):

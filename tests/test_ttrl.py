@@ -9,6 +9,7 @@ import pytest
 from pixelis_jax import sampler, sharding, ttrl
 from pixelis_jax.algo.pace import Throttle
 from pixelis_jax.handover import Inbox, Published
+from pixelis_jax.model import trainable
 from pixelis_jax.types import Status, Step, Trajectory
 from tests import episodes, fakes
 from tests.episodes import experience, max_difference, seen, unlabelled
@@ -67,8 +68,11 @@ def test_what_is_learned_on_other_devices_is_served_from_the_first(config, polic
   c.kl.limit, c.probe.tolerance, c.learn.publish_every = 1e9, 1.0, 1
   others = sharding.make_mesh(1, 2, 1, devices=jax.devices()[1:])
   answering = sampler.on_mesh(policy, sharding.make_mesh(1))
-  published = Published(0, answering.params, answering.sampler.carrier(others))
-  learn = ttrl.Learner(c, sampler.on_mesh(policy, others), published, probe, tmp_path, list)
+  there = sampler.on_mesh(policy, others)
+  learned, _ = trainable.parts(there.model, there.params, c.model.freeze)
+  carry = answering.sampler.carrier(others, learned)
+  published = Published(0, answering.params, carry)
+  learn = ttrl.Learner(c, there, published, probe, tmp_path, list)
   inbox = Inbox()
   for id in ("e", "f"):
     inbox.put(experience(policy, unlabelled("a"), {0}, id=id))

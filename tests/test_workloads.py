@@ -189,7 +189,9 @@ def test_answers_beside_learning_are_planned_where_they_are_given(model_config):
     **dict.fromkeys(("look", "read", "write"), [0]),
   }
   rollout = found[-1]
-  assert rollout.beside == held["weights that play"] / 2 == workloads.size(rollout.arguments[0])
+  played = workloads.size(rollout.arguments[0])
+  tower = workloads.size(rollout.arguments[0]["visual"])
+  assert (rollout.beside, held["weights that play"]) == (tower, played + tower)
 
 
 def test_an_episode_that_would_teach_nothing_is_not_planned(model_config):

@@ -164,6 +164,11 @@ def join(one: Params, other: Params) -> Params:
   return _unflatten({**first, **second})
 
 
+def replaced(params: Params, by: Params) -> Params:
+  """The parameters with these of them in the place of theirs."""
+  return _unflatten({**_flatten(params), **_flatten(by)})
+
+
 def keyed(params: Params, key: PRNGKeyArray) -> Params:
   """The parameters with a dropout key for each adapter of each layer, all different."""
   flat = _flatten(params)

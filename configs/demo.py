@@ -61,7 +61,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vote.entropy_temperature = 0.5  # Nats over the last turn at which a voter weighs 1/e.
   c.vote.view_temperature = 0.1  # Nats that a view tells less than the best where it weighs 1/e.
   c.vote.trust_half = 0.1  # Nats: voters whose best tells this little are half believed; 0: fully.
-  c.vote.decay = 0.99  # What an old request keeps at each new one, in what views tell.
+  # What an old request keeps at each new one: in which answers come up, and in what views tell, as
+  # what is asked may change at any time. About 100 and 20 are remembered.
+  c.vote.decay, c.vote.view_decay = 0.99, 0.95
   c.gate = ConfigDict({"confidence": 0.7, "margin": 0.3, "votes": 1})  # Ballots with an answer.
   c.gate.clearer = True  # Only votes that a view is for which tells more than the plain look.
   # Where votes on the same question, or one as similar, differ from visit to visit, a vote is

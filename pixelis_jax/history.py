@@ -13,10 +13,16 @@ from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 
+# What an old request keeps at each new one, in leads. They are of some 200 and 70 requests, as who
+# has little to be ahead by shows it in many only, and who sees best now has to show it soon; and of
+# some 20: a lead from before what is asked changed must not be learned from after.
+SPANS = (0.99, 0.97, 0.9)
 # Standard errors of a view's lead: chance takes one so far in 1 of 700, one of 14 in 1 of 50.
 CLEARER = 3.0
+# And of its lead over the last span: of one that is twice its error chance leaves less in 1 of 15.
+LATELY = 0.5
 # Of what `to_dict` gives; raised when that changes its shape.
-FORM = 1
+FORM = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,19 +32,19 @@ class History:
   Attributes:
     prior: how often each answer comes up.
     views: what each view's answers tell.
-    leads: by view, how much more they tell than the plain look's.
-    surer: by view, how many nats less entropy they have than the plain look's.
+    leads: over each of `SPANS`, by view, how much more they tell than the plain look's.
+    surer: and how many nats less entropy they have than the plain look's.
   """
 
   prior: voting.AnswerPrior
   views: Information
-  leads: Mapping[str, Lead] = dataclasses.field(default_factory=dict)
-  surer: Mapping[str, Lead] = dataclasses.field(default_factory=dict)
+  leads: tuple[Mapping[str, Lead], ...] = ({},) * len(SPANS)
+  surer: tuple[Mapping[str, Lead], ...] = ({},) * len(SPANS)
 
   @classmethod
   def start(cls, c: Any) -> "History":
     """Before any request."""
-    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.decay))
+    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.view_decay))
 
   def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]], c: Any) -> "History":
     """After these requests, as far as it concerns what each view tells.
@@ -56,8 +62,8 @@ class History:
       views = views.update(task.kind, said, vote)
       tells = [(name, views.tells(task.kind, name, answer, nats)) for name, answer, nats in said]
       weight = views.balance(task.kind, vote)
-      leads = _over_plain(leads, tells, decay=views.decay, weight=weight)
-      surer = _over_plain(surer, [(name, -nats) for name, _, nats in said], decay=views.decay)
+      leads = _over_plain(leads, tells, weight=weight)
+      surer = _over_plain(surer, [(name, -nats) for name, _, nats in said])
     return dataclasses.replace(self, views=views, leads=leads, surer=surer)
 
   def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
@@ -100,11 +106,11 @@ class History:
   ) -> tuple[Trajectory, Trajectory] | None:
     """`Experience.looks`: of the views that said what was voted the heaviest, if it is clearer.
 
-    It is where over all requests so far it told more than the plain look by `CLEARER` standard
-    errors, or was surer by as many and told no less: which view is right on one request is also a
-    matter of luck, as is which tells most on a few. Where most answers are the same there is little
-    to tell, however requests are weighed, and who sees best is but surer; who is surer and tells
-    less says what it always says.
+    It is where it told more than the plain look by `CLEARER` standard errors, or was surer by as
+    many and told no less: which view is right on one request is also a matter of luck, as is which
+    tells most on a few. That is over either of the longer `SPANS`; over the last, by `LATELY`.
+    Where most answers are the same there is little to tell, however requests are weighed, and who
+    sees best is but surer; who is surer and tells less says what it always says.
 
     Args:
       voted: the task's voters.
@@ -116,9 +122,14 @@ class History:
     if plain is None or heard is None:
       return None
     view, clear = voted[heard]
-    # The plain look has no lead over itself.
-    lead, surer = (of.get(view.name, Lead()).errors for of in (self.leads, self.surer))
-    clearer = lead >= CLEARER or (surer >= CLEARER and lead >= 0)
+
+    def ahead(span: int, errors: float) -> bool:
+      # The plain look has no lead over itself.
+      lead, surer = (of[span].get(view.name, Lead()).errors for of in (self.leads, self.surer))
+      return lead >= errors or (surer >= errors and lead >= 0)
+
+    *long, last = range(len(SPANS))
+    clearer = any(ahead(span, CLEARER) for span in long) and ahead(last, LATELY)
     return (plain, clear) if clearer else None
 
   def voted(self, voted: Sequence[Voter]) -> "History":
@@ -128,7 +139,9 @@ class History:
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values that `from_dict` takes back; JSON can hold them."""
-    kept = lambda leads: {name: dataclasses.asdict(lead) for name, lead in leads.items()}
+    kept = lambda spans: [
+      {name: dataclasses.asdict(lead) for name, lead in leads.items()} for leads in spans
+    ]
     over = {"leads": kept(self.leads), "surer": kept(self.surer)}
     return {
       "form": FORM,
@@ -147,7 +160,7 @@ class History:
       )
     prior, views = voting.AnswerPrior(**values["prior"]), Information.from_dict(values["views"])
     over = {
-      field: {name: Lead(**lead) for name, lead in values[field].items()}
+      field: tuple({name: Lead(**lead) for name, lead in leads.items()} for leads in values[field])
       for field in ("leads", "surer")
     }
     return cls(prior=prior, views=views, **over)
@@ -159,20 +172,22 @@ def entropy(trajectory: Trajectory) -> float:
 
 
 def _over_plain(
-  leads: Mapping[str, Lead],
+  spans: Sequence[Mapping[str, Lead]],
   found: Sequence[tuple[str, float]],
   *,
-  decay: float,
   weight: float = 1.0,
-) -> Mapping[str, Lead]:
+) -> tuple[Mapping[str, Lead], ...]:
   """The leads after a request on which each voter, named by its view, has so many nats."""
   of = collections.defaultdict(list)
   for name, nats in found:
     of[name].append(nats)
   plain = of.pop(IDENTITY.name, None)
   if plain is None:
-    return leads
+    return tuple(spans)
   more = {name: statistics.fmean(nats) - statistics.fmean(plain) for name, nats in of.items()}
-  add = lambda name, nats: leads.get(name, Lead()).add(nats, decay=decay, weight=weight)
-  after = {name: add(name, nats) for name, nats in more.items()}
-  return {**leads, **after}
+
+  def after(leads: Mapping[str, Lead], decay: float) -> Mapping[str, Lead]:
+    add = lambda name, nats: leads.get(name, Lead()).add(nats, decay=decay, weight=weight)
+    return {**leads, **{name: add(name, nats) for name, nats in more.items()}}
+
+  return tuple(after(leads, decay) for leads, decay in zip(spans, SPANS, strict=True))

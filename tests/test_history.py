@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from pixelis_jax.history import History, Voter, entropy
+from pixelis_jax.history import CLEARER, SPANS, History, Voter, entropy
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Ballot, Status, Step, Trajectory
 from tests import fakes
@@ -82,7 +82,7 @@ def test_what_was_voted_is_expected_next_time():
 @pytest.mark.parametrize("form", (None, 0))
 def test_a_history_that_another_version_wrote_is_refused_and_nothing_is_read_of_it(form):
   written = {**START.to_dict(), "views": {"tallies": "in a shape of its own"}, "form": form}
-  with pytest.raises(ValueError, match=f"of form {form}.*reads form 1: start in a new workdir"):
+  with pytest.raises(ValueError, match=f"of form {form}.*reads form 2: start in a new workdir"):
     History.from_dict(written)
   del written["form"]  # As before forms were written.
   with pytest.raises(ValueError, match="of form None"):
@@ -94,10 +94,9 @@ def test_an_unknown_rule_is_named():
     START.vote([voter(0, "1")], (), by(rule="plurality"))
 
 
-def after(tells: dict[int, int]) -> History:
-  """64 requests on which the view of each number said one of so many answers in turn, surely."""
-  history = START
-  for i in range(64):
+def after(tells: dict[int, int], history: History = START, *, n: int = 64) -> History:
+  """Requests on which the view of each number said one of so many answers in turn, surely."""
+  for i in range(n):
     voted = [voter(view, str(i % answers)) for view, answers in tells.items()]
     history = history.heard([fakes.task("t", answer=None)], [voted], C)
   return history
@@ -140,6 +139,22 @@ def test_chance_makes_no_view_clearer():
   assert passed[8] <= 2 and passed[1] == 100
 
 
+def test_what_saw_better_before_a_change_is_not_learned_from_after_it():
+  """64 requests that one view read, then some that another does: each has its lead in its time."""
+  voted = [voter(0, "1"), voter(7, "2"), voter(8, "3")]
+  found = lambda history, answer: history.clearer(
+    voted, dataclasses.replace(history.vote(voted, (), by()), answer=answer), C
+  )
+  history = after({0: 2, 7: 8, 8: 2})
+  assert found(history, "2") == (voted[0][1], voted[1][1]) and found(history, "3") is None
+  # Of the k-th request since then view 7 tells -ln(1 - 7/8 0.95^k), from the 12th on less than the
+  # plain look's ln 2. Of 40 the last span keeps 0.9^28, a 20th, of those before; the longer ones
+  # have 64 that were ln 8 - ln 2 = 1.4 nats ahead, and keep 0.99^40 = 0.67 of them.
+  history = after({0: 2, 7: 1, 8: 8}, history, n=40)
+  assert history.leads[0][VIEWS[7].name].errors > CLEARER and found(history, "2") is None
+  assert found(history, "3") == (voted[0][1], voted[2][1])
+
+
 def test_a_surer_view_is_clearer_where_answers_are_alike():
   """Of 10 answers 6 are 8: who sees that has less to tell, and is surer of it."""
   task = fakes.task("t", answer=None)
@@ -157,7 +172,7 @@ def test_a_surer_view_is_clearer_where_answers_are_alike():
     history = START
     for i, look in enumerate(plain):
       history = history.heard([task], [[look, voter(8, says[i % 10], nats=nats)]], C)
-    assert history.leads[VIEWS[8].name].errors < 3
+    assert all(leads[VIEWS[8].name].errors < 3 for leads in history.leads)
     assert (history.clearer(voted, vote, C) is not None) is clearer
 
 
@@ -166,25 +181,25 @@ def test_a_lead_is_over_the_plain_look_on_the_same_request():
   task = fakes.task("t", answer=None)
   said = [[voter(0, "1", nats=0.5), voter(8, "2")], [voter(0, "1"), voter(8, "3", nats=0.25)]]
   history = START.heard([task, task], said, C)
-  decay = C.decay
+  decay = C.view_decay
   first = 0.0 - (0.0 - 0.5)
   # Who is surer outvotes the other: 2, then 1. Each has 5 requests more, as have all others.
   even = (decay + 1 + 3 * 5) / 3
   weights = {"2": even / (decay + 5), "1": even / (1 + 5)}
-  # The old answer counts 0.99 when the new one comes, of a request that was voted otherwise.
+  # The old answer counts 0.95 when the new one comes, of a request that was voted otherwise.
   second = np.log((decay * weights["2"] + weights["1"]) / weights["1"]) - 0.25 - 0.0
-  lead = history.leads[VIEWS[8].name]
   one = (1 + 2 * 5) / 2 / (1 + 5)  # What the first weighed when it was the only one.
-  assert lead.nats == pytest.approx(decay * one * first + weights["1"] * second)
-  assert history.surer[VIEWS[8].name].nats == pytest.approx(decay * (0.5 - 0.0) + 0.0 - 0.25)
-  assert set(history.leads) == {VIEWS[8].name}
+  for leads, surer, kept in zip(history.leads, history.surer, SPANS, strict=True):
+    assert leads[VIEWS[8].name].nats == pytest.approx(kept * one * first + weights["1"] * second)
+    assert surer[VIEWS[8].name].nats == pytest.approx(kept * (0.5 - 0.0) + 0.0 - 0.25)
+    assert set(leads) == set(surer) == {VIEWS[8].name}
   # A view that has several voters counts once; without a plain look there is nothing to compare.
   alone = history.heard([task], [[voter(8, "2")]], C)
   assert alone.leads == history.leads
   plain = [voter(0, "1", nats=0.5), voter(0, "1", nats=0.1)]
   twice = START.heard([task], [[*plain, voter(8, "2")]], C)
-  assert twice.leads[VIEWS[8].name].nats == pytest.approx(one * (0.5 + 0.1) / 2)
-  assert twice.leads[VIEWS[8].name].requests == pytest.approx(one)
+  assert twice.leads[0][VIEWS[8].name].nats == pytest.approx(one * (0.5 + 0.1) / 2)
+  assert twice.leads[0][VIEWS[8].name].requests == pytest.approx(one)
   assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
 
 

@@ -110,18 +110,18 @@ class Sampler:
     They move from device to device. Adapters and int8 weights keep their dtypes.
     """
     leaves, tree = jax.tree.flatten(params)
-    kinds = [w.dtype for w in jax.tree.leaves(_these(self.model.shapes(self.dtype), params))]
+    dtypes = [w.dtype for w in jax.tree.leaves(_these(self.model.shapes(self.dtype), params))]
     places = [x.sharding for x in leaves]
     if self.model.mesh is not None:
       places = jax.tree.leaves(_these(self.model.shardings(), params))
     other = [
       i
-      for i, (x, kind, place) in enumerate(zip(leaves, kinds, places, strict=True))
-      if x.dtype != kind or not place.is_equivalent_to(x.sharding, x.ndim)
+      for i, (x, dtype, place) in enumerate(zip(leaves, dtypes, places, strict=True))
+      if x.dtype != dtype or not place.is_equivalent_to(x.sharding, x.ndim)
     ]
     if not other:
       return params
-    cast = caster(tuple(kinds[i] for i in other), tuple(places[i] for i in other))
+    cast = caster(tuple(dtypes[i] for i in other), tuple(places[i] for i in other))
     for i, x in zip(other, cast([leaves[i] for i in other]), strict=True):
       leaves[i] = x
     return jax.tree.unflatten(tree, leaves)

@@ -186,9 +186,9 @@ def _online(
     "copies to go back to": copies,
     "weights that play": answers + published,  # The reference, and what is published.
   }
-  total = sum(held.values()) - held["gradients"]
+  idle = sum(held.values()) - held["gradients"]  # What lies where is learned, between updates.
   if not together:
-    total -= held["weights that play"]
+    idle -= held["weights that play"]
   read = lot(c, model.blocks)
   packed, work = _lesson(model, episode, read), _work(model, episode, read)
   packed = packed.replace(ref_logps=packed.old_logps)
@@ -200,13 +200,12 @@ def _online(
       "update",
       function=step,
       arguments=(state, packed, base, key, scalar),
-      beside=total - size(state) - size(base),
+      beside=idle - size(state) - size(base),
       flops=cost.update(model.config, work, **passes),
     )
   ]
   # Behind that step lie its batch and what it proposes, until that is accepted or refused.
-  total += size(packed) + size(trained) + moments
-  beside = total - size(base) - size(trained)
+  beside = idle + size(packed) + moments - size(base)
   if eyes is not None:
     n = c.learn.look.pairs + c.learn.look.held
     seen = cost.Work(**_seen(model.config, episode, n))
@@ -238,9 +237,9 @@ def _online(
     )
   )
   beside = published  # What of two sets of weights is in the other alone.
-  if together:
-    beside = total - size(packed) - size(trained) - moments - answers
-    beside -= size(base) + (not answers) * size(trained) if here == there else 0
+  if together:  # The arguments are a copy, or the base and what of the reference is no copy.
+    mine = answers if here != there else size(base) + (answers or size(trained))
+    beside = idle - mine
   probed = c.probe.tasks.n - c.probe.canary
   asked = max(c.arrivals, c.probe.canary, probed, c.shifted.n, c.original.n)
   played_together = max(asked, c.arrivals * max(c.samples, len(VIEWS)))

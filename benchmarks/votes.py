@@ -6,16 +6,17 @@ The unlearned policy of configs/demo.py answers each stream's requests once a vi
 `samples` times (at its temperature); every rule is then a function over these same ballots. Labels
 are read by this script only. The memory, empty at first in the demo too, does not vote here.
 Three tables: votes that are right, in percent with 95% Wilson intervals; the expected calibration
-error of their confidence; and of a question's right and wrong samples, paired, how often the right
-one earns more by a pseudo-reward (half of the ties): 50 is chance. The same rows go to
-OUT/votes.json with the command, commit and device.
+error of their confidence, of informed views also as `calibration.method` maps it, fitted to the
+labelled questions of the original domain that the demo's config names; and of a question's right
+and wrong samples, paired, how often the right one earns more by a pseudo-reward (half of the ties):
+50 is chance. The same rows go to OUT/votes.json with the command, commit and device.
 """
 
 import argparse
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from record import record  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, online, sampler
-from pixelis_jax.algo import pseudo_rewards, voting
+from pixelis_jax.algo import calibration, pseudo_rewards, voting
 from pixelis_jax.algo.answers import equal
-from pixelis_jax.algo.calibration import ece
 from pixelis_jax.answering import Answerer
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.handover import Published
@@ -35,9 +35,10 @@ from pixelis_jax.history import History
 from pixelis_jax.metrics import interval
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
+INFORMED = "informed views"
 CLEARER = "informed views, where one is clearer"
 GATED = "informed views, gated"
-TAUGHT = ("majority of samples (TTRL)", "informed views")  # Votes that samples are paid by.
+TAUGHT = ("majority of samples (TTRL)", INFORMED)  # Votes that samples are paid by.
 
 
 def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[str, Vote]:
@@ -51,7 +52,7 @@ def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[
     "majority of views": voting.majority(plain),
     "views divided by answer frequency": voting.prior_divided(plain, history.prior),
     "views weighed by entropy": voting.entropy_weighted(plain),
-    "informed views": history.vote(views, (), c.vote),
+    INFORMED: history.vote(views, (), c.vote),
     "informed views, weighted": voting.weighted(weighed),
     "informed views, confidence": voting.confident(weighed),
     "informed views, ensemble": voting.ensemble(weighed),
@@ -72,7 +73,7 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
     history = history.heard(arrived, voted, c.vote)
     for task, group, views in zip(asked, samples, voted, strict=True):
       cast = votes(c, group, views, history)
-      vote = cast["informed views"]
+      vote = cast[INFORMED]
       looks = history.clearer(views, vote, c.vote)
       experience = Experience(
         id=task.id,
@@ -86,12 +87,27 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
       history = history.voted(views)
 
 
-def rows(stream: str, n: int) -> list[dict]:
+def answerer(c: Any) -> Answerer:
+  """Of the unlearned policy, without a memory."""
+  policy = sampler.load_policy(c.model)
+  return Answerer(c, policy, Published(0, policy.params), None)
+
+
+def calibrations() -> dict[str, calibration.Calibration]:
+  """By method: how often informed votes are right on labelled questions, which are no stream's."""
+  c = demo.get_config()
+  asked = list(evaluate.made(c.calibration.tasks))
+  found = [(t, cast[INFORMED]) for t, cast, *_ in played(c, answerer(c), asked)]
+  right = [equal(vote.answer, task.answer) for task, vote in found]
+  sure = [vote.confidence for _, vote in found]
+  return {method: calibration.fit(sure, right, method=method) for method in calibration.METHODS}
+
+
+def rows(stream: str, n: int, maps: Mapping[str, calibration.Calibration]) -> list[dict]:
   """One row a rule, a view and a pseudo-reward; of the votes that count where some do not."""
   c = demo.get_config(stream).copy_and_resolve_references().unlock()
   c.stream.n = n
-  policy = sampler.load_policy(c.model)
-  answer = Answerer(c, policy, Published(0, policy.params), None)
+  answer = answerer(c)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
   for task, cast, seen, experience in played(c, answer, list(evaluate.made(c.stream))):
@@ -101,7 +117,10 @@ def rows(stream: str, n: int) -> list[dict]:
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
     clearer, gated = experience.looks is not None, online.passes(experience, c)
     for name, counts in ((CLEARER, clearer), (GATED, gated)):
-      outcomes.setdefault(name, []).extend(outcomes["informed views"][-1:] * counts)
+      outcomes.setdefault(name, []).extend(outcomes[INFORMED][-1:] * counts)
+    for method, calibrated in maps.items():
+      won, sure = outcomes[INFORMED][-1]
+      outcomes.setdefault(f"{INFORMED}, {method}", []).append((won, calibrated(sure)))
     for name, said in seen.items():
       outcomes.setdefault(name, []).append((right(said), None))
     truth = [right(t.answer) for t in group]
@@ -131,7 +150,7 @@ def vote_row(stream: str, name: str, found: list[tuple[bool, float | None]], of:
     "right": sum(right) / max(len(right), 1),
     "low": low,
     "high": high,
-    "ece": ece(sure, right) if sure else None,
+    "ece": calibration.ece(sure, right) if sure else None,
   }
 
 
@@ -174,7 +193,8 @@ def main() -> None:
   parser.add_argument("--n", type=int, default=384)
   parser.add_argument("--out", type=Path, default=Path("runs/votes"))
   args = parser.parse_args()
-  found = [row for stream in args.streams for row in rows(stream, args.n)]
+  maps = calibrations()
+  found = [row for stream in args.streams for row in rows(stream, args.n, maps)]
   print(tables(found))
   print(json.dumps(record(args.out, "votes", {"rows": found})))
 

@@ -58,3 +58,11 @@ def begin(folder: Path, asked: dict[str, str]) -> None:
 def span(interval: tuple[float, float] | None) -> str:
   """The interval of a change in points, as it stands behind its mean; "" where there is none."""
   return "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
+
+
+def grid(title: str, cells: dict[tuple[str, str], str]) -> str:
+  """Markdown: a row for each first key, a column for each second, a hyphen where there is none."""
+  across, down = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
+  lines = [f"| {title} | {' | '.join(across)} |", "|---" * (len(across) + 1) + "|"]
+  lines += [f"| {d} | {' | '.join(cells.get((d, a), '-') for a in across)} |" for d in down]
+  return "\n".join(lines)

@@ -15,7 +15,8 @@ A cell is `pixelis_jax.online` once a seed, answers and learning in turn, so tha
 of its seed; a finished run is not run again, nor are cells of the table --known, which the new one
 takes over. Accuracies before are one for all rows. "Worst" is the lowest share of right samples in
 any 64 requests in a row, by labels that are read when all is over, less that of the first 64. The
-table goes to OUT/rules.json with command, commit and device.
+table goes to OUT/rules.json with command, commit and device; where one row is asked for, how it
+went on each stream is printed as well.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from record import begin, commit, known, record, span  # The file beside this one.
+from record import begin, commit, grid, known, record, span  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, online, sampler
@@ -243,6 +244,7 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
           for stream, found in by_stream.items()
         },
         "seeds": seeds,
+        "runs": len(mine),
         "gain": mean(gains) if gains else None,
         "gain_interval": mean_interval(gains) if len(gains) > 1 else None,
         "end": min(mean([c.gain for c in found]) for found in by_stream.values()),
@@ -257,27 +259,50 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-  """Markdown: first the rows, then each row's accuracy before and after on each stream."""
+  """Markdown: first the rows, then each row's accuracy after each stream, below those before."""
   points = lambda x: "-" if x is None else f"{x:+.1f}"
   share = lambda x: "-" if x is None else f"{x:.1f}"
-  streams = list(dict.fromkeys(stream for line in lines for stream in line["streams"]))
   made = [
-    "| rule | gain (95%) | worst end | worst moment | original, worst | votes right | applied /"
-    " refused |",
-    "|---|---|---|---|---|---|---|",
+    "| rule | runs | gain (95%) | worst end | worst moment | original, worst | votes right |"
+    " applied / refused |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   made += [
-    f"| {line['row']} | {points(line['gain'])}{span(line['gain_interval'])} "
+    f"| {line['row']} | {line['runs']} | {points(line['gain'])}{span(line['gain_interval'])} "
     f"| {points(line['end'])} | {points(line['worst'])} | {points(line['kept'])} "
     f"| {share(line['votes_right'])} | {line['applied']:.0f} / {line['refused']:.0f} |"
     for line in lines
   ]
-  made += ["", f"| rule | {' | '.join(streams)} |", "|---" * (len(streams) + 1) + "|"]
+  before = {s: percent(ends[0]) for line in lines for s, ends in line["streams"].items()}
+  cells = {("before", stream): before[stream] for stream in STREAMS if stream in before}
   for line in lines:
-    found = [line["streams"].get(stream) for stream in streams]
-    cells = ["-" if f is None else f"{100 * f[0]:.0f} to {100 * f[1]:.0f}" for f in found]
-    made.append(f"| {line['row']} | {' | '.join(cells)} |")
-  return "\n".join(made)
+    cells |= {(line["row"], s): percent(ends[1]) for s, ends in line["streams"].items()}
+  return "\n".join([*made, "", grid("rule", cells)])
+
+
+def by_stream(cells: Sequence[Cell]) -> str:
+  """Markdown: how one row went on each stream, means over the seeds and each seed's end."""
+  streams = [stream for stream in STREAMS if any(cell.stream == stream for cell in cells)]
+  runs = {stream: [cell for cell in cells if cell.stream == stream] for stream in streams}
+  ends = lambda name: lambda found: percent(np.mean([getattr(c, name) for c in found]))
+  told = lambda found: [c.votes_right for c in found if c.votes_right is not None]
+  columns = {
+    "before": ends("shifted_before"),
+    "after": ends("shifted_after"),
+    "each seed": lambda found: " ".join(percent(c.shifted_after) for c in found),
+    "original before": ends("original_before"),
+    "original after": ends("original_after"),
+    "votes right": lambda found: percent(np.mean(told(found))) if told(found) else "-",
+    "applied / refused": lambda found: " / ".join(
+      f"{np.mean([getattr(c, name) for c in found]):.0f}" for name in ("applied", "refused")
+    ),
+  }
+  shown = {(name, s): show(runs[s]) for name, show in columns.items() for s in streams}
+  return grid(cells[0].row, shown)
+
+
+def percent(share: float) -> str:
+  return f"{100 * share:.1f}"
 
 
 def main() -> None:
@@ -301,6 +326,8 @@ def main() -> None:
       found = {"cells": [dataclasses.asdict(cell) for cell in cells], "rows": summary(cells)}
       record(args.out, "rules", {**asked, **found})
   print(table(summary(cells)))
+  for row in args.rows if len(args.rows) == 1 else ():
+    print("", by_stream([cell for cell in cells if cell.row == row]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from record import record  # The file beside this one.
+from record import grid, record  # The file beside this one.
 
 from configs import demo
 from pixelis_jax import evaluate, online, sampler
@@ -159,14 +159,6 @@ def pairs(earned: Sequence[float], truth: Sequence[bool]) -> list[float]:
   right = [e for e, won in zip(earned, truth, strict=True) if won]
   wrong = [e for e, won in zip(earned, truth, strict=True) if not won]
   return [float(a > b) + 0.5 * (a == b) for a, b in itertools.product(right, wrong)]
-
-
-def grid(title: str, cells: dict[tuple[str, str], str]) -> str:
-  """Markdown: a row for each first key, a column for each second."""
-  across, down = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
-  lines = [f"| {title} | {' | '.join(across)} |", "|---" * (len(across) + 1) + "|"]
-  lines += [f"| {d} | {' | '.join(cells.get((d, a), '-') for a in across)} |" for d in down]
-  return "\n".join(lines)
 
 
 def tables(rows: list[dict]) -> str:

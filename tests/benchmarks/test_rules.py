@@ -1,6 +1,7 @@
 """What benchmarks/rules.py asks, and what it makes of the runs."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,36 @@ def test_the_gain_is_of_weak_shifts_and_the_worst_of_all_streams(bench):
   assert line["worst"] == pytest.approx(-25)
   assert line["votes_right"] == pytest.approx(100 * (0.9 + 0.7 + 0.5 + 0.5) / 4)
   text = bench.table([line])
-  assert "| views | +27.5 (-131.3 to +186.3) | -10.0 | -25.0 | -10.0 | 65.0 | 4 / 0 |" in text
-  assert "| views | 40 to 70 | 90 to 80 | 10 to 8 | 50 to 60 |" in text
+  assert "| views | 6 | +27.5 (-131.3 to +186.3) | -10.0 | -25.0 | -10.0 | 65.0 | 4 / 0 |" in text
+  assert "| rule | dim | noise | rotate-skewed | static |" in text  # In the order of STREAMS.
+  assert "| before | 40.0 | 90.0 | 50.0 | 10.0 |" in text
+  assert "| views | 70.0 | 80.0 | 60.0 | 7.5 |" in text
+
+
+def test_a_row_by_stream_has_each_seed(bench):
+  cells = [
+    cell(bench, "static", 0, 0.1, 0.1, votes_right=None),
+    cell(bench, "dim", 0, 0.4, 0.6, votes_right=0.9, applied=3, refused=1),
+    cell(bench, "dim", 1, 0.4, 0.8, votes_right=0.7, applied=5),
+  ]
+  assert bench.by_stream(cells).splitlines() == [
+    "| views | dim | static |",
+    "|---|---|---|",
+    "| before | 40.0 | 10.0 |",
+    "| after | 70.0 | 10.0 |",
+    "| each seed | 60.0 80.0 | 10.0 |",
+    "| original before | 90.0 | 90.0 |",
+    "| original after | 90.0 | 90.0 |",
+    "| votes right | 80.0 | - |",
+    "| applied / refused | 4 / 0 | 4 / 0 |",  # 3 and 5; 1 and 0, of which half is even.
+  ]
+
+
+def test_a_rule_that_lacks_a_stream_has_a_hole_there(bench):
+  found = [cell(bench, "dim", 0, 0.4, 0.6), cell(bench, "noise", 0, 0.5, 0.6)]
+  other = dataclasses.replace(found[1], row="majority", shifted_after=0.7)
+  text = bench.table(bench.summary([*found, other]))
+  assert "| majority | - | 70.0 |" in text and "| before | 40.0 | 50.0 |" in text
 
 
 def test_the_worst_moment_is_a_window_s(bench):

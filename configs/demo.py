@@ -98,7 +98,8 @@ def get_config(arg: str = "") -> ConfigDict:
   # probe a step, each with that weight. In place of up to `copies` of the pairs come pictures of
   # the probe, shown as their view would clear up: those of views that can be undone.
   c.learn.look = ConfigDict({"updates": 6, "pairs": 32, "copies": 16, "capacity": 256, "lr": 1e-3})
-  c.learn.look.held, c.learn.look.weight = 32, 2.0
+  c.learn.look.held, c.learn.look.weight = 64, 1.0
+  c.learn.look.muon_scale = 3.3  # Of lr, for the layers' matrices, moved by Muon; at 0 AdamW.
   c.learn.max_tokens = 128  # Rows that are longer, or have images of more patches, are left out of
   c.learn.max_patches = 64  # an update, so that all have one shape.
   c.learn.rows_multiple = 32
@@ -158,7 +159,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.learn.accumulate = 8
     c.learn.look.pairs, c.learn.look.held, c.learn.look.capacity = 4, 4, 32
     c.learn.look.copies = 2
-    c.learn.look.updates, c.learn.look.lr = 2, 1e-6
+    c.learn.look.updates, c.learn.look.lr, c.learn.look.muon_scale = 2, 1e-6, 0.0
   if arg == "text":
     c.model.freeze, c.baseline = (), False  # It would be the same.
     c.vote.voters, c.vote.rule = ("samples", "memory"), "majority"

@@ -108,10 +108,7 @@ def _everywhere(x: Array, mesh: Mesh) -> Array:
 
 
 def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """`adamw` with linear warm-up and cosine decay to `final_fraction` of the peak, and its rate.
-
-  With `c.muon_scale` above 0 Muon (https://arxiv.org/abs/2502.16982) moves the matrices of layers,
-  at so many times the rate: by steps whose singular values are alike, as large as Adam's.
+  """`optimizer` with linear warm-up and cosine decay to `final_fraction` of the peak, and its rate.
 
   Args:
     c: fields lr, warmup, steps, final_fraction, muon_scale, and those of `adamw`.
@@ -119,20 +116,27 @@ def make_optimizer(c: Any) -> tuple[optax.GradientTransformation, optax.Schedule
   schedule = optax.warmup_cosine_decay_schedule(
     0.0 if c.warmup else c.lr, c.lr, c.warmup, max(c.steps, c.warmup + 1), c.lr * c.final_fraction
   )
-  if not c.muon_scale:
-    return adamw(c, schedule), schedule
+  return optimizer(c, schedule, c.muon_scale), schedule
+
+
+def optimizer(c: Any, rate: optax.Schedule, muon_scale: float) -> optax.GradientTransformation:
+  """`adamw`; with `muon_scale` above 0 Muon (https://arxiv.org/abs/2502.16982) moves the matrices
+  of layers, at so many times the rate: by steps with singular values alike, as large as Adam's.
+  """
+  if not muon_scale:
+    return adamw(c, rate)
   muon = optax.contrib.muon(
-    lambda step: c.muon_scale * schedule(step),
+    lambda step: muon_scale * rate(step),
     weight_decay=c.weight_decay,
     mu_dtype=c.mu_dtype,
     adam_b1=c.b1,
     adam_b2=c.b2,
     adam_weight_decay=c.weight_decay,
-    adam_learning_rate=schedule,
+    adam_learning_rate=rate,
     muon_weight_dimension_numbers=_matrices,
     consistent_rms=0.2,
   )
-  return _bounded(c, muon), schedule
+  return _bounded(c, muon)
 
 
 def adamw(c: Any, rate: float | optax.Schedule) -> optax.GradientTransformation:

@@ -57,7 +57,10 @@ class Looks:
     self._step, tx = make_step(model, FrozenConfigDict(c.learn), dtype)
     self._verifier = c.vote.verifier
     self._pairs: dict[str, tuple[Pair, View]] = {}
-    self._held = [(t, image) for t in held for image in _detail(t) if self._fits(image)]
+    # All they were shown is held: where to look was read off the overview. Copies are of details.
+    self._details = [(t, image) for t in held for image in _shown(t)[-1:] if self._fits(image)]
+    shown = [image for t in held for image in _shown(t) if self._fits(image)]
+    self._held = [*{image.key: image for image in shown}.values()]
     self._teaches = "visual" in trained and self._c.updates > 0
     visual = {"visual": trained["visual"]} if self._teaches else {}
     self.state = learner.init_state(visual, tx, seed=c.seed).replace(params={}) if visual else None
@@ -84,7 +87,7 @@ class Looks:
     `state` is not changed by that: an update may be refused.
     """
     state, errors = self.state, []
-    if state is None or not self._pairs or not self._held:
+    if state is None or not self._pairs or not self._details:
       return trained, state, {}
     others = {name: x for name, x in trained.items() if name != "visual"}
     state, still = state.replace(params={"visual": trained["visual"]}), lora.join(others, base)
@@ -101,12 +104,12 @@ class Looks:
     c, model = self._c, self._policy.model
     pick = lambda pool, n: [pool[i] for i in rng.integers(len(pool), size=n).tolist()]
     found, held = pick([*self._pairs.values()], c.pairs), pick(self._held, c.held)
-    others = pick(self._held, c.pairs)
+    others = pick(self._details, c.pairs)
     copied = [
       (i < c.copies and self._copy(*other, view)) or pair
       for i, (other, (pair, view)) in enumerate(zip(others, found, strict=True))
     ]
-    pairs = [*copied, *((image, image) for _, image in held)]
+    pairs = [*copied, *((image, image) for image in held)]
     weights = np.repeat(np.float32([1.0, c.weight]), [c.pairs, c.held])
     own, blocks = cluster.split(len(pairs)), sharding.own_blocks(model.mesh) * self._parts
     mine = slice(own.start, own.stop)
@@ -143,12 +146,12 @@ def make_step(
   model: Model, c: FrozenConfigDict, dtype: str
 ) -> tuple[Callable[..., tuple[learner.TrainState, dict]], optax.GradientTransformation]:
   """((state, batch, base, key) -> (state, metrics), its optimizer)."""
-  tx = learner.adamw(c, learner.warmed(c.look.lr, c.warmup))
+  tx = learner.optimizer(c, learner.warmed(c.look.lr, c.warmup), c.look.muon_scale)
   loss = learner.computed_in(learner.look_loss(model), dtype)
   how = {"parts": c.accumulate, "mesh": model.mesh, "donate": False}
   return learner.make_step(learner.adapted(model, loss), tx, **how), tx
 
 
-def _detail(trajectory: Trajectory) -> list[Patches]:
-  """The last picture that an episode was shown, if any."""
-  return [i for step in trajectory.steps for i in step.completion.context.images][-1:]
+def _shown(trajectory: Trajectory) -> list[Patches]:
+  """The pictures that an episode was shown, in order."""
+  return [image for step in trajectory.steps for image in step.completion.context.images]

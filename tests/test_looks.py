@@ -106,6 +106,49 @@ def test_held_pictures_stand_in_for_the_streams_where_a_view_can_be_undone(confi
   assert max_difference(kept, none) == 0.0
 
 
+def test_an_overview_is_held_as_well_as_the_detail(config, policy):
+  """Where to look was read off it: a tower that sees details better and places nothing is blind."""
+
+  def opened(trajectory: Trajectory) -> Trajectory:
+    """This episode, its overview shown as the prompt shows it."""
+    first, *others = trajectory.steps
+    context = policy.chat.prompt(trajectory.task)
+    first = dataclasses.replace(
+      first, completion=dataclasses.replace(first.completion, context=context)
+    )
+    return dataclasses.replace(trajectory, steps=(first, *others))
+
+  blind = [look(policy, unlabelled(f"h{i}", 20 + i), seed=50 + i) for i in range(3)]
+  held = [opened(trajectory) for trajectory in blind]
+  overviews = [t.steps[0].completion.context.images[0] for t in held]
+  details = [t.steps[1].completion.context.images[0] for t in held]
+  assert not {i.key for i in overviews} & {i.key for i in details}
+  drift = lambda shown: error(
+    policy, taught(config, policy, shown, "stretch", look__held=8), [(i, i) for i in overviews]
+  )
+  # 16 steps of 8 draws from six pictures; from three none of which is an overview.
+  assert drift(held) < 0.5 * drift(blind)
+
+
+def test_muon_moves_the_towers_matrices(config, policy, held):
+  """By steps whose singular values are alike; Adam's of one picture are of lower rank."""
+  before = policy.params["visual"]["blocks"]
+
+  def spreads(scale: float) -> list[float]:
+    """Of each layer's first matrix behind the attention: the median of its move's singular values
+    over the largest.
+    """
+    looks = made(config, policy, held, look__updates=1, look__muon_scale=scale)
+    looks.add([seen(policy, "a", plain=1, clear=2)])
+    after, *_ = looks.teach(policy.params, {}, 0)
+    moves = jax.tree.map(np.subtract, after["visual"]["blocks"], before)["mlp"]["up"]["kernel"]
+    values = [np.linalg.svd(move, compute_uv=False) for move in moves]
+    return [float(np.median(v) / v[0]) for v in values]
+
+  # Newton-Schulz leaves singular values within 0.7 and 1.2: see test_optimizer.
+  assert min(spreads(1.0)) > 0.5 > max(spreads(0.0))
+
+
 def test_the_loss_is_relative_to_what_should_be_seen(policy):
   """Features that are nothing at all are wrong by 1, whatever their size and the image's."""
   images = [policy.images.process(fakes.image(*size, seed=7)) for size in ((40, 40), (20, 60))]

@@ -217,7 +217,8 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
   """A line a row of the table, points and percent.
 
   `gain` is the mean over the seeds, with a 95% interval (Student's t), of the mean over the shifts
-  that start below 80%; `end` and `kept` are the worst of any stream, means over its seeds.
+  that start below 80%, all that the row was run on: a seed that lacks one has no part in it. `end`
+  and `kept` are the worst of any stream, means over its seeds.
   """
   lines = []
   for row in dict.fromkeys(cell.row for cell in cells):
@@ -233,7 +234,7 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
     seeds = sorted({cell.seed for cell in mine})
     by_seed = [[c.gain for c in mine if c.seed == seed and c.stream in weak] for seed in seeds]
-    gains = [mean(found) for found in by_seed if found]  # A table in the making has holes.
+    gains = [mean(found) for found in by_seed if len(found) == len(weak) > 0]
     told = [c.votes_right for c in mine if c.votes_right is not None]
     falls = [c.worst for c in mine if c.worst is not None]
     lines.append(

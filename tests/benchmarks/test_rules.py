@@ -59,10 +59,12 @@ def test_the_gain_is_of_weak_shifts_and_the_worst_of_all_streams(bench):
     cell(bench, "noise", 0, 0.9, 0.8, original_after=0.8, worst=-0.25),  # Not weak.
     cell(bench, "static", 0, 0.1, 0.05, votes_right=None, worst=None),  # No shift.
     cell(bench, "rotate-skewed", 0, 0.5, 0.6, votes_right=0.5),
-    cell(bench, "static", 2, 0.1, 0.1, votes_right=None, worst=None),  # Its shifts are yet to come.
+    cell(bench, "rotate-skewed", 1, 0.5, 0.9, votes_right=0.5),
+    cell(bench, "dim", 2, 0.4, 0.4, votes_right=0.5),  # Its other shift is yet to come.
   ]
   (line,) = bench.summary(cells)
-  # Seed 0: the mean of 20 and 10; seed 1: 40. With noise and static it would be 12.5 - 40.
+  # Seed 0: the mean of 20 and 10; seed 1: of 40 and 40. Half of seed 2 is there, which would make it
+  # a third less; noise, which starts at 90%, and static have no part in it.
   assert line["gain"] == pytest.approx((15 + 40) / 2)
   # Deviation 25 / sqrt(2), and t of one degree of freedom is 12.706.
   low, high = line["gain_interval"]
@@ -70,12 +72,12 @@ def test_the_gain_is_of_weak_shifts_and_the_worst_of_all_streams(bench):
   assert line["seeds"] == [0, 1, 2]
   assert line["end"] == pytest.approx(-10) and line["kept"] == pytest.approx(-10)
   assert line["worst"] == pytest.approx(-25)
-  assert line["votes_right"] == pytest.approx(100 * (0.9 + 0.7 + 0.5 + 0.5) / 4)
+  assert line["votes_right"] == pytest.approx(100 * (0.9 + 0.7 + 4 * 0.5) / 6)
   text = bench.table([line])
-  assert "| views | 6 | +27.5 (-131.3 to +186.3) | -10.0 | -25.0 | -10.0 | 65.0 | 4 / 0 |" in text
+  assert "| views | 7 | +27.5 (-131.3 to +186.3) | -10.0 | -25.0 | -10.0 | 60.0 | 4 / 0 |" in text
   assert "| rule | dim | noise | rotate-skewed | static |" in text  # In the order of STREAMS.
   assert "| before | 40.0 | 90.0 | 50.0 | 10.0 |" in text
-  assert "| views | 70.0 | 80.0 | 60.0 | 7.5 |" in text
+  assert "| views | 60.0 | 80.0 | 75.0 | 5.0 |" in text
 
 
 def test_a_row_by_stream_has_each_seed(bench):

@@ -63,8 +63,8 @@ def test_the_gain_is_of_weak_shifts_and_the_worst_of_all_streams(bench):
     cell(bench, "dim", 2, 0.4, 0.4, votes_right=0.5),  # Its other shift is yet to come.
   ]
   (line,) = bench.summary(cells)
-  # Seed 0: the mean of 20 and 10; seed 1: of 40 and 40. Half of seed 2 is there, which would make it
-  # a third less; noise, which starts at 90%, and static have no part in it.
+  # Seed 0: the mean of 20 and 10; seed 1: of 40 and 40. Half of seed 2 is there: it would be
+  # a third less. Noise, which starts at 90%, and static have no part in it.
   assert line["gain"] == pytest.approx((15 + 40) / 2)
   # Deviation 25 / sqrt(2), and t of one degree of freedom is 12.706.
   low, high = line["gain_interval"]

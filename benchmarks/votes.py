@@ -87,27 +87,28 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
       history = history.voted(views)
 
 
-def answerer(c: Any) -> Answerer:
+def answerer(c: Any, policy: sampler.Policy) -> Answerer:
   """Of the unlearned policy, without a memory."""
-  policy = sampler.load_policy(c.model)
   return Answerer(c, policy, Published(0, policy.params), None)
 
 
-def calibrations() -> dict[str, calibration.Calibration]:
+def calibrations(policy: sampler.Policy) -> dict[str, calibration.Calibration]:
   """By method: how often informed votes are right on labelled questions, which are no stream's."""
   c = demo.get_config()
   asked = list(evaluate.made(c.calibration.tasks))
-  found = [(t, cast[INFORMED]) for t, cast, *_ in played(c, answerer(c), asked)]
+  found = [(t, cast[INFORMED]) for t, cast, *_ in played(c, answerer(c, policy), asked)]
   right = [equal(vote.answer, task.answer) for task, vote in found]
   sure = [vote.confidence for _, vote in found]
   return {method: calibration.fit(sure, right, method=method) for method in calibration.METHODS}
 
 
-def rows(stream: str, n: int, maps: Mapping[str, calibration.Calibration]) -> list[dict]:
+def rows(
+  stream: str, n: int, policy: sampler.Policy, maps: Mapping[str, calibration.Calibration]
+) -> list[dict]:
   """One row a rule, a view and a pseudo-reward; of the votes that count where some do not."""
   c = demo.get_config(stream).copy_and_resolve_references().unlock()
   c.stream.n = n
-  answer = answerer(c)
+  answer = answerer(c, policy)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
   for task, cast, seen, experience in played(c, answer, list(evaluate.made(c.stream))):
@@ -185,8 +186,9 @@ def main() -> None:
   parser.add_argument("--n", type=int, default=384)
   parser.add_argument("--out", type=Path, default=Path("runs/votes"))
   args = parser.parse_args()
-  maps = calibrations()
-  found = [row for stream in args.streams for row in rows(stream, args.n, maps)]
+  policy = sampler.load_policy(demo.get_config().model)  # One for all streams.
+  maps = calibrations(policy)
+  found = [row for stream in args.streams for row in rows(stream, args.n, policy, maps)]
   print(tables(found))
   print(json.dumps(record(args.out, "votes", {"rows": found})))
 

@@ -22,7 +22,7 @@ CLEARER = 3.0
 # And of its lead over the last span: of one that is twice its error chance leaves less in 1 of 15.
 LATELY = 0.5
 # Of what `to_dict` gives; raised when that changes its shape.
-FORM = 2
+FORM = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class History:
   @classmethod
   def start(cls, c: Any) -> "History":
     """Before any request."""
-    return cls(prior=voting.AnswerPrior(decay=c.decay), views=Information(decay=c.view_decay))
+    views = Information(decay=c.view_decay, vote_decay=c.decay)
+    return cls(prior=voting.AnswerPrior(decay=c.decay), views=views)
 
   def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]], c: Any) -> "History":
     """After these requests, as far as it concerns what each view tells.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from pixelis_jax.history import CLEARER, SPANS, History, Voter, entropy
+from pixelis_jax.history import CLEARER, FORM, SPANS, History, Voter, entropy
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Ballot, Status, Step, Trajectory
 from tests import fakes
@@ -82,7 +82,9 @@ def test_what_was_voted_is_expected_next_time():
 @pytest.mark.parametrize("form", (None, 0))
 def test_a_history_that_another_version_wrote_is_refused_and_nothing_is_read_of_it(form):
   written = {**START.to_dict(), "views": {"tallies": "in a shape of its own"}, "form": form}
-  with pytest.raises(ValueError, match=f"of form {form}.*reads form 2: start in a new workdir"):
+  with pytest.raises(
+    ValueError, match=f"of form {form}.*reads form {FORM}: start in a new workdir"
+  ):
     History.from_dict(written)
   del written["form"]  # As before forms were written.
   with pytest.raises(ValueError, match="of form None"):
@@ -181,14 +183,14 @@ def test_a_lead_is_over_the_plain_look_on_the_same_request():
   task = fakes.task("t", answer=None)
   said = [[voter(0, "1", nats=0.5), voter(8, "2")], [voter(0, "1"), voter(8, "3", nats=0.25)]]
   history = START.heard([task, task], said, C)
-  decay = C.view_decay
+  decay, kept_votes = C.view_decay, C.decay
   first = 0.0 - (0.0 - 0.5)
-  # Who is surer outvotes the other: 2, then 1. Each has 5 requests more, as have all others.
-  even = (decay + 1 + 3 * 5) / 3
-  weights = {"2": even / (decay + 5), "1": even / (1 + 5)}
+  # Who is surer outvotes the other: 2, then 1. Each has a request more, as have all others.
+  even = (kept_votes + 1 + 3) / 3
+  weights = {"2": even / (kept_votes + 1), "1": even / (1 + 1)}
   # The old answer counts 0.95 when the new one comes, of a request that was voted otherwise.
   second = np.log((decay * weights["2"] + weights["1"]) / weights["1"]) - 0.25 - 0.0
-  one = (1 + 2 * 5) / 2 / (1 + 5)  # What the first weighed when it was the only one.
+  one = (1 + 2) / 2 / (1 + 1)  # What the first weighed when it was the only one.
   for leads, surer, kept in zip(history.leads, history.surer, SPANS, strict=True):
     assert leads[VIEWS[8].name].nats == pytest.approx(kept * one * first + weights["1"] * second)
     assert surer[VIEWS[8].name].nats == pytest.approx(kept * (0.5 - 0.0) + 0.0 - 0.25)

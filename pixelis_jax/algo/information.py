@@ -78,15 +78,22 @@ class Information:
     voted: kind -> how often each answer is voted.
     decay: what an old request of a kind keeps at each new one; 0.99 remembers about 100.
     smoothing: requests before differences between voters count half.
+    vote_decay: as `decay`, in `voted`. Who sees best may change from one request to the next; a
+      memory as short does not know which answers are rare.
+    vote_smoothing: `AnswerPrior.smoothing` of `voted`. 5 of each of ten answers, beside the 100
+      that are remembered, would hide half of how unevenly they are voted.
   """
 
   tallies: Mapping[str, Mapping[str, Mapping[str, Tally]]] = dataclasses.field(default_factory=dict)
   voted: Mapping[str, AnswerPrior] = dataclasses.field(default_factory=dict)
   decay: float = 0.99
   smoothing: float = 16.0
+  vote_decay: float = 0.99
+  vote_smoothing: float = 1.0
 
   def __post_init__(self):
     check_fading(self.decay, self.smoothing)
+    check_fading(self.vote_decay, self.vote_smoothing)
 
   def update(
     self, kind: str, voters: Iterable[tuple[str, str | None, float]], voted: str | None
@@ -109,7 +116,8 @@ class Information:
       mine[result] = mine.get(result, Tally()).add(answer, entropy)
       kinds[kind] = {of: tally for of, tally in mine.items() if tally.asked >= FORGET}
       heard.add(name)
-    often = self.voted.get(kind, AnswerPrior(decay=self.decay)).update({result: 1.0})
+    unheard = AnswerPrior(decay=self.vote_decay, smoothing=self.vote_smoothing)
+    often = self.voted.get(kind, unheard).update({result: 1.0})
     return dataclasses.replace(self, tallies=tallies, voted={**self.voted, kind: often})
 
   def balance(self, kind: str, voted: str | None) -> float:

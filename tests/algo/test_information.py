@@ -61,7 +61,7 @@ def test_requests_without_an_answer_dilute_what_is_told():
 
 
 def test_requests_weigh_as_if_all_votes_were_as_frequent():
-  state = Information(decay=1 - 1e-12)
+  state = Information(decay=1 - 1e-12, vote_decay=1 - 1e-12, vote_smoothing=5.0)
   for voted in ("1", "1.0", "2"):
     state = state.update("digit", [("v", voted, 0.0)], voted)
   # 2, 1 and no vote for others, each with the 5 of the smoothing: 7, 6, 5 of 18, where 6 is even.
@@ -79,10 +79,21 @@ def test_requests_weigh_as_if_all_votes_were_as_frequent():
   )
 
 
+def test_which_answers_are_rare_is_known_from_more_requests_than_who_sees_best():
+  """Ten votes in a row for one answer, behind thirty for either of two: they are as frequent."""
+  state = Information(decay=0.5, vote_decay=1 - 1e-12, vote_smoothing=1.0)
+  for voted in [*"12" * 30, *"1" * 10]:
+    state = state.update("digit", [("v", voted, 0.0)], voted)
+  # 40, 30 and none, each with 1: of 73, where 73/3 is even. By `decay` 2 would be all but unseen.
+  assert state.balance("digit", "1") == pytest.approx(73 / 3 / 41)
+  assert state.balance("digit", "2") == pytest.approx(73 / 3 / 31)
+  assert state.balance("digit", "3") == pytest.approx(73 / 3)
+
+
 def test_who_sees_that_most_is_alike_tells_more_than_who_errs():
   """Six of ten are 8. Who errs on half of these says more different things, and is sure of it."""
   truth, errs = "8888881234", "8881232341"
-  even, balanced = Information(decay=1 - 1e-12), Information(decay=1 - 1e-12)
+  even = balanced = Information(decay=1 - 1e-12, vote_decay=1 - 1e-12)
   for _ in range(100):
     for right, wrong in zip(truth, errs, strict=True):
       voters = [("sees", right, 0.1), ("errs", wrong, 0.2)]
@@ -157,7 +168,9 @@ def test_impossible_entropies_are_refused(entropy):
     Information().update("digit", [("v", "1", entropy)], "1")
 
 
-@pytest.mark.parametrize("bad", [{"decay": 1.0}, {"decay": 0.0}, {"smoothing": 0.0}])
+@pytest.mark.parametrize(
+  "bad", [{"decay": 1.0}, {"smoothing": 0.0}, {"vote_decay": 0.0}, {"vote_smoothing": 0.0}]
+)
 def test_impossible_constants_are_refused(bad):
   with pytest.raises(ValueError, match="must lie in|must be"):
     Information(**bad)

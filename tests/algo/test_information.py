@@ -169,7 +169,15 @@ def test_impossible_entropies_are_refused(entropy):
 
 
 @pytest.mark.parametrize(
-  "bad", [{"decay": 1.0}, {"smoothing": 0.0}, {"vote_decay": 0.0}, {"vote_smoothing": 0.0}]
+  "bad",
+  [
+    {"decay": 1.0},
+    {"decay": 0.0},
+    {"smoothing": 0.0},
+    {"vote_decay": 1.0},
+    {"vote_decay": 0.0},
+    {"vote_smoothing": 0.0},
+  ],
 )
 def test_impossible_constants_are_refused(bad):
   with pytest.raises(ValueError, match="must lie in|must be"):

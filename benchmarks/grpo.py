@@ -11,10 +11,11 @@ or one to which looking is worth less than guessing, so that its tool use collap
 stop that? A row of `ROWS` is configs/tiny_rft.py with a few fields changed; "sft" is the model as
 it is, and "+ online" goes on from "+ curiosity" with unlabelled requests of the original domain.
 Each seed has other questions and other samples; a finished run is not run again, nor are those that
---known, an earlier grpo.json, has: the new one takes them over. Held-out questions are one set for
-all rows. A cell is the mean over the seeds with its 95% interval (Student's t); of samples that are
-right, of rewards, of who looks at all (RaPR) and of groups that tell nothing, over the first and
-the last `EDGE` steps. The curves go to OUT/grpo.json with command, commit and device.
+--known, earlier grpo.json, have: the new one takes them over, a later one's in the place of an
+earlier one's. Held-out questions are one set for all rows. A cell is the mean over the seeds with
+its 95% interval (Student's t); of samples that are right, of rewards, of who looks at all (RaPR)
+and of groups that tell nothing, over the first and the last `EDGE` steps. The curves go to
+OUT/grpo.json with command, commit and device.
 """
 
 import argparse
@@ -194,11 +195,13 @@ def main() -> None:
   parser.add_argument("--lr", type=float, default=1e-4)
   parser.add_argument("--n", type=int, default=400, help="held-out questions")
   parser.add_argument("--requests", type=int, default=256, help=f"of {ONLINE!r}")
-  parser.add_argument("--known", type=Path, help="an earlier table: OUT/grpo.json")
+  parser.add_argument(
+    "--known", nargs="+", type=Path, default=[], help="of earlier runs: OUT/grpo.json"
+  )
   parser.add_argument("--out", type=Path, default=Path("runs/grpo"))
   args = parser.parse_args()
   asked = {name: vars(args)[name] for name in ASKED}
-  runs = [Run(**found) for found in known(args.known, "runs", asked)]
+  runs = [Run(**found) for found in known(args.known, "runs", asked, by=("row", "seed"))]
   for seed in args.seeds:
     for row in args.rows:
       if any(r.row == row and (r.seed == seed or row == SFT) for r in runs):

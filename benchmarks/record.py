@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -31,18 +32,22 @@ def commit() -> str:
   return found.stdout.strip() or "unknown"
 
 
-def known(file: Path | None, key: str, asked: dict) -> list[dict]:
-  """What `record` wrote under `key` in an earlier run, here or on another machine; [] without one.
+def known(files: Sequence[Path], key: str, asked: dict, *, by: Sequence[str]) -> list[dict]:
+  """What `record` wrote under `key` in earlier runs, here or on another machine.
 
-  Raises FileNotFoundError, or ValueError where the file was made with other settings than `asked`.
+  Where two have all of the fields `by` alike, the one of the later file stands for both, in the
+  place of the first.
+
+  Raises FileNotFoundError, or ValueError where a file was made with other settings than `asked`.
   """
-  if file is None:
-    return []
-  found = json.loads(file.read_text())
-  differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
-  if differ:
-    raise ValueError(f"{file} was made with {differ}, asked is {asked}")
-  return found[key]
+  latest = {}
+  for file in files:
+    found = json.loads(file.read_text())
+    differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
+    if differ:
+      raise ValueError(f"{file} was made with {differ}, asked is {asked}")
+    latest |= {tuple(one[name] for name in by): one for one in found[key]}
+  return [*latest.values()]
 
 
 def begin(folder: Path, asked: dict[str, str]) -> None:

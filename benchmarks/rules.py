@@ -12,11 +12,11 @@ asked: a shift, "-skewed" where 60% of its answers are one digit, or a stream th
   misled      questions of the shift blur on which most of the policy's own samples are wrong alike
 
 A cell is `pixelis_jax.online` once a seed, answers and learning in turn, so that it is a function
-of its seed; a finished run is not run again, nor are cells of the table --known, which the new one
-takes over. Accuracies before are one for all rows. "Worst" is the lowest share of right samples in
-any 64 requests in a row, by labels that are read when all is over, less that of the first 64. The
-table goes to OUT/rules.json with command, commit and device; where one row is asked for, how it
-went on each stream is printed as well.
+of its seed; a finished run is not run again, nor are cells of the tables --known, which the new one
+takes over, a later table's in the place of an earlier one's. Accuracies before are one for all
+rows. "Worst" is the lowest share of right samples in any 64 requests in a row, by labels that are
+read when all is over, less that of the first 64. The table goes to OUT/rules.json with command,
+commit and device; where one row is asked for, how it went on each stream is printed as well.
 """
 
 import argparse
@@ -314,11 +314,13 @@ def main() -> None:
   parser.add_argument("--requests", type=int, default=384)
   parser.add_argument("--n", type=int, default=200, help="held-out questions of each domain")
   parser.add_argument("--model", default="assets/tiny-vl")
-  parser.add_argument("--known", type=Path, help="an earlier table: OUT/rules.json")
+  parser.add_argument(
+    "--known", nargs="+", type=Path, default=[], help="of earlier runs: OUT/rules.json"
+  )
   parser.add_argument("--out", type=Path, default=Path("runs/rules"))
   args = parser.parse_args()
   asked = {name: vars(args)[name] for name in ("model", "requests", "n")}
-  cells = [Cell(**cell) for cell in known(args.known, "cells", asked)]
+  cells = [Cell(**cell) for cell in known(args.known, "cells", asked, by=("row", "stream", "seed"))]
   there = {(cell.row, cell.stream, cell.seed) for cell in cells}
   for seed in args.seeds:  # All rows of one seed before the next: a table that is stopped is whole.
     for stream in args.streams:

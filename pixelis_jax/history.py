@@ -13,16 +13,16 @@ from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 
-# What an old request keeps at each new one, in leads. They are of some 200 and 70 requests, as who
-# has little to be ahead by shows it in many only, and who sees best now has to show it soon; and of
-# some 20: a lead from before what is asked changed must not be learned from after.
-SPANS = (0.99, 0.97, 0.9)
+# What an old request keeps at each new one, in leads. They are of some 400, 200 and 70 requests, as
+# who has little to be ahead by shows it in many only, and who sees best now has to show it soon;
+# and of some 20: a lead from before what is asked changed must not be learned from after.
+SPANS = (0.995, 0.99, 0.97, 0.9)
 # Standard errors of a view's lead: chance takes one so far in 1 of 700, one of 14 in 1 of 50.
 CLEARER = 3.0
 # And of its lead over the last span: of one that is twice its error chance leaves less in 1 of 15.
 LATELY = 0.5
 # Of what `to_dict` gives; raised when that changes its shape.
-FORM = 3
+FORM = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class History:
 
     It is where it told more than the plain look by `CLEARER` standard errors, or was surer by as
     many and told no less: which view is right on one request is also a matter of luck, as is which
-    tells most on a few. That is over either of the longer `SPANS`; over the last, by `LATELY`.
+    tells most on a few. That is over any of the longer `SPANS`; over the last, by `LATELY`.
     Where most answers are the same there is little to tell, however requests are weighed, and who
     sees best is but surer; who is surer and tells less says what it always says.
 

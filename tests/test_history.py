@@ -82,7 +82,7 @@ def test_what_was_voted_is_expected_next_time():
 @pytest.mark.parametrize("form", (None, 0))
 def test_a_history_that_another_version_wrote_is_refused_and_nothing_is_read_of_it(form):
   written = {**START.to_dict(), "views": {"tallies": "in a shape of its own"}, "form": form}
-  with pytest.raises(ValueError, match=f"of form {form}.*reads form 3: start in a new workdir"):
+  with pytest.raises(ValueError, match=f"of form {form}.*reads form 4: start in a new workdir"):
     History.from_dict(written)
   del written["form"]  # As before forms were written.
   with pytest.raises(ValueError, match="of form None"):
@@ -149,7 +149,7 @@ def test_what_saw_better_before_a_change_is_not_learned_from_after_it():
   assert found(history, "2") == (voted[0][1], voted[1][1]) and found(history, "3") is None
   # Of the k-th request since then view 7 tells -ln(1 - 7/8 0.95^k), from the 12th on less than the
   # plain look's ln 2. Of 40 the last span keeps 0.9^28, a 20th, of those before; the longer ones
-  # have 64 that were ln 8 - ln 2 = 1.4 nats ahead, and keep 0.99^40 = 0.67 of them.
+  # have 64 that were ln 8 - ln 2 = 1.4 nats ahead, and the longest keeps 0.995^40 = 0.82 of them.
   history = after({0: 2, 7: 1, 8: 8}, history, n=40)
   assert history.leads[0][VIEWS[7].name].errors > CLEARER and found(history, "2") is None
   assert found(history, "3") == (voted[0][1], voted[2][1])

@@ -43,8 +43,7 @@ def known(files: Sequence[Path], key: str, asked: dict, *, by: Sequence[str]) ->
   latest = {}
   for file in files:
     found = json.loads(file.read_text())
-    differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
-    if differ:
+    if differ := _differing(found, asked):
       raise ValueError(f"{file} was made with {differ}, asked is {asked}")
     latest |= {tuple(one[name] for name in by): one for one in found[key]}
   return [*latest.values()]
@@ -55,9 +54,14 @@ def begin(folder: Path, asked: dict[str, str]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   file = folder / "settings.json"
   if file.exists() and (found := json.loads(file.read_text())) != asked:
-    differ = {name: found.get(name) for name in asked if found.get(name) != asked[name]}
+    differ = _differing(found, asked)
     raise ValueError(f"{folder} was begun with {differ}: remove it, or name another --out")
   file.write_text(json.dumps(asked, indent=2))
+
+
+def _differing(found: dict, asked: dict) -> dict:
+  """What was found under the names of `asked`, where it is something else."""
+  return {name: found.get(name) for name in asked if found.get(name) != asked[name]}
 
 
 def span(interval: tuple[float, float] | None) -> str:

@@ -16,7 +16,8 @@ of its seed; a finished run is not run again, nor are cells of the tables --know
 takes over, a later table's in the place of an earlier one's. Accuracies before are one for all
 rows. "Worst" is the lowest share of right samples in any 64 requests in a row, by labels that are
 read when all is over, less that of the first 64. The table goes to OUT/rules.json with command,
-commit and device; where one row is asked for, how it went on each stream is printed as well.
+commit and device; where one row is asked for, how it went on each stream is printed as well, and
+what it gains over groups of them.
 """
 
 import argparse
@@ -43,6 +44,13 @@ from pixelis_jax.types import Ballot, Task
 
 SHIFTED = ("rotate", "dim", "invert", "noise", "blur", "writers")
 STREAMS = (*SHIFTED, *(f"{shift}-skewed" for shift in SHIFTED), "static", "repeated", "misled")
+NAMED = ("noise", "rotate", "dim", "invert", "writers")  # For which the aim of 25 points was set.
+GROUPS = {
+  f"{name}{kind}": tuple(f"{shift}{suffix}" for suffix in suffixes for shift in shifts)
+  for name, shifts in (("all", SHIFTED), ("without blur", NAMED))
+  for kind, suffixes in (("", ("", "-skewed")), (", even", ("",)), (", skewed", ("-skewed",)))
+}
+WEAK = 0.8  # Accuracy before, under which a shift counts as one that there is something to gain on.
 CRAFTED = ("repeated", "misled")
 MEASURED = ("shifted_before", "shifted_after", "original_before", "original_after")
 WINDOW = 64  # Requests of which a share of right samples is one number.
@@ -213,12 +221,26 @@ def worst(right: Sequence[float], window: int) -> float | None:
   return float(means.min() - means[0])
 
 
+def gains(cells: Sequence[Cell], streams: Sequence[str]) -> list[float]:
+  """A row's gain in points with each seed, its mean over those of these streams that start weak.
+
+  That is below `WEAK` on average over the seeds. A seed that lacks one has no part in it.
+  """
+  found = {s: [cell for cell in cells if cell.stream == s] for s in streams}
+  weak = [s for s in streams if np.mean([c.shifted_before for c in found[s]]) < WEAK]
+  by_seed = [
+    [cell.gain for s in weak for cell in found[s] if cell.seed == seed]
+    for seed in sorted({cell.seed for cell in cells})
+  ]
+  return [float(np.mean(each)) for each in by_seed if len(each) == len(weak) > 0]
+
+
 def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
   """A line a row of the table, points and percent.
 
-  `gain` is the mean over the seeds, with a 95% interval (Student's t), of the mean over the shifts
-  that start below 80%, all that the row was run on: a seed that lacks one has no part in it. `end`
-  and `kept` are the worst of any stream, means over its seeds.
+  `gain` is the mean over the seeds, with a 95% interval (Student's t), of those over all shifts
+  that the row was run on (`gains`). `end` and `kept` are the worst of any stream, means over its
+  seeds.
   """
   lines = []
   for row in dict.fromkeys(cell.row for cell in cells):
@@ -227,14 +249,7 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
       s: [c for c in mine if c.stream == s] for s in dict.fromkeys(c.stream for c in mine)
     }
     mean = lambda found: float(np.mean(found))
-    weak = [
-      stream
-      for stream, found in by_stream.items()
-      if stream.removesuffix("-skewed") in SHIFTED and mean([c.shifted_before for c in found]) < 0.8
-    ]
-    seeds = sorted({cell.seed for cell in mine})
-    by_seed = [[c.gain for c in mine if c.seed == seed and c.stream in weak] for seed in seeds]
-    gains = [mean(found) for found in by_seed if len(found) == len(weak) > 0]
+    gained = gains(mine, [stream for stream in by_stream if stream in GROUPS["all"]])
     told = [c.votes_right for c in mine if c.votes_right is not None]
     falls = [c.worst for c in mine if c.worst is not None]
     lines.append(
@@ -244,10 +259,10 @@ def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
           stream: [mean([c.shifted_before for c in found]), mean([c.shifted_after for c in found])]
           for stream, found in by_stream.items()
         },
-        "seeds": seeds,
+        "seeds": sorted({cell.seed for cell in mine}),
         "runs": len(mine),
-        "gain": mean(gains) if gains else None,
-        "gain_interval": mean_interval(gains) if len(gains) > 1 else None,
+        "gain": mean(gained) if gained else None,
+        "gain_interval": mean_interval(gained) if len(gained) > 1 else None,
         "end": min(mean([c.gain for c in found]) for found in by_stream.values()),
         "kept": min(mean([c.kept for c in found]) for found in by_stream.values()),
         "worst": 100 * min(falls) if falls else None,
@@ -302,6 +317,18 @@ def by_stream(cells: Sequence[Cell]) -> str:
   return grid(cells[0].row, shown)
 
 
+def by_group(cells: Sequence[Cell]) -> str:
+  """Markdown: what one row gains in points on average over each of `GROUPS` that it has whole."""
+  there = {cell.stream for cell in cells}
+  each = {name: gains(cells, group) for name, group in GROUPS.items() if there.issuperset(group)}
+  shown = {
+    ("gain", name): f"{np.mean(found):+.1f}{span(mean_interval(found) if found[1:] else None)}"
+    for name, found in each.items()
+    if found
+  }
+  return grid("over the shifts that start weak", shown) if shown else ""
+
+
 def percent(share: float) -> str:
   return f"{100 * share:.1f}"
 
@@ -330,7 +357,8 @@ def main() -> None:
       record(args.out, "rules", {**asked, **found})
   print(table(summary(cells)))
   for row in args.rows if len(args.rows) == 1 else ():
-    print("", by_stream([cell for cell in cells if cell.row == row]), sep="\n")
+    mine = [cell for cell in cells if cell.row == row]
+    print("", by_stream(mine), "", by_group(mine), sep="\n")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,25 @@ def test_a_row_by_stream_has_each_seed(bench):
   ]
 
 
+def test_groups_of_shifts_have_gains_of_their_own(bench):
+  """Each of what is there whole: blur is in "all" alone, a skewed one in no even group."""
+  even = {"rotate": 0.6, "dim": 0.9, "invert": 0.7, "noise": 0.7, "writers": 0.5}
+  cells = [cell(bench, name, 0, 0.5, after) for name, after in even.items()]
+  cells.append(cell(bench, "blur-skewed", 0, 0.5, 0.9))
+  # 10, 40, 20, 20 and 0 points. With the skewed one in it, it would be 21.7.
+  assert bench.by_group(cells).splitlines() == [
+    "| over the shifts that start weak | without blur, even |",
+    "|---|---|",
+    "| gain | +18.0 |",
+  ]
+  cells.append(cell(bench, "blur", 0, 0.5, 0.8))
+  assert bench.by_group(cells).splitlines()[::2] == [
+    "| over the shifts that start weak | all, even | without blur, even |",
+    "| gain | +20.0 | +18.0 |",
+  ]
+  assert bench.by_group(cells[:1]) == ""
+
+
 def test_a_rule_that_lacks_a_stream_has_a_hole_there(bench):
   found = [cell(bench, "dim", 0, 0.4, 0.6), cell(bench, "noise", 0, 0.5, 0.6)]
   other = dataclasses.replace(found[1], row="majority", shifted_after=0.7)

@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from record import grid, record  # The file beside this one.
 
 from configs import demo
-from pixelis_jax import evaluate, online, sampler
+from pixelis_jax import evaluate, sampler
 from pixelis_jax.algo import calibration, pseudo_rewards, voting
 from pixelis_jax.algo.answers import equal
-from pixelis_jax.answering import Answerer
+from pixelis_jax.answering import Answerer, passes
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.handover import Published
-from pixelis_jax.history import History
+from pixelis_jax.history import History, Said
 from pixelis_jax.metrics import interval
-from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
+from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 
 INFORMED = "informed views"
 CLEARER = "informed views, where one is clearer"
@@ -41,7 +40,9 @@ GATED = "informed views, gated"
 TAUGHT = ("majority of samples (TTRL)", INFORMED)  # Votes that samples are paid by.
 
 
-def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[str, Vote]:
+def votes(
+  c: Any, group: Sequence[Trajectory], views: Sequence[Said], history: History
+) -> dict[str, Vote]:
   """Each rule's vote on one request."""
   blind = c.vote.copy_and_resolve_references().unlock()
   blind.view_temperature = math.inf
@@ -60,30 +61,21 @@ def votes(c: Any, group: Sequence[Trajectory], views, history: History) -> dict[
 
 
 def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
-  """(task, votes by rule, answers by view, what the loop would learn from) of each request, in the
-  stream's order.
+  """(task, samples, votes by rule, answers by view, the view that is clearer) of each request, in
+  the stream's order.
   """
-  keyless = np.zeros(1, np.float32)
   history = History.start(c.vote)
   for at in range(0, len(tasks), c.arrivals):
     asked = tasks[at : at + c.arrivals]
     arrived = [drop_labels(task) for task in asked]
     samples = answer.sample(arrived, answer.policy.params, jax.random.key(at), 0)
     voted = answer.voters(arrived, samples)
-    history = history.heard(arrived, voted, c.vote)
-    for task, group, views in zip(asked, samples, voted, strict=True):
+    said = [[Said.of(view.name, t) for view, t in voters] for voters in voted]
+    history = history.heard(arrived, said, c.vote)
+    for task, group, views in zip(asked, samples, said, strict=True):
       cast = votes(c, group, views, history)
-      vote = cast[INFORMED]
-      looks = history.clearer(views, vote, c.vote)
-      experience = Experience(
-        id=task.id,
-        key=keyless,
-        trajectories=tuple(group),
-        vote=vote,
-        policy_version=0,
-        looks=looks,
-      )
-      yield task, cast, {v.name: t.answer for v, t in views}, experience
+      clearer = history.clearer(views, cast[INFORMED], c.vote)
+      yield task, group, cast, {s.view: s.answer for s in views}, clearer
       history = history.voted(views)
 
 
@@ -96,7 +88,7 @@ def calibrations(policy: sampler.Policy) -> dict[str, calibration.Calibration]:
   """By method: how often informed votes are right on labelled questions, which are no stream's."""
   c = demo.get_config()
   asked = list(evaluate.made(c.calibration.tasks))
-  found = [(t, cast[INFORMED]) for t, cast, *_ in played(c, answerer(c, policy), asked)]
+  found = [(t, cast[INFORMED]) for t, _, cast, *_ in played(c, answerer(c, policy), asked)]
   right = [equal(vote.answer, task.answer) for task, vote in found]
   sure = [vote.confidence for _, vote in found]
   return {method: calibration.fit(sure, right, method=method) for method in calibration.METHODS}
@@ -111,13 +103,13 @@ def rows(
   answer = answerer(c, policy)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
-  for task, cast, seen, experience in played(c, answer, list(evaluate.made(c.stream))):
-    group = experience.trajectories
+  for task, group, cast, seen, clearer in played(c, answer, list(evaluate.made(c.stream))):
     right = lambda said, task=task: said is not None and equal(said, task.answer)
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
-    clearer, gated = experience.looks is not None, online.passes(experience, c)
-    for name, counts in ((CLEARER, clearer), (GATED, gated)):
+    there = clearer is not None
+    gated = passes(cast[INFORMED], seen=there, c=c.gate)
+    for name, counts in ((CLEARER, there), (GATED, gated)):
       outcomes.setdefault(name, []).extend(outcomes[INFORMED][-1:] * counts)
     for method, calibrated in maps.items():
       won, sure = outcomes[INFORMED][-1]

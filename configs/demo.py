@@ -66,6 +66,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vote.decay, c.vote.view_decay = 0.99, 0.95
   c.gate = ConfigDict({"confidence": 0.7, "margin": 0.3, "votes": 1})  # Ballots with an answer.
   c.gate.clearer = True  # Only votes that a view is for which tells more than the plain look.
+  # Of the latest requests, how many are judged again once a view is clearer that was not when they
+  # were asked: as far back as they were like those of now; 0: none.
+  c.hindsight = 400
   # Where votes on the same question, or one as similar, differ from visit to visit, a vote is
   # believed less: by up to `weight`; 0: not. `visits` are looked for among the nearest entries.
   c.guard = ConfigDict({"weight": 0.0, "similarity": 0.999, "visits": 8})

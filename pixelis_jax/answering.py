@@ -8,8 +8,9 @@ said and tells them, and all hold the same experiences.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -19,12 +20,15 @@ from pixelis_jax import agent, cluster, exchange, sampler
 from pixelis_jax.algo import voting
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.handover import Params, Published
-from pixelis_jax.history import History, Voter
+from pixelis_jax.history import Asked, History, Said
 from pixelis_jax.memory.store import Memory
-from pixelis_jax.tools.views import IDENTITY, views_for
+from pixelis_jax.tools.views import BY_NAME, IDENTITY, View, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
 
+T = TypeVar("T")
 VOTERS = ("views", "samples", "memory")
+Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
+Looks: TypeAlias = tuple[Trajectory, Trajectory]  # `Experience.looks`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +63,10 @@ class Answerer:
     if keys is None:
       seen = [[*(t for _, t in v), *g][0].steps for v, g in zip(voters, groups, strict=True)]
       keys = np.concatenate(cluster.everyone(sampler.embed(self.policy, mine, seen)))
-    saw, (groups, voters) = voters, self._exchanged(groups, voters)
-    votes, history = cluster.told(lambda: self._votes(tasks, voters, keys, history))
-    looks = self._looks(saw, votes[own.start : own.stop], history)
+    groups, said = self._exchanged(groups, voters)
+    votes, history = cluster.told(lambda: self._votes(tasks, said, keys, history))
+    clear = [history.clearer(s, v, self.c.vote) for s, v in zip(said, votes, strict=True)]
+    looks = self._looks(voters, clear[own.start : own.stop])
     experiences = [
       Experience(
         id=task.id,
@@ -73,46 +78,98 @@ class Answerer:
       )
       for task, group, vote, vector, look in zip(tasks, groups, votes, keys, looks, strict=True)
     ]
-    return experiences, history
+    asked = [
+      Asked(t.id, t.kind, tuple(s), v.answer, open=view is None)
+      for t, s, v, view in zip(tasks, said, votes, clear, strict=True)
+    ]
+    most = self.c.hindsight if self.c.gate.clearer else 0
+    return experiences, history.keeping(asked, most)
+
+  def again(
+    self, history: History, new: Sequence[Experience] = ()
+  ) -> tuple[list[Experience], History]:
+    """Earlier requests that a view is clearer for by now, judged again; the history after that.
+
+    As many at once as arrive together, and each once. What was sampled then stays, with the vote of
+    now, and with looks, which the reference takes again: it does not learn, and takes the same.
+    What is `new` was judged by what is known now, and is not in the memory yet.
+    """
+    bounds, just = functools.partial(passes, seen=True, c=self.c.gate), {e.id for e in new}
+    earlier = [a for a in history.again(self.c.vote, bounds) if a.id not in just]
+    found = {asked.id: asked for asked in earlier[: self.c.arrivals]}
+    if not found:
+      return [], history
+    process = self.policy.chat.patches
+    old = exchange.experiences(lambda: self.memory.recall([*found], process), process)
+    tasks, said = [e.trajectories[0].task for e in old], [found[e.id].said for e in old]
+    keys = [e.key for e in old]
+    vote = lambda: [
+      self._vote(*request, history) for request in zip(tasks, said, keys, strict=True)
+    ]
+    votes = cluster.told(vote)
+    clear = [history.clearer(s, v, self.c.vote) for s, v in zip(said, votes, strict=True)]
+    passing = [
+      (dataclasses.replace(e, vote=v), view)
+      for e, v, view in zip(old, votes, clear, strict=True)
+      if view is not None and passes(v, seen=True, c=self.c.gate)
+    ]
+    own = cluster.split(len(passing))
+    mine = passing[own.start : own.stop]
+    pairs = [
+      (e.trajectories[0].task, seen) for e, view in mine for seen in (IDENTITY, BY_NAME[view])
+    ]
+    views = [view for _, view in pairs]
+    saw = _grouped([*zip(views, self._looked(pairs), strict=True)], 2)
+    looks = self._looks(saw, [view for _, view in mine])
+    experiences = [
+      dataclasses.replace(e, looks=look) for (e, _), look in zip(passing, looks, strict=True)
+    ]
+    return experiences, history.settled(found.keys())
 
   def _votes(
     self,
     tasks: Sequence[Task],
-    voters: Sequence[Sequence[Voter]],
+    said: Sequence[Sequence[Said]],
     keys: Float32[np.ndarray, "N E"],
     history: History,
   ) -> tuple[list[Vote], History]:
     """The votes on these tasks, and the history after them."""
-    history = history.heard(tasks, voters, self.c.vote)
+    history = history.heard(tasks, said, self.c.vote)
     votes = []
-    for task, voted, vector in zip(tasks, voters, keys, strict=True):
-      vote = history.vote(voted, self._remembered(task, vector), self.c.vote)
-      votes.append(self._guarded(self._calibrated(vote), task, vector))
-      history = history.voted(voted)
+    for task, voters, key in zip(tasks, said, keys, strict=True):
+      votes.append(self._vote(task, voters, key, history))
+      history = history.voted(voters)
     return votes, history
 
+  def _vote(self, task: Task, said: Sequence[Said], key: np.ndarray, history: History) -> Vote:
+    """By what the voters and the memory say, as far as that is believed."""
+    vote = history.vote(said, self._remembered(task, key), self.c.vote)
+    return self._guarded(self._calibrated(vote), task, key)
+
   def _looks(
-    self, saw: Sequence[Sequence[Voter]], votes: Sequence[Vote], history: History
-  ) -> list[tuple[Trajectory, Trajectory] | None]:
-    """`Experience.looks` of all tasks, from what this process's voters saw and what was voted."""
-    pairs = zip(saw, votes, strict=True)
-    found = [history.clearer(voted, vote, self.c.vote) for voted, vote in pairs]
-    there = cluster.everyone([pair is not None for pair in found])
-    played = [trajectory for pair in found for trajectory in pair or ()]
-    played = iter(_grouped(exchange.trajectories(played, self.policy.chat.patches), 2))
+    self, saw: Sequence[Sequence[Voter]], clear: Sequence[str | None]
+  ) -> list[Looks | None]:
+    """`Experience.looks` of all tasks, from what this process's voters saw and who is clearer."""
+    first = lambda voted, name: next(played for view, played in voted if view.name == name)
+    pairs = [
+      (first(voted, IDENTITY.name), first(voted, name))
+      for voted, name in zip(saw, clear, strict=True)
+      if name is not None
+    ]
+    there = cluster.everyone([name is not None for name in clear])
+    played = exchange.trajectories([t for pair in pairs for t in pair], self.policy.chat.patches)
+    played = iter(_grouped(played, 2))
     return [tuple(next(played)) if one else None for part in there for one in part]
 
   def _exchanged(
     self, groups: list[list[Trajectory]], voters: list[list[Voter]]
-  ) -> tuple[list[list[Trajectory]], list[list[Voter]]]:
+  ) -> tuple[list[list[Trajectory]], list[list[Said]]]:
     """What each process's tasks were given, as that of all tasks; of voters what they said."""
-    if jax.process_count() == 1:
-      return groups, voters
     mine = [trajectory for group in groups for trajectory in group]
     played = exchange.trajectories(mine, self.policy.chat.patches)
-    heard = [[(view, exchange.said(t)) for view, t in voted] for voted in voters]
-    heard = [voted for part in cluster.everyone(heard) for voted in part]
-    return _grouped(played, self.c.samples), heard
+    said = [[Said.of(view.name, t) for view, t in voted] for voted in voters]
+    said = [voted for part in cluster.everyone(said) for voted in part]
+    return _grouped(played, self.c.samples), said
 
   def sample(
     self,
@@ -152,14 +209,18 @@ class Answerer:
       return sampled if "samples" in named else [[] for _ in groups]
     views = [views_for(task.kind) if task.images or task.videos else () for task in tasks]
     pairs = [(task, view) for task, seen in zip(tasks, views, strict=True) for view in seen]
-    generate = self.policy.sampler.bind(
-      self.policy.params, key=jax.random.key(0), version=0, temperature=0.0
-    )
-    played = iter(self._play([task for task, _ in pairs], generate, [view for _, view in pairs]))
+    played = iter(self._looked(pairs))
     looked = [[(view, next(played)) for view in seen] for seen in views]
     if "samples" in named:
       return [[*voted, *own] for voted, own in zip(looked, sampled, strict=True)]
     return [voted or own for voted, own in zip(looked, sampled, strict=True)]
+
+  def _looked(self, pairs: Sequence[tuple[Task, View]]) -> list[Trajectory]:
+    """The reference's episode of each task, looking in this way: the same at any time."""
+    generate = self.policy.sampler.bind(
+      self.policy.params, key=jax.random.key(0), version=0, temperature=0.0
+    )
+    return self._play([task for task, _ in pairs], generate, [view for _, view in pairs])
 
   def _calibrated(self, vote: Vote) -> Vote:
     if self.calibration is None:
@@ -200,6 +261,21 @@ class Answerer:
     ]
 
 
-def _grouped(played: Sequence[Trajectory], size: int) -> list[list[Trajectory]]:
+def passes(vote: Vote, *, seen: bool, c: Any) -> bool:
+  """Whether the policy may learn from this vote: sure enough, and by who sees better.
+
+  With `clearer` some view has to have told more than the plain look. Where none has, what the
+  voters agree on the policy says itself, and their mistakes are its own.
+
+  Args:
+    vote: on a request.
+    seen: whether a view is clearer there.
+    c: the gate: `clearer`, and the bounds of `voting.gate`.
+  """
+  bounds = {name: bound for name, bound in c.items() if name != "clearer"}
+  return (seen or not c.clearer) and voting.gate(vote, **bounds)
+
+
+def _grouped(played: Sequence[T], size: int) -> list[list[T]]:
   """So many in a row as one group."""
   return [list(played[at : at + size]) for at in range(0, len(played), size)]

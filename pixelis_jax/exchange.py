@@ -1,16 +1,12 @@
 """What the processes of one program played: each its share, and all of them the whole of it."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 
 from pixelis_jax import cluster
 from pixelis_jax.memory import codec
-from pixelis_jax.types import Experience, Segment, Step, Trajectory
-
-_NOTHING = Segment(tokens=np.zeros(0, np.int32))
+from pixelis_jax.types import Experience, Trajectory
 
 
 def trajectories(mine: Sequence[Trajectory], process: codec.Process) -> list[Trajectory]:
@@ -31,21 +27,6 @@ def experiences(
     return list(make())
   records = cluster.told(lambda: [codec.encode(experience) for experience in make()])
   return [codec.restore(record, process) for record in records]
-
-
-def said(trajectory: Trajectory) -> Trajectory:
-  """What a vote needs of an episode, small enough for every process: nothing that was shown."""
-  task = dataclasses.replace(trajectory.task, images=(), videos=())
-  return dataclasses.replace(
-    trajectory, task=task, steps=tuple(_unshown(step) for step in trajectory.steps)
-  )
-
-
-def _unshown(step: Step) -> Step:
-  completion, result = dataclasses.replace(step.completion, context=_NOTHING), step.result
-  if result is not None:
-    result = dataclasses.replace(result, images=(), masks=())
-  return dataclasses.replace(step, completion=completion, result=result)
 
 
 def _others(parts: Sequence[bytes]) -> list[bytes]:

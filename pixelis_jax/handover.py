@@ -50,9 +50,9 @@ class Inbox:
   def __len__(self) -> int:
     return len(self._waiting)
 
-  def put(self, experience: Experience) -> None:
+  def put(self, *experiences: Experience) -> None:
     with self._changed:
-      self._waiting.append(experience)
+      self._waiting.extend(experiences)
       self._changed.notify_all()
 
   def close(self) -> None:

@@ -1,17 +1,19 @@
-"""What requests so far say of the next one's vote: which answers come up, whose answers tell."""
+"""What requests so far say of the next one's vote: which answers come up, whose answers tell.
+
+And of that of earlier ones: who sees clearer shows late where most answers are alike, and what was
+asked before is then judged again by what is known now.
+"""
 
 import collections
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
-from pixelis_jax.algo import voting
+from pixelis_jax.algo import changes, voting
 from pixelis_jax.algo.information import Information, Lead
-from pixelis_jax.tools.views import IDENTITY, View
+from pixelis_jax.tools.views import IDENTITY
 from pixelis_jax.types import Ballot, Task, Trajectory, Vote
-
-Voter: TypeAlias = tuple[View, Trajectory]  # How it looked, and what it saw and said.
 
 # What an old request keeps at each new one, in leads. They are of some 400, 200 and 70 requests, as
 # who has little to be ahead by shows it in many only, and who sees best now has to show it soon;
@@ -21,8 +23,45 @@ SPANS = (0.995, 0.99, 0.97, 0.9)
 CLEARER = 3.0
 # And of its lead over the last span: of one that is twice its error chance leaves less in 1 of 15.
 LATELY = 0.5
+# Where the latest requests began to be as they are now is looked for by this one's mean lead.
+_NOW = 2
 # Of what `to_dict` gives; raised when that changes its shape.
-FORM = 4
+FORM = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+  """What a voter said, looking in the way of this name: all that a vote needs of its episode.
+
+  `nats` is how unsure the answer was: the entropy of the last turn.
+  """
+
+  view: str
+  answer: str | None
+  nats: float
+
+  @classmethod
+  def of(cls, view: str, played: Trajectory) -> "Said":
+    return cls(view, played.answer, float(played.steps[-1].completion.entropies.sum()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+  """One of the latest requests.
+
+  Attributes:
+    id: of the request, and its experience.
+    kind: of the question.
+    said: what its voters said.
+    voted: what that came to.
+    open: whether its vote was for no clearer view, and it was not judged again yet.
+  """
+
+  id: str
+  kind: str
+  said: tuple[Said, ...]
+  voted: str | None
+  open: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +73,14 @@ class History:
     views: what each view's answers tell.
     leads: over each of `SPANS`, by view, how much more they tell than the plain look's.
     surer: and how many nats less entropy they have than the plain look's.
+    latest: requests, the oldest first.
   """
 
   prior: voting.AnswerPrior
   views: Information
   leads: tuple[Mapping[str, Lead], ...] = ({},) * len(SPANS)
   surer: tuple[Mapping[str, Lead], ...] = ({},) * len(SPANS)
+  latest: tuple[Asked, ...] = ()
 
   @classmethod
   def start(cls, c: Any) -> "History":
@@ -47,41 +88,36 @@ class History:
     views = Information(decay=c.view_decay, vote_decay=c.decay)
     return cls(prior=voting.AnswerPrior(decay=c.decay), views=views)
 
-  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Voter]], c: Any) -> "History":
+  def heard(self, tasks: Sequence[Task], voters: Sequence[Sequence[Said]], c: Any) -> "History":
     """After these requests, as far as it concerns what each view tells.
 
     Args:
       tasks: what was asked.
-      voters: of each task.
+      voters: of each task, what they said.
       c: fields verifier, and those of `ballots`.
     """
     views, leads, surer = self.views, self.leads, self.surer
-    for task, voted in zip(tasks, voters, strict=True):
-      said = [(view.name, t.answer, entropy(t)) for view, t in voted]
-      cast = voting.clustered(self.ballots(voted, c), verifier=c.verifier)
+    for task, said in zip(tasks, voters, strict=True):
+      cast = voting.clustered(self.ballots(said, c), verifier=c.verifier)
       vote = voting.entropy_weighted(cast).answer
-      views = views.update(task.kind, said, vote)
-      tells = [(name, views.tells(task.kind, name, answer, nats)) for name, answer, nats in said]
-      weight = views.balance(task.kind, vote)
-      leads = _over_plain(leads, tells, weight=weight)
-      surer = _over_plain(surer, [(name, -nats) for name, _, nats in said])
+      views = views.update(task.kind, [(s.view, s.answer, s.nats) for s in said], vote)
+      more, weight = _over_plain(said, _told(views, task.kind)), views.balance(task.kind, vote)
+      leads = _after(leads, more, weight=weight)
+      surer = _after(surer, _over_plain(said, _sure))
     return dataclasses.replace(self, views=views, leads=leads, surer=surer)
 
-  def ballots(self, voted: Sequence[Voter], c: Any) -> list[Ballot]:
+  def ballots(self, said: Sequence[Said], c: Any) -> list[Ballot]:
     """One task's voters, weighed by how sure each is here and by how much its view tells anywhere.
 
     Args:
-      voted: the task's voters.
+      said: by the task's voters.
       c: fields view_temperature and entropy_temperature, in nats.
     """
-    tells = self.views.weights([view.name for view, _ in voted], temperature=c.view_temperature)
-    sure = lambda t: voting.entropy_weight(entropy(t), temperature=c.entropy_temperature)
-    return [
-      Ballot(answer=t.answer, weight=tells[view.name] * sure(t), view=view.name)
-      for view, t in voted
-    ]
+    tells = self.views.weights([s.view for s in said], temperature=c.view_temperature)
+    sure = lambda s: voting.entropy_weight(s.nats, temperature=c.entropy_temperature)
+    return [Ballot(answer=s.answer, weight=tells[s.view] * sure(s), view=s.view) for s in said]
 
-  def vote(self, voted: Sequence[Voter], remembered: Sequence[Ballot], c: Any) -> Vote:
+  def vote(self, said: Sequence[Said], remembered: Sequence[Ballot], c: Any) -> Vote:
     """What the voters and the memory's ballots come to.
 
     Its confidence is the rule's times how far the voters are to be believed: those who agree on
@@ -89,23 +125,21 @@ class History:
     alone, as each of its ballots weighs what its vote was believed.
 
     Args:
-      voted: the task's voters.
+      said: by the task's voters.
       remembered: ballots of similar experiences.
       c: fields rule, verifier and trust_half, and those of `ballots`.
     """
     if c.rule not in voting.RULES:
       raise ValueError(f"vote.rule {c.rule!r} must be one of {list(voting.RULES)}")
-    cast = voting.clustered([*self.ballots(voted, c), *remembered], verifier=c.verifier)
+    cast = voting.clustered([*self.ballots(said, c), *remembered], verifier=c.verifier)
     vote = voting.RULES[c.rule](cast, self.prior)
-    if not (c.trust_half and voted):
+    if not (c.trust_half and said):
       return vote
-    trust = self.views.trust([view.name for view, _ in voted], half=c.trust_half)
+    trust = self.views.trust([s.view for s in said], half=c.trust_half)
     return dataclasses.replace(vote, confidence=vote.confidence * trust)
 
-  def clearer(
-    self, voted: Sequence[Voter], vote: Vote, c: Any
-  ) -> tuple[Trajectory, Trajectory] | None:
-    """`Experience.looks`: of the views that said what was voted the heaviest, if it is clearer.
+  def clearer(self, said: Sequence[Said], vote: Vote, c: Any) -> str | None:
+    """Of the views that said what was voted the heaviest, if it is clearer than the plain look.
 
     It is where it told more than the plain look by `CLEARER` standard errors, or was surer by as
     many and told no less: which view is right on one request is also a matter of luck, as is which
@@ -114,41 +148,93 @@ class History:
     sees best is but surer; who is surer and tells less says what it always says.
 
     Args:
-      voted: the task's voters.
-      vote: `self.vote` on them.
+      said: by the task's voters.
+      vote: `self.vote` on that.
       c: field verifier.
     """
-    plain = next((t for view, t in voted if view == IDENTITY), None)
     heard = voting.strongest(vote, verifier=c.verifier)
-    if plain is None or heard is None:
+    if heard is None or not any(s.view == IDENTITY.name for s in said):
       return None
-    view, clear = voted[heard]
+    view = said[heard].view
+    return view if self._ahead(view) else None
 
+  def _ahead(self, view: str) -> bool:
     def ahead(span: int, errors: float) -> bool:
       # The plain look has no lead over itself.
-      lead, surer = (of[span].get(view.name, Lead()).errors for of in (self.leads, self.surer))
+      lead, surer = (of[span].get(view, Lead()).errors for of in (self.leads, self.surer))
       return lead >= errors or (surer >= errors and lead >= 0)
 
     *long, last = range(len(SPANS))
-    clearer = any(ahead(span, CLEARER) for span in long) and ahead(last, LATELY)
-    return (plain, clear) if clearer else None
+    return any(ahead(span, CLEARER) for span in long) and ahead(last, LATELY)
 
-  def voted(self, voted: Sequence[Voter]) -> "History":
+  def voted(self, said: Sequence[Said]) -> "History":
     """After one request, as far as it concerns which answers come up."""
-    ballots = [Ballot(answer=t.answer, weight=1.0, view=view.name) for view, t in voted]
+    ballots = [Ballot(answer=s.answer, weight=1.0, view=s.view) for s in said]
     return dataclasses.replace(self, prior=self.prior.update(voting.majority(ballots).counts))
+
+  def keeping(self, asked: Sequence[Asked], most: int) -> "History":
+    """With these as the latest requests, of `most` at most."""
+    kept = [*self.latest, *asked]
+    return dataclasses.replace(self, latest=tuple(kept[max(len(kept) - most, 0) :]))
+
+  def settled(self, ids: Collection[str]) -> "History":
+    """After these were judged again."""
+    after = lambda asked: dataclasses.replace(asked, open=asked.open and asked.id not in ids)
+    return dataclasses.replace(self, latest=tuple(map(after, self.latest)))
+
+  def again(self, c: Any, passes: Callable[[Vote], bool]) -> list[Asked]:
+    """Requests that were voted on before a view was clearer and that one is clearer for now.
+
+    The latest come first. Of each view these are as far back as requests are like those of now: by
+    what it is ahead of the plain look, in what it tells and in how sure it is, or that of the two
+    in which it is ahead at all (`changes.since`).
+    What it says of another domain's pictures is not to be learned from, however sure it is.
+
+    Args:
+      c: as `vote` has it.
+      passes: whether a vote may be learned from.
+    """
+    views = {s.view for asked in self.latest if asked.open for s in asked.said}
+    since = {view: self._since(view) for view in views if self._ahead(view)}
+    first, found = min(since.values(), default=len(self.latest)), []
+    for at in reversed(range(first, len(self.latest))):
+      asked = self.latest[at]
+      if not asked.open:
+        continue
+      vote = self.vote(asked.said, (), c)
+      view = self.clearer(asked.said, vote, c)
+      if view is not None and at >= since[view] and passes(vote):
+        found.append(asked)
+    return found
+
+  def _since(self, view: str) -> int:
+    """From which of the latest requests on they are like those of now, by this view's leads."""
+    at, tells, surer, weights = [], [], [], []
+    for i, asked in enumerate(self.latest):
+      more = _over_plain(asked.said, _told(self.views, asked.kind))
+      if view in more:
+        at.append(i)
+        tells.append(more[view])
+        surer.append(_over_plain(asked.said, _sure)[view])
+        weights.append(self.views.balance(asked.kind, asked.voted))
+    # As the leads are counted: what is told by its weight, how sure it is of each alike.
+    told, sure = (of[_NOW].get(view, Lead()).mean for of in (self.leads, self.surer))
+    ways = ((tells, told, weights), (surer, sure, None))
+    first = max((changes.since(*way) for way in ways if way[1] > 0), default=len(at))
+    return at[first] if first < len(at) else len(self.latest)
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values that `from_dict` takes back; JSON can hold them."""
     kept = lambda spans: [
       {name: dataclasses.asdict(lead) for name, lead in leads.items()} for leads in spans
     ]
-    over = {"leads": kept(self.leads), "surer": kept(self.surer)}
     return {
       "form": FORM,
       "prior": self.prior.to_dict(),
       "views": self.views.to_dict(),
-      **over,
+      "leads": kept(self.leads),
+      "surer": kept(self.surer),
+      "latest": [dataclasses.asdict(asked) for asked in self.latest],
     }
 
   @classmethod
@@ -164,31 +250,41 @@ class History:
       field: tuple({name: Lead(**lead) for name, lead in leads.items()} for leads in values[field])
       for field in ("leads", "surer")
     }
-    return cls(prior=prior, views=views, **over)
+    latest = tuple(
+      Asked(**{**asked, "said": tuple(Said(**said) for said in asked["said"])})
+      for asked in values["latest"]
+    )
+    return cls(prior=prior, views=views, **over, latest=latest)
 
 
-def entropy(trajectory: Trajectory) -> float:
-  """How unsure the answer is: nats over the last turn."""
-  return float(trajectory.steps[-1].completion.entropies.sum())
+def _told(views: Information, kind: str) -> Callable[[Said], float]:
+  """Nats that a voter's answer to a question of this kind tells."""
+  return lambda said: views.tells(kind, said.view, said.answer, said.nats)
 
 
-def _over_plain(
-  spans: Sequence[Mapping[str, Lead]],
-  found: Sequence[tuple[str, float]],
-  *,
-  weight: float = 1.0,
-) -> tuple[Mapping[str, Lead], ...]:
-  """The leads after a request on which each voter, named by its view, has so many nats."""
+def _sure(said: Said) -> float:
+  """How sure an answer is, so that more is surer."""
+  return -said.nats
+
+
+def _over_plain(said: Sequence[Said], nats: Callable[[Said], float]) -> dict[str, float]:
+  """By how many nats each view is ahead of the plain look on one request; of none without one."""
   of = collections.defaultdict(list)
-  for name, nats in found:
-    of[name].append(nats)
+  for one in said:
+    of[one.view].append(nats(one))
   plain = of.pop(IDENTITY.name, None)
   if plain is None:
-    return tuple(spans)
-  more = {name: statistics.fmean(nats) - statistics.fmean(plain) for name, nats in of.items()}
+    return {}
+  return {view: statistics.fmean(mine) - statistics.fmean(plain) for view, mine in of.items()}
+
+
+def _after(
+  spans: Sequence[Mapping[str, Lead]], more: Mapping[str, float], *, weight: float = 1.0
+) -> tuple[Mapping[str, Lead], ...]:
+  """The leads after a request on which views were so many nats ahead."""
 
   def after(leads: Mapping[str, Lead], decay: float) -> Mapping[str, Lead]:
-    add = lambda name, nats: leads.get(name, Lead()).add(nats, decay=decay, weight=weight)
-    return {**leads, **{name: add(name, nats) for name, nats in more.items()}}
+    add = lambda view, nats: leads.get(view, Lead()).add(nats, decay=decay, weight=weight)
+    return {**leads, **{view: add(view, nats) for view, nats in more.items()}}
 
   return tuple(after(leads, decay) for leads, decay in zip(spans, SPANS, strict=True))

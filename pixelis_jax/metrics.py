@@ -118,6 +118,7 @@ METRICS: dict[str, str] = {
   "vote_confidence": "How far the votes are believed, calibrated where the config says so, mean.",
   "vote_margin": "Winner's share less the runner-up's, mean over the requests, 0 to 1.",
   "gate_rate": "Share of requests whose vote passed the gate and may be learned from, 0 to 1.",
+  "judged_again": "Earlier requests whose votes pass the gate by what is known now.",
   "memory_size": "Experiences the memory holds now.",
   "updates_applied": "Updates applied and published since the stream began.",
   "updates_refused": "Updates computed and thrown away by the KL guard or the canary since then.",

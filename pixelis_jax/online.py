@@ -41,8 +41,8 @@ from pixelis_jax import (
   sampler,
   sharding,
 )
-from pixelis_jax.algo import calibration, pseudo_rewards, verifiers, voting
-from pixelis_jax.answering import Answerer
+from pixelis_jax.algo import calibration, pseudo_rewards, verifiers
+from pixelis_jax.answering import Answerer, passes
 from pixelis_jax.data.requests import Request, read_requests
 from pixelis_jax.data.tasks import drop_labels
 from pixelis_jax.data.video import Budget
@@ -112,8 +112,7 @@ def run(
     answer = Answerer(c, policy, published, memory, calibrated)
     inbox = Inbox()
     waiting = lambda: _waiting(memory, learn.learned, policy, c)
-    for experience in exchange.experiences(waiting, process):
-      inbox.put(experience)
+    inbox.put(*exchange.experiences(waiting, process))
     history = History.from_dict(state["history"])
     with (
       contextlib.closing(learn),
@@ -132,19 +131,24 @@ def run(
         experiences, history = answer(tasks, key, history, keys)
         seconds = {"timing_s/answer": time.monotonic() - started}
         done = at + len(arrived)
-        if memory is not None:
-          after = {"next": done, "history": history.to_dict()}
-          memory.add_all(experiences, state={"stream": after})
-        admitted = [e for e in experiences if passes(e, c)]
-        for experience in admitted:
-          inbox.put(experience)
+        found, history = answer.again(history, experiences)
+        _remember(memory, done, history, experiences, found)
+        admitted = [e for e in experiences if _admitted(e, c)]
+        inbox.put(*admitted, *found)
         size = 0 if memory is None else len(memory)
-        signals = _signals(experiences, len(admitted), size, published.latest()[0])
+        counts = {"admitted": len(admitted), "again": len(found), "size": size}
+        signals = _signals(experiences, published.latest()[0], **counts)
         metrics.log(done, {**signals, **seconds})
         for experience in experiences:
           for trajectory in experience.trajectories:
             trajectories.write(done, "stream", trajectory, vote=experience.vote)
         on_answers(done, {**signals, **learn.signals()})
+      # Nothing arrives any more: the others too that may be judged again are.
+      found, history = answer.again(history)
+      while found and learner_path.ready():
+        _remember(memory, len(stream), history, (), found)
+        inbox.put(*found)
+        found, history = answer.again(history)
   _, params = published.latest()
   # From the log: it remembers those of a run that was stopped and continued.
   logged = lambda path, name: cluster.told(
@@ -216,6 +220,19 @@ def _memory(c: Any, policy: sampler.Policy, workdir: Path) -> Iterator[Memory | 
   settings = {"backend": c.memory.backend, "capacity": c.memory.capacity}
   with Memory(workdir / "memory.sqlite", dim=dim, **settings) as memory:
     yield memory
+
+
+def _remember(
+  memory: Memory | None,
+  done: int,
+  history: History,
+  new: Sequence[Experience],
+  again: Sequence[Experience],
+) -> None:
+  """In one transaction; those that were judged again come last, as they are learned from."""
+  if memory is not None:
+    state = {"stream": {"next": done, "history": history.to_dict()}}
+    memory.add_all([*new, *again], state=state, anew=[e.id for e in again])
 
 
 def _keys(arrived: Sequence[Request], size: int) -> Float32[np.ndarray, "N E"] | None:
@@ -360,15 +377,8 @@ def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
   return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def passes(experience: Experience, c: Any) -> bool:
-  """Whether the policy may learn from what was voted on this: sure enough, and by who sees better.
-
-  With `c.gate.clearer` some view has to have told more than the plain look. Where none has, what
-  the voters agree on the policy says itself, and their mistakes are its own.
-  """
-  bounds = {name: bound for name, bound in c.gate.items() if name != "clearer"}
-  seen = experience.looks is not None or not c.gate.clearer
-  return seen and voting.gate(experience.vote, **bounds)
+def _admitted(experience: Experience, c: Any) -> bool:
+  return passes(experience.vote, seen=experience.looks is not None, c=c.gate)
 
 
 def _waiting(
@@ -382,17 +392,18 @@ def _waiting(
   ids = memory.ids()
   start = ids.index(learned) + 1 if learned in ids else 0
   found = memory.recall(ids[start:], policy.chat.patches)
-  return [experience for experience in found if passes(experience, c)]
+  return [experience for experience in found if _admitted(experience, c)]
 
 
 def _signals(
-  experiences: Sequence[Experience], admitted: int, size: int, version: int
+  experiences: Sequence[Experience], version: int, *, admitted: int, again: int, size: int
 ) -> dict[str, float]:
   return {
     "majority_ratio": float(np.mean([e.vote.share for e in experiences])),
     "vote_confidence": float(np.mean([e.vote.confidence for e in experiences])),
     "vote_margin": float(np.mean([e.vote.margin for e in experiences])),
     "gate_rate": admitted / len(experiences),
+    "judged_again": float(again),
     "memory_size": float(size),
     "policy_version": float(version),
   }

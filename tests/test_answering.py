@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from configs import demo
-from pixelis_jax import cluster, exchange
+from pixelis_jax import answering, cluster, exchange
+from pixelis_jax.algo import voting
 from pixelis_jax.algo.calibration import Calibration
-from pixelis_jax.answering import Answerer
+from pixelis_jax.answering import Answerer, passes
 from pixelis_jax.handover import Published
 from pixelis_jax.history import History
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.tools.views import VIEWS
-from pixelis_jax.types import Box
+from pixelis_jax.types import Ballot, Box
 from tests import episodes
 from tests.episodes import experience, look, unlabelled
 
 START = History.start(demo.get_config().vote)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def without_image(id):
 
 
 @contextlib.contextmanager
-def answering(config, policy, folder):
+def opened(config, policy, folder):
   dim = 2 * policy.model.config.text.width
   with Memory(folder / "memory.sqlite", dim=dim, backend="exact") as memory:
     yield Answerer(config, policy, Published(7, policy.params), memory)
@@ -41,14 +43,14 @@ def answering(config, policy, folder):
 
 @pytest.fixture
 def answerer(config, policy, tmp_path):
-  with answering(config, policy, tmp_path) as made:
+  with opened(config, policy, tmp_path) as made:
     yield made
 
 
 @pytest.fixture(scope="module")
 def first(config, policy, tmp_path_factory):
   """(experience, history) of the first request, answered with nothing in memory."""
-  with answering(config, policy, tmp_path_factory.mktemp("first")) as made:
+  with opened(config, policy, tmp_path_factory.mktemp("first")) as made:
     (got,), history = made([unlabelled("a")], jax.random.key(0), START)
   return got, history
 
@@ -135,28 +137,91 @@ def test_an_experience_has_the_reference_s_plain_and_clearer_look(answerer, monk
   """As the history says which; the task between has none."""
   tasks = [unlabelled(name, seed=i) for i, name in enumerate("abc")]
 
-  def clearer(history, voted, vote, c):
-    (plain,), (other,) = ([t for v, t in voted if v.name == name] for name in ("identity", "wide"))
-    return None if plain.task.id == "b" else (plain, other)
-
-  monkeypatch.setattr(History, "clearer", clearer)
-  got, _ = answerer(tasks, jax.random.key(0), START)
+  names = iter(["wide", None, "wide"])
+  monkeypatch.setattr(History, "clearer", lambda *_: next(names))
+  got, history = answerer(tasks, jax.random.key(0), START)
   assert [e.looks is None for e in got] == [False, True, False]
   for e in (got[0], got[2]):
     assert [t.task.id for t in e.looks] == [e.id] * 2
     assert not {id(t) for t in e.looks} & {id(t) for t in e.trajectories}
+  assert [(asked.id, asked.open) for asked in history.latest] == [
+    ("a", False),
+    ("b", True),
+    ("c", False),
+  ]
+  for e, asked in zip(got, history.latest, strict=True):
+    assert [s.view for s in asked.said] == [view.name for view in VIEWS]
+    assert asked.voted == e.vote.answer
 
 
 def test_looks_of_all_processes_come_in_the_order_of_the_tasks(answerer, policy, monkeypatch):
   """Two tasks here, of which the second has none, and two elsewhere, where the first has none."""
   played = [look(policy, unlabelled(name), seed=i) for i, name in enumerate("aadd")]
-  clearer = lambda history, voted, vote, c: tuple(t for _, t in voted) or None
-  monkeypatch.setattr(History, "clearer", clearer)
   monkeypatch.setattr(cluster, "everyone", lambda mine: [mine, [False, True]])
   monkeypatch.setattr(exchange, "trajectories", lambda mine, process: [*mine, *played[2:]])
-  vote = experience(policy, unlabelled("a"), {0}).vote
-  got = answerer._looks([[(VIEWS[0], t) for t in played[:2]], []], [vote, vote], START)
+  saw = [(VIEWS[1], played[3]), (VIEWS[2], played[1]), (VIEWS[0], played[0])]
+  got = answerer._looks([saw, []], [VIEWS[2].name, None])
   assert got == [(played[0], played[1]), None, None, (played[2], played[3])]
+
+
+def test_earlier_requests_are_judged_again_by_what_is_known_now(answerer, config, monkeypatch):
+  """Of five one is not remembered, and of one the vote fails the gate by what neighbours say."""
+  names = "abcdef"
+  old, history = answerer([unlabelled(n, seed=i) for i, n in enumerate(names)], KEY, START)
+  assert answerer.again(history) == ([], history)  # No view is clearer.
+  answerer.memory.add_all([e for e in old if e.id != "e"])
+  views = history.views
+  for i in range(64):  # By what was heard since, other views weigh more than then.
+    others = [(v.name, "1", 0.0) for v in VIEWS if v.name != "wide"]
+    views = views.update("digit", [("wide", str(i % 8), 0.0), *others], None)
+  history = dataclasses.replace(history, views=views)
+  found = [asked for asked in reversed(history.latest) if asked.id != "f"]
+  monkeypatch.setattr(History, "again", lambda self, c, passes: found)
+  monkeypatch.setattr(History, "clearer", lambda *_: "wide")
+  asked = iter([True, False, True])
+  monkeypatch.setattr(answering, "passes", lambda vote, *, seen, c: seen and next(asked))
+  c = config.copy_and_resolve_references().unlock()
+  c.arrivals = 4  # The latest: e, d, c, b.
+  got, after = dataclasses.replace(answerer, c=c.lock()).again(history)
+  assert [e.id for e in got] == ["d", "b"]
+  for e in got:
+    before = old[names.index(e.id)]
+    assert [t.answer for t in e.trajectories] == [t.answer for t in before.trajectories]
+    np.testing.assert_array_equal(e.key, before.key)
+    weighs = lambda vote: {b.view: b.weight for b in vote.ballots}
+    assert weighs(e.vote)["wide"] > 2 * weighs(before.vote)["wide"]
+    (voted,) = answerer.voters([unlabelled(e.id, seed=names.index(e.id))], [[]])
+    then = {view.name: t for view, t in voted}
+    for again, name in zip(e.looks, ("identity", "wide"), strict=True):
+      assert again.task.id == e.id
+      assert [s.completion.text for s in again.steps] == [
+        s.completion.text for s in then[name].steps
+      ]
+  assert [(a.id, a.open) for a in after.latest] == [
+    *(("a", True), ("b", False), ("c", False)),
+    *(("d", False), ("e", False), ("f", True)),
+  ]
+
+
+def test_nothing_is_kept_where_nothing_is_judged_again(answerer, config):
+  for name, value in (("hindsight", 0), ("gate.clearer", False)):
+    c = config.copy_and_resolve_references().unlock()
+    c.update_from_flattened_dict({name: value})
+    _, history = dataclasses.replace(answerer, c=c.lock())([unlabelled("a")], KEY, START)
+    assert history.latest == ()
+
+
+def test_only_votes_of_who_sees_better_teach(config):
+  """As sure as can be, they would only confirm what the policy says itself."""
+  c = config.copy_and_resolve_references().unlock().gate
+  c.confidence = c.margin = 0.8
+  heads = [Ballot(answer="1", weight=1.0, view="identity")] * 5
+  sure = voting.majority(heads)
+  assert (passes(sure, seen=False, c=c), passes(sure, seen=True, c=c)) == (False, True)
+  unsure = voting.majority([*heads, *[Ballot(answer="2", weight=1.0, view="wide")] * 2])
+  assert not passes(unsure, seen=True, c=c)  # 5 of 7.
+  c.clearer = False
+  assert (passes(sure, seen=False, c=c), passes(unsure, seen=True, c=c)) == (True, False)
 
 
 def test_views_that_told_more_before_weigh_more(answerer, first):

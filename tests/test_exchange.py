@@ -1,7 +1,6 @@
 """What another process played comes back whole, in the order of the processes."""
 
 import jax
-import numpy as np
 import pytest
 
 from pixelis_jax import cluster, exchange
@@ -45,17 +44,3 @@ def test_alone_nothing_is_copied():
   assert all(a is b for a, b in zip(exchange.trajectories(played, process), played, strict=True))
   one = experience()
   assert exchange.experiences(lambda: [one], process) == [one]
-
-
-def test_what_was_said_shows_nothing():
-  """All that the tokens and tools' errors say stays; images, masks and patches do not."""
-  whole = experience().trajectories[0]
-  said = exchange.said(whole)
-  assert (said.answer, said.status, said.calls) == (whole.answer, whole.status, whole.calls)
-  assert said.errors == whole.errors and said.task.question == whole.task.question
-  for a, b in zip(said.steps, whole.steps, strict=True):
-    assert a.completion.text == b.completion.text and a.call is b.call
-    np.testing.assert_array_equal(a.completion.entropies, b.completion.entropies)
-    np.testing.assert_array_equal(a.completion.logps, b.completion.logps)
-  assert whole.pictures and said.pictures == said.task.images == said.task.videos == ()
-  assert not any(step.completion.context.images for step in said.steps)

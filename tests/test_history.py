@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from pixelis_jax.history import CLEARER, SPANS, History, Voter, entropy
+from pixelis_jax.history import CLEARER, SPANS, Asked, History, Said
 from pixelis_jax.tools.views import VIEWS
 from pixelis_jax.types import Ballot, Status, Step, Trajectory
 from tests import fakes
@@ -16,13 +16,9 @@ C = demo.get_config().vote
 START = History.start(C)
 
 
-def voter(view: int, answer: str | None, *, nats: float = 0.0) -> Voter:
-  """The view of this number, whose last turn was so unsure in all."""
-  said = fakes.completion("ab")
-  said = dataclasses.replace(said, entropies=np.array([nats, 0.0], np.float32))
-  steps = (Step(completion=fakes.completion("a call")), Step(completion=said))
-  task = fakes.task("t", answer=None)
-  return VIEWS[view], Trajectory(task=task, steps=steps, status=Status.ANSWERED, answer=answer)
+def voter(view: int, answer: str | None, *, nats: float = 0.0) -> Said:
+  """The view of this number, so unsure of what it said."""
+  return Said(VIEWS[view].name, answer, nats)
 
 
 def by(**changes):
@@ -32,8 +28,18 @@ def by(**changes):
   return c.lock()
 
 
+def test_what_a_voter_said_is_its_answer_and_how_unsure_its_last_turn_was():
+  last = dataclasses.replace(fakes.completion("ab"), entropies=np.float32([0.5, 0.25]))
+  played = Trajectory(
+    task=fakes.task("t", answer=None),
+    steps=(Step(completion=fakes.completion("a call")), Step(completion=last)),
+    status=Status.ANSWERED,
+    answer="7",
+  )
+  assert Said.of("wide", played) == Said("wide", "7", 0.75)
+
+
 def test_unsure_voters_weigh_less():
-  assert entropy(voter(0, "1", nats=0.75)[1]) == 0.75
   ballots = START.ballots([voter(0, "1"), voter(1, "2", nats=0.5)], C)
   # exp(-0.5 / 0.5), the temperature of the config; before any request views weigh the same.
   assert ballots[1].weight / ballots[0].weight == pytest.approx(np.exp(-1))
@@ -82,7 +88,7 @@ def test_what_was_voted_is_expected_next_time():
 @pytest.mark.parametrize("form", (None, 0))
 def test_a_history_that_another_version_wrote_is_refused_and_nothing_is_read_of_it(form):
   written = {**START.to_dict(), "views": {"tallies": "in a shape of its own"}, "form": form}
-  with pytest.raises(ValueError, match=f"of form {form}.*reads form 4: start in a new workdir"):
+  with pytest.raises(ValueError, match=f"of form {form}.*reads form 5: start in a new workdir"):
     History.from_dict(written)
   del written["form"]  # As before forms were written.
   with pytest.raises(ValueError, match="of form None"):
@@ -110,13 +116,13 @@ def test_a_view_is_clearer_where_it_has_told_more_than_the_plain_look():
   )
   # Views 7 and 8 said what was voted: of these the one that told more, not the one that came first.
   history = after({0: 2, 7: 4, 8: 8, 9: 8})
-  assert found(history, voted) == (voted[0][1], voted[2][1])
+  assert found(history, voted) == VIEWS[8].name
   # Another that told as much, and was right by luck; and before anything was told.
   for history in (after({0: 4, 7: 4, 8: 2, 9: 8}), START):
     assert found(history, voted) is None
   # The plain look agrees, unsurely: that another is sure here and told more before still counts.
   voted[0] = voter(0, "2", nats=0.5)
-  assert found(after({0: 2, 7: 4, 8: 8, 9: 8}), voted) == (voted[0][1], voted[2][1])
+  assert found(after({0: 2, 7: 4, 8: 8, 9: 8}), voted) == VIEWS[8].name
 
 
 def test_chance_makes_no_view_clearer():
@@ -146,13 +152,13 @@ def test_what_saw_better_before_a_change_is_not_learned_from_after_it():
     voted, dataclasses.replace(history.vote(voted, (), by()), answer=answer), C
   )
   history = after({0: 2, 7: 8, 8: 2})
-  assert found(history, "2") == (voted[0][1], voted[1][1]) and found(history, "3") is None
+  assert found(history, "2") == VIEWS[7].name and found(history, "3") is None
   # Of the k-th request since then view 7 tells -ln(1 - 7/8 0.95^k), from the 12th on less than the
   # plain look's ln 2. Of 40 the last span keeps 0.9^28, a 20th, of those before; the longer ones
   # have 64 that were ln 8 - ln 2 = 1.4 nats ahead, and the longest keeps 0.995^40 = 0.82 of them.
   history = after({0: 2, 7: 1, 8: 8}, history, n=40)
   assert history.leads[0][VIEWS[7].name].errors > CLEARER and found(history, "2") is None
-  assert found(history, "3") == (voted[0][1], voted[2][1])
+  assert found(history, "3") == VIEWS[8].name
 
 
 def test_a_surer_view_is_clearer_where_answers_are_alike():
@@ -208,7 +214,59 @@ def test_nothing_is_clearer_where_nobody_says_what_was_voted():
   voted = [voter(0, "1"), voter(7, "2")]
   vote = history.vote(voted, (), by())
   assert vote.answer == "2"
-  assert history.clearer(voted, vote, C) == (voted[0][1], voted[1][1])
+  assert history.clearer(voted, vote, C) == VIEWS[7].name
   for answer in ("3", None):  # By the memory, or by nobody.
     assert history.clearer(voted, dataclasses.replace(vote, answer=answer), C) is None
   assert history.clearer(voted[1:], vote, C) is None  # Nobody looked plainly.
+
+
+def asked(n: int, said: dict[int, int], *, open: bool = True, start: int = 0) -> list[Asked]:
+  """Requests on which the view of each number said one of so many answers in turn, surely."""
+  heard = lambda i: tuple(voter(view, str(i % answers)) for view, answers in said.items())
+  return [Asked(f"r{i}", "", heard(i), "0", open=open) for i in range(start, start + n)]
+
+
+def told(history: History, requests: list[Asked]) -> History:
+  """After these, which are kept."""
+  for request in requests:
+    task = fakes.task(request.id, answer=None)
+    assert task.kind == request.kind
+    history = history.heard([task], [request.said], C)
+  return history.keeping(requests, 400)
+
+
+def test_what_was_asked_before_a_view_was_clearer_is_judged_again():
+  """All of it, the latest first, but what was judged already, by who sees better now."""
+  passes = lambda vote: vote.answer != "1"
+  early = asked(3, {0: 1, 8: 8})
+  assert told(START, early).again(C, passes) == []  # Who sees better is not known yet.
+  later = asked(61, {0: 1, 8: 8}, start=3, open=False)
+  history = told(told(START, early), later)
+  found = history.again(C, passes)
+  # The plain look said 0 each time, view 8 the number; on r0 both.
+  assert [request.id for request in found] == ["r2", "r0"]
+  after = history.settled(["r2"])
+  assert after.again(C, passes) == found[1:]
+  assert len(after.latest) == 64  # What was judged still says since when requests are alike.
+  assert History.from_dict(json.loads(json.dumps(after.to_dict()))) == after
+
+
+def test_what_was_asked_before_a_change_is_not_judged_by_what_is_known_after_it():
+  """48 requests on which view 8 says what the plain look says, then 64 that it sees better on."""
+  before, after = asked(48, {0: 4, 8: 4}), asked(64, {0: 1, 8: 8}, start=48)
+  history = told(told(START, before), after)
+  found = history.again(C, lambda vote: True)
+  assert {request.id for request in found} == {request.id for request in after}
+  # Without a plain look nobody is ahead; and who left a view out says nothing of it.
+  blind = dataclasses.replace(
+    history, latest=(*asked(8, {8: 8}), *asked(8, {0: 8}, start=8), *history.latest[48:])
+  )
+  assert {request.id for request in blind.again(C, lambda vote: True)} == {
+    request.id for request in after
+  }
+
+
+def test_only_the_latest_are_kept():
+  requests = asked(8, {0: 2})
+  assert START.keeping(requests[:5], 6).keeping(requests[5:], 6).latest == tuple(requests[2:])
+  assert START.keeping(requests, 0).latest == ()

@@ -1,6 +1,5 @@
 """The whole loop on real scenes: what it leaves, how it continues after a kill, what it refuses."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -12,13 +11,12 @@ import pytest
 from PIL import Image
 
 from configs import demo
-from pixelis_jax import online, sampler
-from pixelis_jax.algo import voting
+from pixelis_jax import answering, online, sampler
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.checkpoint import Checkpoints
+from pixelis_jax.history import History
 from pixelis_jax.memory.store import Memory
-from pixelis_jax.types import Ballot
-from tests import episodes, fakes
+from tests import fakes
 from tests.conftest import CACHE
 from tests.programs import program
 
@@ -130,7 +128,7 @@ def test_a_learner_that_dies_stops_the_loop(config, policy, tmp_path, monkeypatc
     raise FloatingPointError("boom")
 
   monkeypatch.setattr(online.Learner, "update", update)
-  monkeypatch.setattr(online, "passes", lambda vote, c: True)
+  monkeypatch.setattr(online, "passes", lambda vote, *, seen, c: True)
   stream = online.requests(config, policy)
   probe = online.make_probe(
     config, policy, [online.drop_labels(t) for t in online.evaluate.made(config.probe.tasks)]
@@ -221,23 +219,42 @@ def test_several_processes_take_turns(config, monkeypatch):
     online.meshes(c)
 
 
-def test_only_votes_of_who_sees_better_teach(config, policy):
-  """As sure as can be, they would only confirm what the policy says itself."""
+def test_what_is_judged_again_is_learned_from_once_and_comes_last(
+  config, policy, tmp_path, monkeypatch
+):
+  """A view is clearer when twelve requests are over: with each arrival four are judged again, the
+  latest first, and when nothing arrives any more all that are left."""
+  monkeypatch.setattr(History, "_ahead", lambda self, view: len(self.latest) >= 12)
+  monkeypatch.setattr(History, "_since", lambda self, view: 0)
+  clearer = lambda self, said, vote, c: "wide" if self._ahead("wide") else None
+  monkeypatch.setattr(History, "clearer", clearer)
+  always = lambda vote, *, seen, c: seen
+  monkeypatch.setattr(online, "passes", always)
+  monkeypatch.setattr(answering, "passes", always)
+  learned = []
+
+  def update(self, taken):
+    learned.extend(e.id for e in taken)
+    self.refused += 1
+    return {}
+
+  monkeypatch.setattr(online.Learner, "update", update)
   c = config.copy_and_resolve_references().unlock()
-  c.gate.confidence = c.gate.margin = 0.8
-  task = episodes.unlabelled("a")
-  heads = [Ballot(answer="1", weight=1.0, view="identity")] * 5
-  sure = dataclasses.replace(
-    episodes.experience(policy, task, {0}), vote=voting.majority(heads), looks=None
-  )
-  looks = tuple(episodes.look(policy, task, seed=seed) for seed in (1, 2))
-  seen = dataclasses.replace(sure, looks=looks)
-  assert (online.passes(sure, c), online.passes(seen, c)) == (False, True)
-  other = Ballot(answer="2", weight=1.0, view="wide")
-  unsure = dataclasses.replace(seen, vote=voting.majority([*heads, other, other]))
-  assert not online.passes(unsure, c)  # 5 of 7.
-  c.gate.clearer = False
-  assert (online.passes(sure, c), online.passes(unsure, c)) == (True, False)
+  c.stream.n, c.pace = 12, "lockstep"
+  stream = online.requests(c, policy)
+  asked = [request.task.id for request in stream]
+  probed = [online.drop_labels(t) for t in online.evaluate.made(c.probe.tasks)]
+  probe = online.make_probe(c, policy, probed)
+  online.run(c, policy, policy, stream, probe, tmp_path, lambda done, signals: None)
+  # With the third arrival the second is judged again, then the third, then the first.
+  order = [*asked[7:3:-1], *asked[:7:-1], *asked[3::-1]]
+  assert learned == order
+  dim = 2 * policy.model.config.text.width
+  with Memory(tmp_path / "memory.sqlite", dim=dim, backend="exact") as memory:
+    assert memory.ids() == order  # As they are looked for when a run goes on.
+    assert not any(a["open"] for a in memory.get_state("stream")["history"]["latest"])
+  lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["judged_again"] for line in lines] == [0.0, 0.0, 4.0]
 
 
 def test_a_missing_stream_is_named(config, policy, tmp_path):

@@ -55,9 +55,12 @@ class Tally:
     return Tally(asked=asked, entropy=self.entropy + entropy, counts=counts)
 
   def tells(self, answer: str | None, entropy: float) -> float:
-    """Nats that this answer tells by how often it came up, itself counted; 0 of none."""
+    """Nats that this answer tells by how often it came up, itself counted; 0 of none.
+
+    And 0 of one that was forgotten since: such a rare one would tell more than any other.
+    """
     canonical = _canonical(answer)
-    if not canonical:
+    if canonical not in self.counts:
       return 0.0
     return math.log(math.fsum(self.counts.values()) / self.counts[canonical]) - entropy
 
@@ -126,7 +129,7 @@ class Information:
     return often.balance(_canonical(voted)) if often else 1.0
 
   def tells(self, kind: str, name: str, answer: str | None, entropy: float) -> float:
-    """Nats that an answer of a request just heard tells: `Tally.tells` of this voter's."""
+    """Nats that an answer of a request that was heard tells: `Tally.tells` of this voter's."""
     return self._balanced(name, kind).tells(answer, entropy)
 
   def told(self, name: str) -> float:
@@ -222,6 +225,11 @@ class Lead:
       nats=self.nats * decay + weight * nats,
       spread=self.spread * decay + weight * nats**2,
     )
+
+  @property
+  def mean(self) -> float:
+    """The mean lead in nats; 0 before any request."""
+    return self.nats / self.requests if self.requests else 0.0
 
   @property
   def errors(self) -> float:

@@ -142,10 +142,12 @@ class Memory:
     *,
     priorities: Sequence[float] | None = None,
     state: Mapping[str, object] | None = None,
+    anew: Collection[str] = (),
   ) -> int:
-    """Stores all of them and the state in one transaction, durable on return; how many were new.
+    """Stores all of them and the state in one transaction, durable on return; how many were stored.
 
-    An id already stored is skipped: the first record stands. Over capacity, entries of lowest
+    An id already stored is skipped: the first record stands, but where it is in `anew`. Then it
+    gives way, and the new one comes last. Over capacity, entries of lowest
     priority go first, the oldest of these first, be they new or old. Raises ValueError for a key of
     another dimension or not of unit norm, or a priority not positive; then nothing is stored.
     """
@@ -158,11 +160,13 @@ class Memory:
     with self._db_lock:
       added: dict[int, tuple[Experience, float]] = {}
       with _transaction(self._db):
+        replaced = [self._seq_of[id] for id in anew if id in self._seq_of]
+        self._delete(replaced)
         for experience, weight, record in zip(experiences, weights, records, strict=True):
           seq = self._insert(experience, weight, record)
           if seq is not None:
             added[seq] = experience, weight
-        evicted = self._evict()
+        evicted = [*replaced, *self._evict()]
         for name, data in (state or {}).items():
           self._write_state(name, data)
       self._publish(added, evicted)
@@ -331,14 +335,21 @@ class Memory:
     rows = self._db.execute(
       "SELECT seq FROM experiences ORDER BY priority, seq LIMIT ?", (max(0, count - self.capacity),)
     ).fetchall()
-    self._db.executemany("DELETE FROM experiences WHERE seq = ?", rows)
-    return [seq for (seq,) in rows]
+    seqs = [seq for (seq,) in rows]
+    self._delete(seqs)
+    return seqs
+
+  def _delete(self, seqs: Sequence[int]) -> None:
+    self._db.executemany("DELETE FROM experiences WHERE seq = ?", [(seq,) for seq in seqs])
 
   def _publish(self, added: Mapping[int, tuple[Experience, float]], evicted: list[int]) -> None:
     """Brings index and entries to what was just committed."""
     kept = {seq: a for seq, a in added.items() if seq not in set(evicted)}
     gone = [seq for seq in evicted if seq not in added]
     with self._lock:
+      self._index.remove(np.array(gone, np.int64))
+      for seq in gone:  # Before what is new: that may have the id of what it replaces.
+        del self._seq_of[self._entries.pop(seq).neighbour.id]
       if kept:
         keys = np.stack([e.key for e, _ in kept.values()])
         self._index.add(np.array(list(kept), np.int64), keys)
@@ -346,9 +357,6 @@ class Memory:
         neighbour = _as_neighbour(experience)
         self._entries[seq] = _Entry(neighbour=neighbour, priority=priority)
         self._seq_of[experience.id] = seq
-      self._index.remove(np.array(gone, np.int64))
-      for seq in gone:
-        del self._seq_of[self._entries.pop(seq).neighbour.id]
 
   def _record(self, seq: int) -> bytes | None:
     """None if it was evicted since it was drawn."""

@@ -18,7 +18,7 @@ def test_each_rule_counts_the_same_ballots(bench):
   """Five views say 1, unsurely, one 2, surely; three of four samples say 3."""
   c = demo.get_config("dim")
   views = [voter(i, "1", nats=1.0) for i in range(5)] + [voter(5, "2")]
-  group = [voter(0, answer)[1] for answer in ("3", "3", "4", "3")]
+  group = [voter(0, answer) for answer in ("3", "3", "4", "3")]  # All that is asked of samples.
   history = History.start(c.vote)
   for _ in range(64):  # 1 is what comes up anyway, so that one vote for 2 is worth more than five.
     history = history.voted(views[:5])

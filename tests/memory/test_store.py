@@ -1,5 +1,6 @@
 """memory/store.py: durable, idempotent, in step with its index, and clear about wrong files."""
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -74,6 +75,26 @@ def test_the_same_id_twice_is_stored_once(tmp_path, backend):
     assert memory.ids() == ["r1", "r2"]
     assert [n.id for n in memory.search(unit(DIM, 1), 9)] in (["r1", "r2"],)
     assert memory.search(unit(DIM, 1), 1)[0].answer == "1"  # The first record stands.
+
+
+def test_what_is_stored_anew_replaces_what_was_and_comes_last(tmp_path, backend):
+  with opened(tmp_path, capacity=4, backend=backend) as memory:
+    memory.add_all([experience(f"r{i}", seed=i, answer="1") for i in range(3)])
+    found = [experience("r3", seed=3), experience("r1", seed=9, answer="2")]
+    assert memory.add_all(found, anew=["r1", "never"]) == 2
+    with pytest.raises(ValueError, match="norm"):  # Nothing is lost where nothing is stored.
+      bad = dataclasses.replace(experience("r0"), key=np.zeros(DIM, np.float32))
+      memory.add_all([bad], anew=["r0"])
+    kept = ["r0", "r2", "r3", "r1"]
+    assert memory.ids() == memory.in_order(kept) == kept
+    assert memory.search(unit(DIM, 9), 1)[0].answer == "2"
+    assert sorted(n.id for n in memory.search(unit(DIM, 1), 10)) == sorted(kept)  # Once.
+    memory.add(experience("r4", seed=4))
+    memory.add(experience("r5", seed=5))
+    assert memory.ids() == ["r3", "r1", "r4", "r5"]  # It is evicted as what came when it did.
+  with opened(tmp_path, capacity=4, backend=backend) as memory:
+    assert memory.ids() == ["r3", "r1", "r4", "r5"]
+    assert [plain(e) for e in memory.recall(["r1"], process)] == [plain(found[1])]
 
 
 def test_eviction_takes_the_oldest_of_lowest_priority(tmp_path, backend):

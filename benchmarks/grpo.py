@@ -204,9 +204,9 @@ def main() -> None:
   runs = [Run(**found) for found in known(args.known, "runs", asked, by=("row", "seed"))]
   for seed in args.seeds:
     for row in args.rows:
-      if any(r.row == row and (r.seed == seed or row == SFT) for r in runs):
-        continue  # "sft" has no seed.
-      runs.append(run(args, row, seed))
+      # "sft" has no seed.
+      if not any(r.row == row and (r.seed == seed or row == SFT) for r in runs):
+        runs.append(run(args, row, seed))
       kept = [dataclasses.asdict(r) for r in runs]
       record(args.out, "grpo", {**asked, "rows": lines(runs), "runs": kept})
   print(table(lines(runs)))

@@ -84,6 +84,7 @@ ROWS: dict[str, dict[str, Any]] = {
   "views, prior divided": {"vote.rule": "entropy_weighted_prior_divided"},
   "views and samples": {"vote.voters": ("views", "samples", "memory")},
   "views, all trusted": {"vote.trust_half": 0.0},
+  "views, no hindsight": {"hindsight": 0},
   "views, none clearer": {"gate.clearer": False},
   "views, answers alone": {"learn.look.updates": 0},
   "views, no copies": {"learn.look.copies": 0},

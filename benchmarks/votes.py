@@ -13,6 +13,7 @@ and wrong samples, paired, how often the right one earns more by a pseudo-reward
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -37,6 +38,7 @@ from pixelis_jax.types import Ballot, Task, Trajectory, Vote
 INFORMED = "informed views"
 CLEARER = "informed views, where one is clearer"
 GATED = "informed views, gated"
+AGAIN = "informed views, judged again"
 TAUGHT = ("majority of samples (TTRL)", INFORMED)  # Votes that samples are paid by.
 
 
@@ -60,11 +62,11 @@ def votes(
   }
 
 
-def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
+def played(c: Any, answer: Answerer, tasks: Sequence[Task], again: dict[str, Vote]):
   """(task, samples, votes by rule, answers by view, the view that is clearer) of each request, in
-  the stream's order.
+  the stream's order; in `again`, by id, votes on earlier ones that were judged again.
   """
-  history = History.start(c.vote)
+  history, gate = History.start(c.vote), functools.partial(passes, seen=True, c=c.gate)
   for at in range(0, len(tasks), c.arrivals):
     asked = tasks[at : at + c.arrivals]
     arrived = [drop_labels(task) for task in asked]
@@ -72,11 +74,17 @@ def played(c: Any, answer: Answerer, tasks: Sequence[Task]):
     voted = answer.voters(arrived, samples)
     said = [[Said.of(view.name, t) for view, t in voters] for voters in voted]
     history = history.heard(arrived, said, c.vote)
+    informed, clearer = [], []
     for task, group, views in zip(asked, samples, said, strict=True):
       cast = votes(c, group, views, history)
-      clearer = history.clearer(views, cast[INFORMED], c.vote)
-      yield task, group, cast, {s.view: s.answer for s in views}, clearer
+      informed.append(cast[INFORMED])
+      clearer.append(history.clearer(views, cast[INFORMED], c.vote))
+      yield task, group, cast, {s.view: s.answer for s in views}, clearer[-1]
       history = history.voted(views)
+    history = history.kept(arrived, said, informed, clearer, most=c.hindsight)
+    found = {a.id: history.vote(a.said, (), c.vote) for a in history.again(c.vote, gate)}
+    history = history.settled(found.keys())
+    again |= found
 
 
 def answerer(c: Any, policy: sampler.Policy) -> Answerer:
@@ -88,7 +96,7 @@ def calibrations(policy: sampler.Policy) -> dict[str, calibration.Calibration]:
   """By method: how often informed votes are right on labelled questions, which are no stream's."""
   c = demo.get_config()
   asked = list(evaluate.made(c.calibration.tasks))
-  found = [(t, cast[INFORMED]) for t, _, cast, *_ in played(c, answerer(c, policy), asked)]
+  found = [(t, cast[INFORMED]) for t, _, cast, *_ in played(c, answerer(c, policy), asked, {})]
   right = [equal(vote.answer, task.answer) for task, vote in found]
   sure = [vote.confidence for _, vote in found]
   return {method: calibration.fit(sure, right, method=method) for method in calibration.METHODS}
@@ -103,7 +111,8 @@ def rows(
   answer = answerer(c, policy)
   outcomes: dict[str, list[tuple[bool, float | None]]] = {}
   leads: dict[str, list[float]] = {}
-  for task, group, cast, seen, clearer in played(c, answer, list(evaluate.made(c.stream))):
+  asked, again = list(evaluate.made(c.stream)), {}
+  for task, group, cast, seen, clearer in played(c, answer, asked, again):
     right = lambda said, task=task: said is not None and equal(said, task.answer)
     for name, vote in cast.items():
       outcomes.setdefault(name, []).append((right(vote.answer), vote.confidence))
@@ -122,6 +131,11 @@ def rows(
         reward = pseudo_rewards.PseudoReward(rule=rule)
         earned = pseudo_rewards.pseudo_rewards(group, cast[by], reward)
         leads.setdefault(f"{rule}, {by}", []).extend(pairs(earned, truth))
+  truths = {task.id: task.answer for task in asked}
+  outcomes[AGAIN] = [
+    (vote.answer is not None and equal(vote.answer, truths[id]), vote.confidence)
+    for id, vote in again.items()
+  ]
   made = [vote_row(stream, name, found, n) for name, found in outcomes.items()]
   return made + [
     {"stream": stream, "reward": name, "pairs": len(found), "ranked": sum(found) / len(found)}

@@ -20,7 +20,7 @@ from pixelis_jax import agent, cluster, exchange, sampler
 from pixelis_jax.algo import voting
 from pixelis_jax.algo.calibration import Calibration
 from pixelis_jax.handover import Params, Published
-from pixelis_jax.history import Asked, History, Said
+from pixelis_jax.history import History, Said
 from pixelis_jax.memory.store import Memory
 from pixelis_jax.tools.views import BY_NAME, IDENTITY, View, views_for
 from pixelis_jax.types import Ballot, Experience, Task, Trajectory, Vote
@@ -78,12 +78,8 @@ class Answerer:
       )
       for task, group, vote, vector, look in zip(tasks, groups, votes, keys, looks, strict=True)
     ]
-    asked = [
-      Asked(t.id, t.kind, tuple(s), v.answer, open=view is None)
-      for t, s, v, view in zip(tasks, said, votes, clear, strict=True)
-    ]
     most = self.c.hindsight if self.c.gate.clearer else 0
-    return experiences, history.keeping(asked, most)
+    return experiences, history.kept(tasks, said, votes, clear, most=most)
 
   def again(
     self, history: History, new: Sequence[Experience] = ()

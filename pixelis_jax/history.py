@@ -172,10 +172,30 @@ class History:
     ballots = [Ballot(answer=s.answer, weight=1.0, view=s.view) for s in said]
     return dataclasses.replace(self, prior=self.prior.update(voting.majority(ballots).counts))
 
-  def keeping(self, asked: Sequence[Asked], most: int) -> "History":
-    """With these as the latest requests, of `most` at most."""
-    kept = [*self.latest, *asked]
-    return dataclasses.replace(self, latest=tuple(kept[max(len(kept) - most, 0) :]))
+  def kept(
+    self,
+    tasks: Sequence[Task],
+    voters: Sequence[Sequence[Said]],
+    votes: Sequence[Vote],
+    clearer: Sequence[str | None],
+    *,
+    most: int,
+  ) -> "History":
+    """With these as the latest requests, of which `most` are kept.
+
+    Args:
+      tasks: what was asked.
+      voters: of each task, what they said.
+      votes: what that came to.
+      clearer: the view that is clearer on each, if one is.
+      most: how many in all.
+    """
+    asked = [
+      Asked(task.id, task.kind, tuple(said), vote.answer, open=view is None)
+      for task, said, vote, view in zip(tasks, voters, votes, clearer, strict=True)
+    ]
+    latest = (*self.latest, *asked)
+    return dataclasses.replace(self, latest=latest[max(len(latest) - most, 0) :])
 
   def settled(self, ids: Collection[str]) -> "History":
     """After these were judged again."""

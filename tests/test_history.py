@@ -232,7 +232,7 @@ def told(history: History, requests: list[Asked]) -> History:
     task = fakes.task(request.id, answer=None)
     assert task.kind == request.kind
     history = history.heard([task], [request.said], C)
-  return history.keeping(requests, 400)
+  return dataclasses.replace(history, latest=(*history.latest, *requests))
 
 
 def test_what_was_asked_before_a_view_was_clearer_is_judged_again():
@@ -267,6 +267,14 @@ def test_what_was_asked_before_a_change_is_not_judged_by_what_is_known_after_it(
 
 
 def test_only_the_latest_are_kept():
-  requests = asked(8, {0: 2})
-  assert START.keeping(requests[:5], 6).keeping(requests[5:], 6).latest == tuple(requests[2:])
-  assert START.keeping(requests, 0).latest == ()
+  tasks = [fakes.task(f"r{i}", answer=None) for i in range(4)]
+  said = [[voter(0, "1"), voter(8, "2", nats=0.5)]] * 4
+  votes = [START.vote(s, (), by()) for s in said]
+  names = [None, VIEWS[8].name, None, None]
+  kept = lambda history, at, most: history.kept(
+    tasks[at], said[at], votes[at], names[at], most=most
+  )
+  asked = lambda i: Asked(f"r{i}", tasks[i].kind, tuple(said[i]), "1", open=i != 1)
+  after = kept(kept(START, slice(3), 3), slice(3, 4), 3)
+  assert after.latest == (asked(1), asked(2), asked(3))
+  assert kept(START, slice(4), 0).latest == ()

@@ -254,7 +254,11 @@ class History:
       "views": self.views.to_dict(),
       "leads": kept(self.leads),
       "surer": kept(self.surer),
-      "latest": [dataclasses.asdict(asked) for asked in self.latest],
+      # By hand: there are thousands of voters, and `dataclasses` takes its time with each.
+      "latest": [
+        [a.id, a.kind, [[s.view, s.answer, s.nats] for s in a.said], a.voted, a.open]
+        for a in self.latest
+      ],
     }
 
   @classmethod
@@ -271,8 +275,8 @@ class History:
       for field in ("leads", "surer")
     }
     latest = tuple(
-      Asked(**{**asked, "said": tuple(Said(**said) for said in asked["said"])})
-      for asked in values["latest"]
+      Asked(id, kind, tuple(Said(*one) for one in said), voted, open)
+      for id, kind, said, voted, open in values["latest"]
     )
     return cls(prior=prior, views=views, **over, latest=latest)
 

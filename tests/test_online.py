@@ -219,11 +219,13 @@ def test_several_processes_take_turns(config, monkeypatch):
     online.meshes(c)
 
 
+@pytest.mark.parametrize("stopped", (None, 8, 12))
 def test_what_is_judged_again_is_learned_from_once_and_comes_last(
-  config, policy, tmp_path, monkeypatch
+  config, policy, tmp_path, monkeypatch, stopped
 ):
   """A view is clearer when twelve requests are over: with each arrival four are judged again, the
-  latest first, and when nothing arrives any more all that are left."""
+  latest first, and when nothing arrives any more all that are left. So it is in a run that is
+  stopped when so many were answered, and goes on."""
   monkeypatch.setattr(History, "_ahead", lambda self, view: len(self.latest) >= 12)
   monkeypatch.setattr(History, "_since", lambda self, view: 0)
   clearer = lambda self, said, vote, c: "wide" if self._ahead("wide") else None
@@ -245,14 +247,24 @@ def test_what_is_judged_again_is_learned_from_once_and_comes_last(
   asked = [request.task.id for request in stream]
   probed = [online.drop_labels(t) for t in online.evaluate.made(c.probe.tasks)]
   probe = online.make_probe(c, policy, probed)
-  online.run(c, policy, policy, stream, probe, tmp_path, lambda done, signals: None)
+
+  def answered(done, signals):
+    if done == stopped:
+      raise KeyboardInterrupt
+
+  run = lambda told: online.run(c, policy, policy, stream, probe, tmp_path, told)
+  if stopped:
+    with pytest.raises(KeyboardInterrupt):
+      run(answered)
+  run(lambda done, signals: None)
   # With the third arrival the second is judged again, then the third, then the first.
   order = [*asked[7:3:-1], *asked[:7:-1], *asked[3::-1]]
   assert learned == order
   dim = 2 * policy.model.config.text.width
   with Memory(tmp_path / "memory.sqlite", dim=dim, backend="exact") as memory:
     assert memory.ids() == order  # As they are looked for when a run goes on.
-    assert not any(a["open"] for a in memory.get_state("stream")["history"]["latest"])
+    history = History.from_dict(memory.get_state("stream")["history"])
+  assert len(history.latest) == 12 and not any(asked.open for asked in history.latest)
   lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["judged_again"] for line in lines] == [0.0, 0.0, 4.0]
 

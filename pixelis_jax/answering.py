@@ -88,7 +88,8 @@ class Answerer:
 
     As many at once as arrive together, and each once. What was sampled then stays, with the vote of
     now, and with looks, which the reference takes again: it does not learn, and takes the same.
-    What is `new` was judged by what is known now, and is not in the memory yet.
+    What is `new` was judged by what is known now, and is not in the memory yet. Where there was
+    nothing to judge the history is the same object.
     """
     bounds, just = functools.partial(passes, seen=True, c=self.c.gate), {e.id for e in new}
     earlier = [a for a in history.again(self.c.vote, bounds) if a.id not in just]

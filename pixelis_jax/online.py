@@ -144,11 +144,12 @@ def run(
             trajectories.write(done, "stream", trajectory, vote=experience.vote)
         on_answers(done, {**signals, **learn.signals()})
       # Nothing arrives any more: the others too that may be judged again are.
-      found, history = answer.again(history)
-      while found and learner_path.ready():
+      found, after = answer.again(history)
+      while after is not history and learner_path.ready():
+        history = after
         _remember(memory, len(stream), history, (), found)
         inbox.put(*found)
-        found, history = answer.again(history)
+        found, after = answer.again(history)
   _, params = published.latest()
   # From the log: it remembers those of a run that was stopped and continued.
   logged = lambda path, name: cluster.told(

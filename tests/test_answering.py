@@ -203,6 +203,23 @@ def test_earlier_requests_are_judged_again_by_what_is_known_now(answerer, config
   ]
 
 
+def test_each_process_takes_its_share_of_what_is_judged_again(answerer, policy, monkeypatch):
+  """The other one has the first of two, and what it saw comes first."""
+  old, history = answerer([unlabelled("a"), unlabelled("b", seed=1)], KEY, START)
+  answerer.memory.add_all(old)
+  monkeypatch.setattr(History, "again", lambda self, c, passes: self.latest[::-1])
+  monkeypatch.setattr(History, "clearer", lambda *_: "wide")
+  monkeypatch.setattr(answering, "passes", lambda vote, *, seen, c: seen)
+  theirs = [look(policy, unlabelled("b"), seed=seed) for seed in (1, 2)]
+  monkeypatch.setattr(cluster, "split", lambda n: range(1, n))
+  monkeypatch.setattr(cluster, "everyone", lambda mine: [mine, mine])
+  monkeypatch.setattr(exchange, "trajectories", lambda mine, process: [*theirs, *mine])
+  got, _ = answerer.again(history)
+  assert [e.id for e in got] == ["b", "a"]
+  assert got[0].looks == tuple(theirs)
+  assert [t.task.id for t in got[1].looks] == ["a", "a"]
+
+
 def test_nothing_is_kept_where_nothing_is_judged_again(answerer, config):
   for name, value in (("hindsight", 0), ("gate.clearer", False)):
     c = config.copy_and_resolve_references().unlock()

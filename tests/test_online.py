@@ -1,5 +1,6 @@
 """The whole loop on real scenes: what it leaves, how it continues after a kill, what it refuses."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -267,6 +268,24 @@ def test_what_is_judged_again_is_learned_from_once_and_comes_last(
   assert len(history.latest) == 12 and not any(asked.open for asked in history.latest)
   lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["judged_again"] for line in lines] == [0.0, 0.0, 4.0]
+
+
+def test_all_that_is_left_is_judged_again_though_none_of_some_passes(
+  config, policy, tmp_path, monkeypatch
+):
+  judged = []
+
+  def again(self, history, new=()):
+    judged.append(len(new))
+    return [], history if len(judged) == 4 else dataclasses.replace(history)
+
+  monkeypatch.setattr(online.Answerer, "again", again)
+  c = config.copy_and_resolve_references().unlock()
+  c.stream.n, c.probe.tasks.n, c.probe.canary = 4, 2, 1
+  probed = [online.drop_labels(t) for t in online.evaluate.made(c.probe.tasks)]
+  probe, stream = online.make_probe(c, policy, probed), online.requests(c, policy)
+  online.run(c, policy, policy, stream, probe, tmp_path, lambda done, signals: None)
+  assert judged == [4, 0, 0, 0]  # With the arrival, and when nothing arrives any more.
 
 
 def test_a_missing_stream_is_named(config, policy, tmp_path):

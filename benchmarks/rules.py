@@ -95,6 +95,7 @@ ROWS: dict[str, dict[str, Any]] = {
   "gate 0.8": {"gate.confidence": 0.8, "gate.margin": 0.5},
   "k 2": {"memory.k": 2},
   "k 32": {"memory.k": 32},
+  "looks x 4": {"learn.look.updates": 24},
   "n 3": {"samples": 3},
   "n 12": {"samples": 12},
   "KL 0.01": {"kl.target": 0.01, "kl.coef": 0.5},

@@ -159,6 +159,8 @@ class History:
     return view if self._ahead(view) else None
 
   def _ahead(self, view: str) -> bool:
+    """Whether this view is clearer than the plain look: see `clearer`."""
+
     def ahead(span: int, errors: float) -> bool:
       # The plain look has no lead over itself.
       lead, surer = (of[span].get(view, Lead()).errors for of in (self.leads, self.surer))
@@ -203,12 +205,12 @@ class History:
     return dataclasses.replace(self, latest=tuple(map(after, self.latest)))
 
   def again(self, c: Any, passes: Callable[[Vote], bool]) -> list[Asked]:
-    """Requests that were voted on before a view was clearer and that one is clearer for now.
+    """Requests whose votes were for no clearer view then, and are for one by what is known now.
 
-    The latest come first. Of each view these are as far back as requests are like those of now: by
-    what it is ahead of the plain look, in what it tells and in how sure it is, or that of the two
-    in which it is ahead at all (`changes.since`).
-    What it says of another domain's pictures is not to be learned from, however sure it is.
+    The latest come first. They go as far back as requests are like those of now (`changes.since`):
+    by how far the view is ahead of the plain look in what it tells, and in how sure it is, where it
+    is ahead at all. What it says of another domain's pictures is not to be learned from, however
+    sure it is.
 
     Args:
       c: as `vote` has it.

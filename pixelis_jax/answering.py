@@ -9,6 +9,7 @@ said and tells them, and all hold the same experiences.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -92,8 +93,8 @@ class Answerer:
     nothing to judge the history is the same object.
     """
     bounds, just = functools.partial(passes, seen=True, c=self.c.gate), {e.id for e in new}
-    earlier = [a for a in history.again(self.c.vote, bounds) if a.id not in just]
-    found = {asked.id: asked for asked in earlier[: self.c.arrivals]}
+    earlier = (asked for asked in history.again(self.c.vote, bounds) if asked.id not in just)
+    found = {asked.id: asked for asked in itertools.islice(earlier, self.c.arrivals)}
     if not found:
       return [], history
     process = self.policy.chat.patches

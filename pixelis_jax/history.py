@@ -7,7 +7,7 @@ asked before is then judged again by what is known now.
 import collections
 import dataclasses
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pixelis_jax.algo import changes, voting
@@ -204,7 +204,7 @@ class History:
     after = lambda asked: dataclasses.replace(asked, open=asked.open and asked.id not in ids)
     return dataclasses.replace(self, latest=tuple(map(after, self.latest)))
 
-  def again(self, c: Any, passes: Callable[[Vote], bool]) -> list[Asked]:
+  def again(self, c: Any, passes: Callable[[Vote], bool]) -> Iterator[Asked]:
     """Requests whose votes were for no clearer view then, and are for one by what is known now.
 
     The latest come first. They go as far back as requests are like those of now (`changes.since`):
@@ -218,7 +218,7 @@ class History:
     """
     views = {s.view for asked in self.latest if asked.open for s in asked.said}
     since = {view: self._since(view) for view in views if self._ahead(view)}
-    first, found = min(since.values(), default=len(self.latest)), []
+    first = min(since.values(), default=len(self.latest))
     for at in reversed(range(first, len(self.latest))):
       asked = self.latest[at]
       if not asked.open:
@@ -226,18 +226,18 @@ class History:
       vote = self.vote(asked.said, (), c)
       view = self.clearer(asked.said, vote, c)
       if view is not None and at >= since[view] and passes(vote):
-        found.append(asked)
-    return found
+        yield asked
 
   def _since(self, view: str) -> int:
     """From which of the latest requests on they are like those of now, by this view's leads."""
     at, tells, surer, weights = [], [], [], []
     for i, asked in enumerate(self.latest):
-      more = _over_plain(asked.said, _told(self.views, asked.kind))
+      said = [s for s in asked.said if s.view in (view, IDENTITY.name)]
+      more = _over_plain(said, _told(self.views, asked.kind))
       if view in more:
         at.append(i)
         tells.append(more[view])
-        surer.append(_over_plain(asked.said, _sure)[view])
+        surer.append(_over_plain(said, _sure)[view])
         weights.append(self.views.balance(asked.kind, asked.voted))
     # As the leads are counted: what is told by its weight, how sure it is of each alike.
     told, sure = (of[_NOW].get(view, Lead()).mean for of in (self.leads, self.surer))

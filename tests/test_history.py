@@ -239,14 +239,14 @@ def test_what_was_asked_before_a_view_was_clearer_is_judged_again():
   """All of it, the latest first, but what was judged already, by who sees better now."""
   passes = lambda vote: vote.answer != "1"
   early = asked(3, {0: 1, 8: 8})
-  assert told(START, early).again(C, passes) == []  # Who sees better is not known yet.
+  assert [*told(START, early).again(C, passes)] == []  # Who sees better is not known yet.
   later = asked(61, {0: 1, 8: 8}, start=3, open=False)
   history = told(told(START, early), later)
-  found = history.again(C, passes)
+  found = [*history.again(C, passes)]
   # The plain look said 0 each time, view 8 the number; on r0 both.
   assert [request.id for request in found] == ["r2", "r0"]
   after = history.settled(["r2"])
-  assert after.again(C, passes) == found[1:]
+  assert [*after.again(C, passes)] == found[1:]
   assert len(after.latest) == 64  # What was judged still says since when requests are alike.
   assert History.from_dict(json.loads(json.dumps(after.to_dict()))) == after
 
